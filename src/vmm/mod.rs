@@ -1,0 +1,1 @@
+//! Everything that touches the kernel or a hypervisor. Knows no actor, no HTTP, no database.
