@@ -1,1 +1,6 @@
+//! The wire between a host and its guests, generated from the `.proto` files of this crate:
+//! messages, a trait per service for the server's side, a client per service for the other.
+//!
+//! It holds no behaviour and knows neither the daemon nor the agent.
 
+connectrpc::include_generated!();
