@@ -6,11 +6,11 @@
 //! main -> startup -> http, cli -> actors -> vmm, entity -> domain
 //! ```
 
-pub mod actors;
-pub mod cli;
-pub mod config;
+//pub mod actors;
+//pub mod cli;
+//pub mod config;
 pub mod domain;
-pub mod entity;
-pub mod http;
-pub mod startup;
+//pub mod entity;
+//pub mod http;
+//pub mod startup;
 pub mod vmm;

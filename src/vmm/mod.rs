@@ -1,1 +1,18 @@
 //! Everything that touches the kernel or a hypervisor. Knows no actor, no HTTP, no database.
+
+pub mod console;
+pub mod guest;
+pub mod hypervisor;
+pub mod process;
+pub mod qemu;
+
+use std::path::PathBuf;
+
+/// Looks a program up in `PATH`, as a shell does.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    use nix::unistd::{AccessFlags, access};
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file() && access(file, AccessFlags::X_OK).is_ok())
+}

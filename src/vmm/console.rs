@@ -1,0 +1,206 @@
+//! The serial console of a guest: kept in a bounded log, watched for the agent's first word.
+//!
+//! The hypervisor writes to a socket that the daemon made and reads. While no daemon runs the
+//! output is dropped, so a guest can never fill the host's disk through its console.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Name of the console's socket in a sandbox's directory.
+pub const SOCKET: &str = "console.sock";
+/// Name of the log in a sandbox's directory; its predecessor has `.1` appended.
+pub const LOG: &str = "console.log";
+
+/// The log starts anew beyond this; together with its predecessor twice this in bytes.
+const LOG_LIMIT: usize = 128 << 10;
+
+/// What the agent says once it listens.
+const READY: &[u8] = b"envd: ready";
+
+/// What went wrong with a console.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsoleError {
+    /// Its socket could not be made or reached.
+    #[error("cannot {verb} the socket {path}")]
+    Socket { verb: &'static str, path: PathBuf, source: io::Error },
+}
+
+/// Follows one console; stops when dropped.
+pub struct Console {
+    ready: watch::Receiver<bool>,
+    reader: JoinHandle<()>,
+}
+
+impl Console {
+    /// Follows the console whose socket is in `dir`, which must listen already.
+    ///
+    /// # Errors
+    ///
+    /// [`ConsoleError::Socket`] if nobody listens there.
+    pub async fn follow(dir: &Path) -> Result<Self, ConsoleError> {
+        let stream = connect(dir, SOCKET).await?;
+        let (announce, ready) = watch::channel(false);
+        let log = Log::new(dir.join(LOG));
+        let reader = tokio::spawn(read(stream, log, announce));
+        Ok(Self { ready, reader })
+    }
+
+    /// Waits until the agent has said that it listens.
+    pub async fn agent_started(&self) {
+        let mut ready = self.ready.clone();
+        if ready.wait_for(|ready| *ready).await.is_err() {
+            // The console closed without the word: the VM's end is seen elsewhere.
+            std::future::pending().await
+        }
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+async fn read(mut stream: UnixStream, mut log: Log, announce: watch::Sender<bool>) {
+    let mut buffer = vec![0; 4096];
+    let mut tail: Vec<u8> = Vec::new();
+    loop {
+        let count = match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(count) => count,
+        };
+        log.append(&buffer[..count]);
+        if *announce.borrow() {
+            continue;
+        }
+        tail.extend_from_slice(&buffer[..count]);
+        if tail.windows(READY.len()).any(|window| window == READY) {
+            announce.send_replace(true);
+            tail = Vec::new();
+        } else {
+            // The word may come in two pieces.
+            tail.drain(..tail.len().saturating_sub(READY.len()));
+        }
+    }
+}
+
+/// A file that starts anew when it is full and keeps one predecessor.
+struct Log {
+    path: PathBuf,
+    file: Option<File>,
+    written: usize,
+}
+
+impl Log {
+    fn new(path: PathBuf) -> Self {
+        Self { path, file: None, written: 0 }
+    }
+
+    /// Appends, as well as it can: a console that cannot be logged harms nobody.
+    fn append(&mut self, data: &[u8]) {
+        if self.written > LOG_LIMIT {
+            let previous = self.path.with_extension("log.1");
+            if let Err(error) = std::fs::rename(&self.path, previous) {
+                tracing::debug!(path = %self.path.display(), %error, "cannot rotate a console's log");
+            }
+            self.file = None;
+            self.written = 0;
+        }
+        if self.file.is_none() {
+            self.file = File::options().create(true).append(true).open(&self.path).ok();
+            let length = self.file.as_ref().and_then(|file| file.metadata().ok());
+            self.written = length.map_or(0, |metadata| metadata.len() as usize);
+        }
+        if let Some(file) = &mut self.file {
+            self.written += data.len();
+            if let Err(error) = file.write_all(data) {
+                tracing::debug!(path = %self.path.display(), %error, "cannot log a console");
+            }
+        }
+    }
+}
+
+/// Makes a listening Unix socket `name` in `dir`, to be inherited by a hypervisor.
+///
+/// # Errors
+///
+/// [`ConsoleError::Socket`] if it cannot be made.
+pub fn listen(dir: &Path, name: &str) -> Result<OwnedFd, ConsoleError> {
+    let path = dir.join(name);
+    short_path(dir, name, |short| {
+        match std::fs::remove_file(short) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        Ok(OwnedFd::from(std::os::unix::net::UnixListener::bind(short)?))
+    })
+    .map_err(|source| ConsoleError::Socket { verb: "make", path, source })
+}
+
+/// Connects to the Unix socket `name` in `dir`.
+///
+/// # Errors
+///
+/// [`ConsoleError::Socket`] if nobody listens there.
+pub async fn connect(dir: &Path, name: &str) -> Result<UnixStream, ConsoleError> {
+    let path = dir.join(name);
+    // Connecting to a Unix socket does not wait unless its queue is full.
+    short_path(dir, name, |short| {
+        let stream = std::os::unix::net::UnixStream::connect(short)?;
+        stream.set_nonblocking(true)?;
+        UnixStream::from_std(stream)
+    })
+    .map_err(|source| ConsoleError::Socket { verb: "reach", path, source })
+}
+
+/// Calls `f` with a path to `dir/name` that fits into the 108 bytes of a Unix socket's address
+/// (unix(7)), however deep `dir` is.
+fn short_path<T>(
+    dir: &Path,
+    name: &str,
+    f: impl FnOnce(&Path) -> io::Result<T>,
+) -> io::Result<T> {
+    let dir = File::open(dir)?;
+    f(Path::new(&format!("/proc/self/fd/{}/{name}", dir.as_raw_fd())))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_agents_word_is_seen_and_the_log_stays_small() {
+        let root = tempfile::tempdir().expect("a directory");
+        let deep = root.path().join("d".repeat(120));
+        std::fs::create_dir(&deep).expect("a deep directory");
+        let listener = std::os::unix::net::UnixListener::from(listen(&deep, SOCKET).expect("listens"));
+        let console = Console::follow(&deep).await.expect("connects");
+        let (stream, _) = listener.accept().expect("accepts");
+        stream.set_nonblocking(true).expect("non-blocking");
+        let mut stream = UnixStream::from_std(stream).expect("registers");
+
+        stream.write_all(b"boot noise\nenvd: re").await.expect("writes");
+        stream.write_all(b"ady\n").await.expect("writes");
+        console.agent_started().await;
+
+        for _ in 0..1000 {
+            stream.write_all(&[b'x'; 1024]).await.expect("writes");
+        }
+        drop(stream);
+        while !console.reader.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        let size = |name: &str| std::fs::metadata(deep.join(name)).expect("is there").len() as usize;
+        assert!(size(LOG) + size("console.log.1") <= 2 * (LOG_LIMIT + 4096));
+    }
+}

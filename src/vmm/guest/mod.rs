@@ -1,0 +1,205 @@
+//! Client of envd, the agent inside a guest.
+//!
+//! An [`Agent`] belongs to one VM: its connections are pooled with it and die with it, so that no
+//! request meant for one guest can reach another that later got the same address.
+
+mod exec;
+mod files;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use chrono::{SecondsFormat, Utc};
+use connectrpc::client::{ClientConfig, HttpClient};
+use nestbox_proto::process::ProcessClient;
+use rand::RngCore;
+use serde::Serialize;
+use tokio::time::{Instant, sleep, timeout};
+
+pub use exec::{Exec, ExecEnd, ExecOutput};
+pub use files::FileStream;
+
+/// Where envd listens inside every guest.
+pub const AGENT_PORT: u16 = 49983;
+
+/// The user that commands run as and files belong to, unless a request names another.
+pub const DEFAULT_USER: &str = "user";
+
+/// How long one attempt to reach the agent may take: the guest's network is two hops away.
+const ATTEMPT: Duration = Duration::from_secs(2);
+
+/// What went wrong between the host and the agent, or inside the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The agent could not be reached, or the connection broke.
+    #[error("the guest agent at {address} does not answer")]
+    Unreachable { address: SocketAddr, source: Box<dyn std::error::Error + Send + Sync> },
+    /// The agent was still silent when the time was over.
+    #[error("the guest agent at {address} was silent for {waited:?}")]
+    Silent { address: SocketAddr, waited: Duration },
+    /// The agent refused the request: the caller asked for something impossible.
+    #[error("{message}")]
+    Invalid { message: String },
+    /// The file or directory is not there.
+    #[error("{message}")]
+    NotFound { message: String },
+    /// The guest's disk is full.
+    #[error("{message}")]
+    NoSpace { message: String },
+    /// The agent failed in a way that is not the caller's fault.
+    #[error("the guest agent answered {status}: {message}")]
+    Failed { status: String, message: String },
+}
+
+/// What a guest is told about itself after every boot.
+#[derive(Debug, Clone, Default)]
+pub struct Identity {
+    /// Host name inside the guest.
+    pub hostname: String,
+    /// Environment of every process that users start.
+    pub envs: BTreeMap<String, String>,
+    /// Resolvers for `/etc/resolv.conf`.
+    pub nameservers: Vec<Ipv4Addr>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct InitBody<'a> {
+    env_vars: &'a BTreeMap<String, String>,
+    access_token: &'a str,
+    timestamp: String,
+    default_user: &'a str,
+    hostname: &'a str,
+    nameservers: &'a [Ipv4Addr],
+    entropy: String,
+}
+
+/// A client of the agent in one guest.
+#[derive(Clone)]
+pub struct Agent {
+    address: SocketAddr,
+    access_token: String,
+    default_user: String,
+    http: reqwest::Client,
+    processes: ProcessClient<HttpClient>,
+}
+
+impl Agent {
+    /// Makes a client; connects at the first request.
+    ///
+    /// `access_token` is what the guest expects once [`Agent::init`] has told it.
+    pub fn new(address: SocketAddr, access_token: &str, default_user: &str) -> Self {
+        let base = format!("http://{address}").parse().expect("a socket address makes a URI");
+        let config = ClientConfig::new(base)
+            .with_default_header("x-access-token", access_token)
+            // One message carries at most what a pipe holds; anything near this is not ours.
+            .with_default_max_message_size(4 << 20);
+        // A guest is one hop away and answers at once or not at all: small writes must not wait for
+        // each other, and no proxy of the host's environment belongs in between.
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .tcp_nodelay(true)
+            .connect_timeout(ATTEMPT)
+            .build()
+            .expect("a client without TLS needs nothing that can be missing");
+        Self {
+            address,
+            access_token: access_token.to_owned(),
+            default_user: default_user.to_owned(),
+            http,
+            processes: ProcessClient::new(HttpClient::plaintext(), config),
+        }
+    }
+
+    /// The agent's address, as the host reaches it.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits until the agent answers, at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Silent`] when the time is over.
+    pub async fn wait_until_healthy(&self, limit: Duration) -> Result<(), AgentError> {
+        let started = Instant::now();
+        loop {
+            let attempt = self.http.get(self.url("/health")).send();
+            match timeout(ATTEMPT, attempt).await {
+                Ok(Ok(answer)) if answer.status().is_success() => return Ok(()),
+                Ok(_) | Err(_) if started.elapsed() >= limit => {
+                    let waited = started.elapsed();
+                    return Err(AgentError::Silent { address: self.address, waited });
+                }
+                Ok(_) | Err(_) => sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+
+    /// Tells a freshly started guest who it is: clock, randomness, name, environment, token.
+    ///
+    /// # Errors
+    ///
+    /// Any [`AgentError`]; the guest is not fit for use then.
+    pub async fn init(&self, identity: &Identity) -> Result<(), AgentError> {
+        let mut entropy = [0u8; 64];
+        rand::rng().fill_bytes(&mut entropy);
+        let body = InitBody {
+            env_vars: &identity.envs,
+            access_token: &self.access_token,
+            timestamp: Utc::now().to_rfc3339_opts(SecondsFormat::Nanos, true),
+            default_user: &self.default_user,
+            hostname: &identity.hostname,
+            nameservers: &identity.nameservers,
+            entropy: BASE64_STANDARD.encode(entropy),
+        };
+        let request = self.http.post(self.url("/init")).json(&body);
+        let answer = self.send(request).await?;
+        expect_success(answer).await.map(drop)
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, AgentError> {
+        request
+            .header("x-access-token", &self.access_token)
+            .send()
+            .await
+            .map_err(|source| self.unreachable(source))
+    }
+
+    fn unreachable(
+        &self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> AgentError {
+        AgentError::Unreachable { address: self.address, source: source.into() }
+    }
+}
+
+/// The body of the agent's plain HTTP errors.
+#[derive(serde::Deserialize)]
+struct ErrorBody {
+    message: String,
+}
+
+async fn expect_success(answer: reqwest::Response) -> Result<reqwest::Response, AgentError> {
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
+    }
+    let text = answer.text().await.unwrap_or_default();
+    let message = match serde_json::from_str::<ErrorBody>(&text) {
+        Ok(body) => body.message,
+        Err(_) => text,
+    };
+    Err(match status.as_u16() {
+        400 => AgentError::Invalid { message },
+        404 => AgentError::NotFound { message },
+        507 => AgentError::NoSpace { message },
+        _ => AgentError::Failed { status: status.to_string(), message },
+    })
+}

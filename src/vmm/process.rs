@@ -1,0 +1,264 @@
+//! The process of one VM: started confined, outliving the daemon, found again after a restart.
+//!
+//! A VM's process is in a session of its own and nobody's child in spirit: it is known by its pid
+//! *and* start time, watched through a pidfd, and only reaped when it happens to be ours.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{Gid, Uid, setgid, setgroups, setsid, setuid};
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// What went wrong with a VM's process.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// A file that the process needs could not be opened.
+    #[error("cannot open {path}")]
+    Open { path: PathBuf, source: io::Error },
+    /// The program could not be started.
+    #[error("cannot start {program}")]
+    Spawn { program: PathBuf, source: io::Error },
+    /// No such process any more, or its pid names another one by now.
+    #[error("process {pid} is gone")]
+    Gone { pid: i32 },
+    /// The kernel refused to watch or signal it.
+    #[error("cannot {verb} process {pid}")]
+    Control { verb: &'static str, pid: i32, source: io::Error },
+    /// It did not die of SIGKILL in time: it hangs in the kernel.
+    #[error("process {pid} did not end within {waited:?} of being killed")]
+    Stuck { pid: i32, waited: Duration },
+}
+
+/// Names a process beyond the reuse of its pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Process id in the host's initial namespace.
+    pub pid: i32,
+    /// Start time in clock ticks since the host booted: field 22 of `/proc/PID/stat`, proc(5).
+    pub start_ticks: u64,
+}
+
+/// How a process starts: everything that must be in force before its first instruction.
+pub struct Confinement {
+    /// Network namespace to enter.
+    pub namespace: PathBuf,
+    /// `cgroup.procs` files to enter, one a hierarchy.
+    pub cgroup_procs: Vec<PathBuf>,
+    /// Unprivileged user and group of this VM alone.
+    pub uid: u32,
+    /// Supplementary groups, for devices that only a group may open.
+    pub groups: Vec<u32>,
+    /// Working directory: the only place where the process may make files. It is entered while
+    /// still root, so that directories above it need not be open to `uid`.
+    pub dir: PathBuf,
+    /// Descriptors that the process inherits under their present numbers.
+    pub inherited: Vec<OwnedFd>,
+    /// Takes the process's standard output and error.
+    pub log: File,
+}
+
+/// A VM's process, watched. Dropping it leaves the process alone.
+#[derive(Debug)]
+pub struct VmProcess {
+    id: ProcessId,
+    pidfd: AsyncFd<OwnedFd>,
+}
+
+impl VmProcess {
+    /// Starts `program` confined.
+    ///
+    /// Blocks for a fork and an exec, about a millisecond; call it where blocking is allowed.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessError::Spawn`] also when any part of the confinement fails: then nothing runs.
+    pub fn spawn(
+        program: &Path,
+        args: &[String],
+        confinement: Confinement,
+    ) -> Result<ProcessId, ProcessError> {
+        let open = |path: &Path, for_writing: bool| {
+            File::options()
+                .read(!for_writing)
+                .write(for_writing)
+                .open(path)
+                .map_err(|source| ProcessError::Open { path: path.to_owned(), source })
+        };
+        let namespace = open(&confinement.namespace, false)?;
+        let cgroups = confinement
+            .cgroup_procs
+            .iter()
+            .map(|path| open(path, true))
+            .collect::<Result<Vec<_>, _>>()?;
+        let inherited: Vec<RawFd> = confinement.inherited.iter().map(AsRawFd::as_raw_fd).collect();
+        let (uid, gid) = (Uid::from_raw(confinement.uid), Gid::from_raw(confinement.uid));
+        let groups: Vec<Gid> = confinement.groups.iter().copied().map(Gid::from_raw).collect();
+        let log = confinement.log;
+        let errors = log
+            .try_clone()
+            .map_err(|source| ProcessError::Open { path: confinement.dir.clone(), source })?;
+
+        let mut command = Command::new(program);
+        command
+            .args(args)
+            .env_clear()
+            .current_dir(&confinement.dir)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors);
+        let enter = move || -> io::Result<()> {
+            setsid()?;
+            for cgroup in &cgroups {
+                // "0" means the writer itself: cgroups(7).
+                nix::unistd::write(cgroup, b"0")?;
+            }
+            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+            for fd in &inherited {
+                // SAFETY: the descriptor is open in the parent, thus in this copy of it.
+                let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
+                fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            }
+            setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+            setgroups(&groups)?;
+            setgid(gid)?;
+            setuid(uid)?;
+            nix::sys::prctl::set_no_new_privs()?;
+            Ok(())
+        };
+        // SAFETY: between fork and exec only system calls on values made before the fork; nothing
+        // allocates or takes a lock.
+        unsafe { command.pre_exec(enter) };
+        let child = command
+            .spawn()
+            .map_err(|source| ProcessError::Spawn { program: program.to_owned(), source })?;
+        let pid = i32::try_from(child.id()).expect("a pid is a positive i32");
+        match start_ticks(pid) {
+            Some(start_ticks) => Ok(ProcessId { pid, start_ticks }),
+            None => Err(ProcessError::Gone { pid }),
+        }
+    }
+
+    /// Watches a process that runs already; needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessError::Gone`] if it ended, or its pid is another process by now.
+    pub fn watch(id: ProcessId) -> Result<Self, ProcessError> {
+        let control = |source| ProcessError::Control { verb: "watch", pid: id.pid, source };
+        // SAFETY: the call takes two integers.
+        let fd = unsafe { nix::libc::syscall(nix::libc::SYS_pidfd_open, id.pid, 0) };
+        match Errno::result(fd) {
+            Ok(_) => {}
+            Err(Errno::ESRCH) => return Err(ProcessError::Gone { pid: id.pid }),
+            Err(errno) => return Err(control(errno.into())),
+        }
+        // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+        // The descriptor pins the process: from here on the pid cannot come to mean another one.
+        if start_ticks(id.pid) != Some(id.start_ticks) {
+            return Err(ProcessError::Gone { pid: id.pid });
+        }
+        let pidfd = AsyncFd::register_with_interest(pidfd, Interest::READABLE).map_err(|error| control(error.into()))?;
+        Ok(Self { id, pidfd })
+    }
+
+    /// Which process this is.
+    pub fn id(&self) -> ProcessId {
+        self.id
+    }
+
+    /// Waits for the process to end and says how, as far as the kernel tells. May be cancelled and
+    /// called again, also by several waiters.
+    pub async fn ended(&self) -> String {
+        // A pidfd becomes readable when the process ends and stays so: pidfd_open(2).
+        match self.pidfd.readable().await {
+            Ok(mut guard) => guard.retain_ready(),
+            Err(error) => tracing::error!(pid = self.id.pid, %error, "cannot watch a process"),
+        }
+        reap(self.pidfd.get_ref().as_fd())
+    }
+
+    /// Kills the process and waits until it is gone; idempotent.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessError::Stuck`] if it is still there after `limit`.
+    pub async fn kill(&self, limit: Duration) -> Result<(), ProcessError> {
+        let pid = self.id.pid;
+        // SAFETY: a valid descriptor, a signal, no information, no flags.
+        let sent = unsafe {
+            nix::libc::syscall(
+                nix::libc::SYS_pidfd_send_signal,
+                self.pidfd.get_ref().as_raw_fd(),
+                Signal::SIGKILL as i32,
+                std::ptr::null::<nix::libc::siginfo_t>(),
+                0,
+            )
+        };
+        match Errno::result(sent) {
+            Ok(_) | Err(Errno::ESRCH) => {}
+            Err(errno) => {
+                return Err(ProcessError::Control { verb: "kill", pid, source: errno.into() });
+            }
+        }
+        match tokio::time::timeout(limit, self.ended()).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(ProcessError::Stuck { pid, waited: limit }),
+        }
+    }
+}
+
+/// Takes the exit status if the process was our child; says how it ended.
+fn reap(pidfd: BorrowedFd<'_>) -> String {
+    match waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
+        Ok(WaitStatus::Exited(_, code)) => format!("exited with code {code}"),
+        Ok(WaitStatus::Signaled(_, signal, _)) => format!("was ended by {signal}"),
+        // Another waiter was quicker, or a former daemon was its parent.
+        Ok(_) | Err(_) => "ended".to_owned(),
+    }
+}
+
+/// Start time of a process in clock ticks since boot; `None` if there is no such process.
+fn start_ticks(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the name in parentheses, which may itself hold spaces and parentheses.
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_is_watched_killed_and_reaped() {
+        let child = Command::new("sleep").arg("60").spawn().expect("sleep starts");
+        let pid = child.id() as i32;
+        let id = ProcessId { pid, start_ticks: start_ticks(pid).expect("it runs") };
+        let process = VmProcess::watch(id).expect("it can be watched");
+        process.kill(Duration::from_secs(5)).await.expect("it dies");
+        process.kill(Duration::from_secs(5)).await.expect("killing again is fine");
+        assert!(!Path::new(&format!("/proc/{pid}")).exists(), "it was reaped");
+        assert!(matches!(VmProcess::watch(id), Err(ProcessError::Gone { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_pid_with_another_start_time_is_another_process() {
+        let pid = std::process::id() as i32;
+        let id = ProcessId { pid, start_ticks: 1 };
+        assert!(matches!(VmProcess::watch(id), Err(ProcessError::Gone { .. })));
+    }
+}

@@ -1,0 +1,107 @@
+//! QEMU's command line, as a pure function of a plan.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+use super::Accel;
+use crate::domain::shape::Shape;
+
+/// The guest's MAC address; the same in every guest, each alone in its namespace.
+pub const GUEST_MAC: &str = "06:00:a9:fe:00:15";
+
+/// What the kernel is told: a console, no chatter on it, and to end the VM when it panics.
+/// `reboot=t` makes a reboot a triple fault, which `-no-reboot` turns into the VM's end.
+pub const KERNEL_COMMAND_LINE: &str =
+    "console=ttyS0 quiet loglevel=1 panic=-1 reboot=t root=/dev/vda rw";
+
+/// TCG's cache of translated code, in MiB: with its default of a quarter of the guest's memory a
+/// host full of idle guests would be full of translations.
+const TCG_CACHE_MIB: u32 = 64;
+
+/// Open files and sockets that QEMU inherits. Paths are passed as `/proc/self/fd/N`, so that
+/// nothing above the VM's own directory must be open to its unprivileged user.
+pub struct Descriptors {
+    /// Read-only.
+    pub kernel: OwnedFd,
+    /// Read-only.
+    pub initramfs: OwnedFd,
+    /// Read-only.
+    pub rootfs: OwnedFd,
+    /// A tap device.
+    pub tap: OwnedFd,
+    /// A listening socket.
+    pub console: OwnedFd,
+    /// A listening socket.
+    pub qmp: OwnedFd,
+}
+
+impl Descriptors {
+    /// All of them, for the process that inherits them.
+    pub fn into_list(self) -> Vec<OwnedFd> {
+        vec![self.kernel, self.initramfs, self.rootfs, self.tap, self.console, self.qmp]
+    }
+}
+
+/// QEMU's arguments for a VM that boots from its kernel.
+pub fn command_line(
+    accel: Accel,
+    shape: Shape,
+    overlay: &Path,
+    inherited: &Descriptors,
+) -> Vec<String> {
+    let path = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let number = |fd: &OwnedFd| fd.as_raw_fd().to_string();
+    let (accel, cpu) = match accel {
+        Accel::Kvm => ("kvm".to_owned(), "host"),
+        Accel::Tcg => (format!("tcg,tb-size={TCG_CACHE_MIB}"), "max"),
+    };
+    let mut args: Vec<String> = Vec::new();
+    let mut add = |flag: &str, value: String| {
+        args.push(flag.to_owned());
+        args.push(value);
+    };
+
+    add("-M", "microvm,acpi=on,rtc=on,pit=off,pic=off,isa-serial=on".to_owned());
+    add("-accel", accel);
+    add("-cpu", cpu.to_owned());
+    add("-smp", shape.vcpus.to_string());
+    add("-m", format!("{}M", shape.memory_mib));
+    add(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned(),
+    );
+    add("-display", "none".to_owned());
+    // Without it virtio-mmio devices speak the draft from before virtio 1.0.
+    add("-global", "virtio-mmio.force-legacy=false".to_owned());
+
+    add("-kernel", path(&inherited.kernel));
+    add("-initrd", path(&inherited.initramfs));
+    add("-append", KERNEL_COMMAND_LINE.to_owned());
+
+    let rootfs = path(&inherited.rootfs);
+    add("-blockdev", format!("driver=file,node-name=base-file,filename={rootfs},read-only=on"));
+    add("-blockdev", "driver=raw,node-name=base,file=base-file,read-only=on".to_owned());
+    let overlay = overlay.display();
+    add("-blockdev", format!("driver=file,node-name=overlay-file,filename={overlay}"));
+    add(
+        "-blockdev",
+        "driver=qcow2,node-name=root,file=overlay-file,backing=base,discard=unmap".to_owned(),
+    );
+    add("-device", "virtio-blk-device,drive=root".to_owned());
+
+    add("-netdev", format!("tap,id=net0,fd={}", number(&inherited.tap)));
+    add("-device", format!("virtio-net-device,netdev=net0,mac={GUEST_MAC}"));
+    add("-object", "rng-random,id=rng0,filename=/dev/urandom".to_owned());
+    add("-device", "virtio-rng-device,rng=rng0".to_owned());
+
+    let (console, qmp) = (number(&inherited.console), number(&inherited.qmp));
+    add("-chardev", format!("socket,id=console,fd={console},server=on,wait=off"));
+    add("-serial", "chardev:console".to_owned());
+    add("-chardev", format!("socket,id=qmp,fd={qmp},server=on,wait=off"));
+    add("-mon", "chardev=qmp,mode=control".to_owned());
+
+    for flag in ["-no-user-config", "-nodefaults", "-no-reboot"] {
+        args.push(flag.to_owned());
+    }
+    args
+}
