@@ -163,11 +163,7 @@ pub async fn connect(dir: &Path, name: &str) -> Result<UnixStream, ConsoleError>
 
 /// Calls `f` with a path to `dir/name` that fits into the 108 bytes of a Unix socket's address
 /// (unix(7)), however deep `dir` is.
-fn short_path<T>(
-    dir: &Path,
-    name: &str,
-    f: impl FnOnce(&Path) -> io::Result<T>,
-) -> io::Result<T> {
+fn short_path<T>(dir: &Path, name: &str, f: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
     let dir = File::open(dir)?;
     f(Path::new(&format!("/proc/self/fd/{}/{name}", dir.as_raw_fd())))
 }
@@ -183,7 +179,8 @@ mod tests {
         let root = tempfile::tempdir().expect("a directory");
         let deep = root.path().join("d".repeat(120));
         std::fs::create_dir(&deep).expect("a deep directory");
-        let listener = std::os::unix::net::UnixListener::from(listen(&deep, SOCKET).expect("listens"));
+        let listener =
+            std::os::unix::net::UnixListener::from(listen(&deep, SOCKET).expect("listens"));
         let console = Console::follow(&deep).await.expect("connects");
         let (stream, _) = listener.accept().expect("accepts");
         stream.set_nonblocking(true).expect("non-blocking");
@@ -200,7 +197,8 @@ mod tests {
         while !console.reader.is_finished() {
             tokio::task::yield_now().await;
         }
-        let size = |name: &str| std::fs::metadata(deep.join(name)).expect("is there").len() as usize;
+        let size =
+            |name: &str| std::fs::metadata(deep.join(name)).expect("is there").len() as usize;
         assert!(size(LOG) + size("console.log.1") <= 2 * (LOG_LIMIT + 4096));
     }
 }

@@ -3,8 +3,10 @@
 pub mod console;
 pub mod guest;
 pub mod hypervisor;
+pub mod machine;
 pub mod process;
 pub mod qemu;
+pub mod record;
 
 use std::path::PathBuf;
 

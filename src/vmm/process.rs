@@ -171,7 +171,9 @@ impl VmProcess {
         if start_ticks(id.pid) != Some(id.start_ticks) {
             return Err(ProcessError::Gone { pid: id.pid });
         }
-        let pidfd = AsyncFd::register_with_interest(pidfd, Interest::READABLE).map_err(|error| control(error.into()))?;
+        // SAFETY: an `OwnedFd` names the same open descriptor until it is dropped.
+        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }
+            .map_err(|error| control(error.into()))?;
         Ok(Self { id, pidfd })
     }
 

@@ -107,8 +107,10 @@ impl Agent {
         let (mut stdout, mut stderr) =
             (Bounded::new(exec.output_limit), Bounded::new(exec.output_limit));
         let user = exec.user.as_deref().unwrap_or(&self.default_user);
-        let options = CallOptions::default()
-            .with_header("authorization", format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:"))));
+        let options = CallOptions::default().with_header(
+            "authorization",
+            format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:"))),
+        );
         let request = StartRequest {
             process: ProcessConfig {
                 cmd: exec.cmd,
@@ -141,7 +143,9 @@ impl Agent {
                 message = stream.message() => message,
             };
             let event = match message {
-                Ok(Some(message)) => message.to_owned_message().event.into_option().and_then(|e| e.event),
+                Ok(Some(message)) => {
+                    message.to_owned_message().event.into_option().and_then(|e| e.event)
+                }
                 Ok(None) => return Err(self.unreachable("the stream ended before the command")),
                 Err(error) if pid.is_none() => return self.not_started(error, started),
                 Err(error) => return Err(self.unreachable(error)),
@@ -184,11 +188,7 @@ impl Agent {
         }
     }
 
-    fn not_started(
-        &self,
-        error: ConnectError,
-        started: Instant,
-    ) -> Result<ExecOutput, AgentError> {
+    fn not_started(&self, error: ConnectError, started: Instant) -> Result<ExecOutput, AgentError> {
         let message = error.message.clone().unwrap_or_default();
         let code = match error.code {
             ErrorCode::NotFound => NOT_FOUND_CODE,

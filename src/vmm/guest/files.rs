@@ -25,7 +25,11 @@ impl Agent {
     /// # Errors
     ///
     /// [`AgentError::NotFound`] where nothing is, [`AgentError::Invalid`] for a directory.
-    pub async fn read_file(&self, path: &str, user: Option<&str>) -> Result<FileStream, AgentError> {
+    pub async fn read_file(
+        &self,
+        path: &str,
+        user: Option<&str>,
+    ) -> Result<FileStream, AgentError> {
         let request = self.http.get(self.url("/files")).query(&self.file_query(path, user));
         let response = expect_success(self.send(request).await?).await?;
         Ok(FileStream { size: response.content_length(), response })

@@ -164,7 +164,10 @@ impl Agent {
         format!("http://{}{path}", self.address)
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, AgentError> {
+    async fn send(
+        &self,
+        request: reqwest::RequestBuilder,
+    ) -> Result<reqwest::Response, AgentError> {
         request
             .header("x-access-token", &self.access_token)
             .send()

@@ -1,0 +1,172 @@
+//! The one small file per sandbox that lets a later daemon find its VM again.
+//!
+//! It is written before anything it names is made, so that a crash at any moment leaves enough to
+//! clean up. It need not survive a crash of the host: no VM does either.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::hypervisor::Engine;
+use super::process::ProcessId;
+use crate::domain::id::SandboxId;
+use crate::domain::name::TemplateName;
+use crate::domain::sandbox::SandboxState;
+use crate::domain::shape::Shape;
+
+/// Name of the file in a sandbox's directory.
+const FILE: &str = "sandbox.json";
+
+/// What went wrong with a record.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// It could not be written.
+    #[error("cannot write {path}")]
+    Write { path: PathBuf, source: io::Error },
+    /// It is not there, or cannot be read.
+    #[error("cannot read {path}")]
+    Read { path: PathBuf, source: io::Error },
+    /// It is not what this version writes.
+    #[error("{path} is no sandbox record")]
+    Malformed { path: PathBuf, source: serde_json::Error },
+}
+
+/// Where a sandbox is in its life, as its host last decided.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Life {
+    /// Current state.
+    pub state: SandboxState,
+    /// Why it is in that state, where that needs saying.
+    pub reason: Option<String>,
+    /// Grows with every change; the larger one is the newer one.
+    pub generation: i64,
+    /// Seconds without work after which the sandbox is destroyed.
+    pub timeout_sec: Option<u32>,
+    /// When work was last done in it.
+    pub last_active_at: DateTime<Utc>,
+}
+
+/// Everything a host needs to find a sandbox again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The sandbox's id.
+    pub id: SandboxId,
+    /// What it was created from.
+    pub template: TemplateName,
+    /// Its VM's shape.
+    pub shape: Shape,
+    /// What runs its VM.
+    pub engine: Engine,
+    /// What its agent expects with every request.
+    pub access_token: String,
+    /// Number of its network slot, once it has one.
+    pub slot: Option<u32>,
+    /// Its VM's process, once there is one. Sockets and the overlay have fixed names beside the
+    /// record.
+    pub process: Option<ProcessId>,
+    /// Where it is in its life.
+    pub life: Life,
+}
+
+/// A record together with its file.
+#[derive(Debug)]
+pub struct RecordFile {
+    path: PathBuf,
+    record: Mutex<Record>,
+}
+
+impl RecordFile {
+    /// Writes a new record into `dir`.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError::Write`].
+    pub fn create(dir: &Path, record: Record) -> Result<Self, RecordError> {
+        let file = Self { path: dir.join(FILE), record: Mutex::new(record) };
+        file.update(|_| {})?;
+        Ok(file)
+    }
+
+    /// Reads the record in `dir`.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError::Read`] and [`RecordError::Malformed`].
+    pub fn read(dir: &Path) -> Result<Self, RecordError> {
+        let path = dir.join(FILE);
+        let text = std::fs::read(&path)
+            .map_err(|source| RecordError::Read { path: path.clone(), source })?;
+        match serde_json::from_slice(&text) {
+            Ok(record) => Ok(Self { path, record: Mutex::new(record) }),
+            Err(source) => Err(RecordError::Malformed { path, source }),
+        }
+    }
+
+    /// What the record says now.
+    pub fn get(&self) -> Record {
+        self.lock().clone()
+    }
+
+    /// Changes the record and its file together; the file holds the old record or the new one.
+    ///
+    /// Blocks for a small write into the page cache.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError::Write`]; the record in memory has the change nevertheless.
+    pub fn update(&self, change: impl FnOnce(&mut Record)) -> Result<(), RecordError> {
+        let mut record = self.lock();
+        change(&mut record);
+        let text = serde_json::to_vec_pretty(&*record).expect("a record has only string keys");
+        let temporary = self.path.with_extension("json.new");
+        write_private(&temporary, &text)
+            .and_then(|()| std::fs::rename(&temporary, &self.path))
+            .map_err(|source| RecordError::Write { path: self.path.clone(), source })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Record> {
+        // A panic while it was held cannot have left half a record: changes are assignments.
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The file holds the access token, so only root reads it.
+fn write_private(path: &Path, text: &[u8]) -> io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_reads_back_with_its_changes() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let record = Record {
+            id: SandboxId::random(),
+            template: "debian".parse().expect("a name"),
+            shape: Shape::DEFAULT,
+            engine: Engine::QemuTcg,
+            access_token: "secret".to_owned(),
+            slot: None,
+            process: None,
+            life: Life {
+                state: SandboxState::Starting,
+                reason: None,
+                generation: 1,
+                timeout_sec: Some(60),
+                last_active_at: Utc::now(),
+            },
+        };
+        let file = RecordFile::create(dir.path(), record.clone()).expect("writes");
+        assert_eq!(RecordFile::read(dir.path()).expect("reads").get(), record);
+        file.update(|record| record.slot = Some(7)).expect("writes");
+        assert_eq!(RecordFile::read(dir.path()).expect("reads").get().slot, Some(7));
+    }
+}
