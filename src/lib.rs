@@ -6,7 +6,8 @@
 //! main -> startup -> http, cli -> actors -> vmm, entity -> domain
 //! ```
 
-//pub mod actors;
+pub mod actors;
+mod chain;
 //pub mod cli;
 //pub mod config;
 pub mod domain;
@@ -14,3 +15,4 @@ pub mod domain;
 //pub mod http;
 //pub mod startup;
 pub mod vmm;
+pub use chain::chain;

@@ -1,1 +1,14 @@
+//! Who decides what, and when: actors with a mailbox each, behind handles.
+//!
+//! Architecture invariant: addresses and messages are private to their module, actix's types stay
+//! below this folder, and no handler blocks or waits. Knows neither HTTP nor a kernel.
 
+pub mod janitor;
+mod mailbox;
+pub mod reaper;
+pub mod registry;
+pub mod sandbox;
+pub mod sandbox_manager;
+mod supervisor;
+
+pub use mailbox::CallError;

@@ -1,0 +1,57 @@
+//! How messages are handed to actors: never beyond a mailbox's capacity, never un-sent.
+//!
+//! Dropping the future of actix's `send()` takes the message back, so a client that hangs up would
+//! cancel what it asked for. Here a message is queued at once with a oneshot inside, and only the
+//! answer is waited for.
+
+use actix::dev::ToEnvelope;
+use actix::prelude::SendError;
+use actix::{Actor, Addr, Handler, Message};
+use tokio::sync::oneshot;
+
+/// Messages that one mailbox holds before senders are told to come back.
+pub const CAPACITY: usize = 1024;
+
+/// Why a message got no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// The mailbox is full.
+    #[error("too many requests are waiting: try again in a moment")]
+    Overloaded,
+    /// The actor ended.
+    #[error("it has ended")]
+    Gone,
+}
+
+/// Where an actor puts its answer. Nobody may be waiting for it any more.
+pub type Reply<T> = oneshot::Sender<T>;
+
+/// Queues `message`.
+pub fn post<A, M>(address: &Addr<A>, message: M) -> Result<(), CallError>
+where
+    A: Actor + Handler<M>,
+    A::Context: ToEnvelope<A, M>,
+    M: Message + Send + 'static,
+    M::Result: Send,
+{
+    address.try_send(message).map_err(|error| match error {
+        SendError::Full(_) => CallError::Overloaded,
+        SendError::Closed(_) => CallError::Gone,
+    })
+}
+
+/// Queues the message that `make` builds around a reply, and waits for the answer.
+pub async fn call<A, M, T>(
+    address: &Addr<A>,
+    make: impl FnOnce(Reply<T>) -> M,
+) -> Result<T, CallError>
+where
+    A: Actor + Handler<M>,
+    A::Context: ToEnvelope<A, M>,
+    M: Message + Send + 'static,
+    M::Result: Send,
+{
+    let (reply, answer) = oneshot::channel();
+    post(address, make(reply))?;
+    answer.await.map_err(|_| CallError::Gone)
+}

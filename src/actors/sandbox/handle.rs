@@ -1,0 +1,229 @@
+//! What others hold of a sandbox's actor.
+
+use std::future::Future;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use actix::{Actor, Addr, ArbiterHandle};
+use chrono::Utc;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::actor::{BeginWork, Beginning, Destroy, Expire, Outfit, SandboxActor};
+use super::ledger::Ledger;
+use crate::actors::mailbox::{CallError, call, post};
+use crate::actors::supervisor::{Exit, ExitSignal};
+use crate::domain::id::SandboxId;
+use crate::domain::sandbox::{Refusal, SandboxState};
+use crate::vmm::guest::{Agent, AgentError};
+use crate::vmm::record::Life;
+
+/// How often an actor is built again before its sandbox is given up.
+const MAX_RESTARTS: u32 = 5;
+
+/// When an agent stops answering, its VM may just have ended: the news of that take a moment.
+const NEWS_DELAY: Duration = Duration::from_millis(500);
+
+/// Why work in a sandbox was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkError {
+    /// It is in no state for it.
+    #[error("{refusal}{}", .reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default())]
+    Refused { refusal: Refusal, reason: Option<String> },
+    /// It went away while the work was being done.
+    #[error("the sandbox became {state} while it worked{}",
+        .reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default())]
+    Lost { state: SandboxState, reason: Option<String> },
+    /// Its actor cannot be asked.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// Its agent failed or refused.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+/// A sandbox, as everything above the actors sees it.
+#[derive(Clone)]
+pub struct SandboxHandle {
+    id: SandboxId,
+    address: Arc<RwLock<Addr<SandboxActor>>>,
+    published: watch::Receiver<Life>,
+}
+
+impl SandboxHandle {
+    /// The sandbox's id.
+    pub fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    /// Where it is in its life, as last decided.
+    pub fn life(&self) -> Life {
+        self.published.borrow().clone()
+    }
+
+    /// Waits until it has left the states before `running`.
+    pub async fn started(&self) {
+        let mut published = self.published.clone();
+        let coming =
+            |life: &Life| matches!(life.state, SandboxState::Pending | SandboxState::Starting);
+        // An actor that ended has left those states too.
+        let _ = published.wait_for(|life| !coming(life)).await;
+    }
+
+    /// Asks for leave to work in it.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkError::Refused`] unless it is running.
+    pub async fn begin_work(&self) -> Result<Lease, WorkError> {
+        call(&self.address(), BeginWork).await?
+    }
+
+    /// Ends it and gives back all it holds; idempotent. Once this has been polled the sandbox ends,
+    /// whether or not the answer is waited for.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Overloaded`] if the wish could not even be queued.
+    pub async fn destroy(&self) -> Result<(), CallError> {
+        match call(&self.address(), Destroy).await {
+            // It ended in the meantime, which is what was asked for.
+            Ok(()) | Err(CallError::Gone) => Ok(()),
+            Err(CallError::Overloaded) => Err(CallError::Overloaded),
+        }
+    }
+
+    /// Reminds it that its time may be over.
+    pub(in crate::actors) fn expire(&self) -> Result<(), CallError> {
+        post(&self.address(), Expire)
+    }
+
+    fn address(&self) -> Addr<SandboxActor> {
+        self.address.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Starts an actor for a sandbox and keeps it alive. The future ends with the sandbox.
+pub(in crate::actors) fn start(
+    arbiter: &ArbiterHandle,
+    id: SandboxId,
+    outfit: Outfit,
+    beginning: Beginning,
+    life: Life,
+) -> (SandboxHandle, impl Future<Output = ()> + Send + 'static) {
+    let ledger = Arc::new(Ledger::new(life.last_active_at));
+    let (publish, published) = watch::channel(life);
+    let build = {
+        let (arbiter, id, outfit) = (arbiter.clone(), id.clone(), outfit.clone());
+        move |beginning: Beginning| {
+            let (exit, exited) = ExitSignal::new();
+            let (id, outfit) = (id.clone(), outfit.clone());
+            let (publish, ledger) = (publish.clone(), ledger.clone());
+            let address = SandboxActor::start_in_arbiter(&arbiter, move |_| {
+                SandboxActor::new(id, outfit, beginning, publish, ledger, exit)
+            });
+            (address, exited)
+        }
+    };
+    let (first, mut exited) = build(beginning);
+    let address = Arc::new(RwLock::new(first));
+    let handle = SandboxHandle { id: id.clone(), address: address.clone(), published };
+
+    let supervision = async move {
+        let mut restarts = 0;
+        // A dropped signal means that the whole arbiter is gone: the daemon ends.
+        while let Ok(Exit::Crashed) = exited.await {
+            restarts += 1;
+            tracing::error!(sandbox_id = %id, restarts, "a sandbox's actor panicked");
+            if restarts > MAX_RESTARTS {
+                break;
+            }
+            match outfit.machines.adopt(&id).await {
+                Ok(machine) => {
+                    let (again, exit) = build(Beginning::Adopted(machine));
+                    *address.write().unwrap_or_else(PoisonError::into_inner) = again;
+                    exited = exit;
+                }
+                Err(error) => {
+                    let reason = crate::chain(&error).to_string();
+                    let (again, exit) = build(Beginning::Lost(reason));
+                    *address.write().unwrap_or_else(PoisonError::into_inner) = again;
+                    exited = exit;
+                }
+            }
+        }
+    };
+    (handle, supervision)
+}
+
+/// Leave to work in a sandbox. While it is held the sandbox is not idle.
+pub struct Lease {
+    agent: Agent,
+    alive: CancellationToken,
+    published: watch::Receiver<Life>,
+    ledger: Arc<Ledger>,
+    worked: bool,
+}
+
+impl Lease {
+    pub(super) fn new(
+        agent: Agent,
+        alive: CancellationToken,
+        published: watch::Receiver<Life>,
+        ledger: Arc<Ledger>,
+    ) -> Self {
+        ledger.begin();
+        Self { agent, alive, published, ledger, worked: false }
+    }
+
+    /// The client of the guest's agent.
+    pub fn agent(&self) -> Agent {
+        self.agent.clone()
+    }
+
+    /// Does `work` with the agent; ends early when the VM does. Success counts as activity.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkError::Lost`] when the sandbox went away, else what the agent said.
+    pub async fn run<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, AgentError>>,
+    ) -> Result<T, WorkError> {
+        let outcome = tokio::select! {
+            biased;
+            () = self.alive.cancelled() => return Err(self.lost()),
+            outcome = work => outcome,
+        };
+        match outcome {
+            Ok(value) => {
+                self.worked = true;
+                Ok(value)
+            }
+            Err(error @ AgentError::Unreachable { .. }) => {
+                match timeout(NEWS_DELAY, self.alive.cancelled()).await {
+                    Ok(()) => Err(self.lost()),
+                    Err(_) => Err(error.into()),
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Becomes ready when the VM is gone; for work that goes on after [`Lease::run`].
+    pub fn gone(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.alive.clone().cancelled_owned()
+    }
+
+    fn lost(&self) -> WorkError {
+        let life = self.published.borrow();
+        WorkError::Lost { state: life.state, reason: life.reason.clone() }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.ledger.end(self.worked, Utc::now());
+    }
+}

@@ -1,0 +1,16 @@
+//! One sandbox, one actor: the only one that decides about it.
+//!
+//! Handlers admit (a look at a table, microseconds) and start operations; an operation runs beside
+//! the mailbox with a cancellation token, and its outcome comes back as a message. A kill therefore
+//! never waits behind a slow boot: it cancels it. [`SandboxHandle`] is what others hold.
+
+mod actor;
+mod handle;
+mod ledger;
+mod publisher;
+
+pub use handle::{Lease, SandboxHandle, WorkError};
+pub use publisher::{SinkError, StatusSink};
+
+pub(super) use actor::{Beginning, Outfit};
+pub(super) use handle::start;
