@@ -3,4 +3,5 @@
 
 pub mod id;
 pub mod name;
+pub mod sandbox;
 pub mod shape;
