@@ -1,1 +1,26 @@
+//! The database's schema as a list of migrations, the same for SQLite and PostgreSQL.
+//!
+//! Owns the tables, their indexes and the order in which they came. Knows nothing of Nestbox's own
+//! types: a migration says what the schema was on the day it was written, whatever the code is now.
+//! A migration that has been released is never edited; a change is a new file.
 
+mod m20261123_000001_hosts;
+mod m20261123_000002_api_keys;
+mod m20261123_000003_sandboxes;
+
+pub use sea_orm_migration::MigratorTrait;
+use sea_orm_migration::prelude::*;
+
+/// Brings a database from any earlier schema to the current one.
+pub struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![
+            Box::new(m20261123_000001_hosts::Migration),
+            Box::new(m20261123_000002_api_keys::Migration),
+            Box::new(m20261123_000003_sandboxes::Migration),
+        ]
+    }
+}

@@ -1,1 +1,28 @@
+//! What Nestbox remembers: one table a file, with the queries beside it.
+//!
+//! Owns the connections to SQLite or PostgreSQL, the rows and every statement. Knows of Nestbox
+//! only the values of `domain`; actors and HTTP get plain structs and never a type of the
+//! database library.
+//!
+//! ```text
+//! Database::open --> sandboxes() | api_keys() | hosts()    queries, one handle a table
+//!        |                     |
+//!        |                 retry.rs                        a busy SQLite is asked again
+//!        v                     v
+//!  sqlite.rs: 1 writer + n readers | postgres.rs: one pool
+//! ```
 
+pub mod api_keys;
+mod columns;
+mod cursor;
+mod database;
+mod error;
+pub mod hosts;
+mod postgres;
+mod retry;
+pub mod sandboxes;
+mod sqlite;
+
+pub use cursor::{Cursor, InvalidCursor};
+pub use database::Database;
+pub use error::{Cause, StoreError};

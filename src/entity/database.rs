@@ -1,0 +1,186 @@
+//! One open database, of either kind.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use migration::{Migrator, MigratorTrait};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement};
+
+use super::api_keys::{ApiKeys, LastUses};
+use super::error::{Cause, StoreError};
+use super::hosts::Hosts;
+use super::retry::Retries;
+use super::sandboxes::Sandboxes;
+use super::{postgres, sqlite};
+
+/// An open database with the current schema. Cheap to clone; clones share the connections.
+#[derive(Clone)]
+pub struct Database {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    writer: DatabaseConnection,
+    readers: DatabaseConnection,
+    retries: Retries,
+    last_uses: LastUses,
+}
+
+/// Which database a setting names.
+#[derive(Debug, PartialEq, Eq)]
+enum Location {
+    Postgres(String),
+    Sqlite(PathBuf),
+}
+
+impl Database {
+    /// Opens the database that `location` names and brings its schema up to date: a `postgres://`
+    /// URL, or the path of an SQLite file (`sqlite://PATH` as well), which is created if missing.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::UnsupportedScheme`], [`StoreError::ReadUrl`] for a bad URL;
+    /// [`StoreError::OpenFile`], [`StoreError::Connect`], [`StoreError::ConnectTimeout`] when it
+    /// cannot be reached; [`StoreError::Migrate`], [`StoreError::SchemaTooNew`],
+    /// [`StoreError::Busy`] when its schema cannot be brought up to date.
+    pub async fn open(location: &str) -> Result<Self, StoreError> {
+        let (writer, readers) = match Location::parse(location)? {
+            Location::Sqlite(path) => sqlite::open(&path).await?,
+            Location::Postgres(url) => {
+                let pool = postgres::open(&url).await?;
+                (pool.clone(), pool)
+            }
+        };
+        let database = Self {
+            inner: Arc::new(Inner {
+                writer,
+                readers,
+                retries: Retries::default(),
+                last_uses: LastUses::default(),
+            }),
+        };
+        database.migrate().await?;
+        Ok(database)
+    }
+
+    /// The sandboxes.
+    pub fn sandboxes(&self) -> Sandboxes<'_> {
+        Sandboxes::new(self)
+    }
+
+    /// The API keys.
+    pub fn api_keys(&self) -> ApiKeys<'_> {
+        ApiKeys::new(self)
+    }
+
+    /// The hosts.
+    pub fn hosts(&self) -> Hosts<'_> {
+        Hosts::new(self)
+    }
+
+    /// How often a busy SQLite had to be asked again since the database was opened.
+    pub fn busy_retries(&self) -> u64 {
+        self.inner.retries.count()
+    }
+
+    /// Closes the connections once the statements under way are done. Statements that come later,
+    /// through any clone, fail.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Query`] when a connection does not close in order; nothing is lost then.
+    pub async fn close(self) -> Result<(), StoreError> {
+        let failed = |error| StoreError::Query { operation: "close", source: Cause::new(error) };
+        self.inner.readers.close_by_ref().await.map_err(failed)?;
+        self.inner.writer.close_by_ref().await.map_err(failed)
+    }
+
+    async fn migrate(&self) -> Result<(), StoreError> {
+        let operation = "bring its schema up to date";
+        self.inner
+            .retries
+            .run(operation, || async { Migrator::up(&self.inner.writer, None).await })
+            .await
+            .map_err(|error| match error {
+                StoreError::Query { source, .. } if source.is::<DbErr>(is_unknown_migration) => {
+                    StoreError::SchemaTooNew(source)
+                }
+                StoreError::Query { source, .. } => StoreError::Migrate(source),
+                other => other,
+            })
+    }
+
+    pub(super) fn backend(&self) -> DbBackend {
+        self.inner.writer.get_database_backend()
+    }
+
+    /// The connection for `SELECT`s.
+    pub(super) fn readers(&self) -> &DatabaseConnection {
+        &self.inner.readers
+    }
+
+    pub(super) fn retries(&self) -> &Retries {
+        &self.inner.retries
+    }
+
+    pub(super) fn last_uses(&self) -> &LastUses {
+        &self.inner.last_uses
+    }
+
+    /// Runs one statement that writes; gives the number of rows it touched.
+    pub(super) async fn write(
+        &self,
+        operation: &'static str,
+        statement: Statement,
+    ) -> Result<u64, StoreError> {
+        let attempt = || self.inner.writer.execute_raw(statement.clone());
+        let done = self.inner.retries.run(operation, attempt).await?;
+        Ok(done.rows_affected())
+    }
+}
+
+/// The library's only error of this kind while migrating: an applied migration that it has not.
+fn is_unknown_migration(error: &DbErr) -> bool {
+    matches!(error, DbErr::Custom(_))
+}
+
+impl Location {
+    fn parse(text: &str) -> Result<Self, StoreError> {
+        let Some((scheme, rest)) = text.split_once(':') else {
+            return Ok(Self::Sqlite(PathBuf::from(text)));
+        };
+        match scheme {
+            "postgres" | "postgresql" => Ok(Self::Postgres(text.to_owned())),
+            "sqlite" => Ok(Self::Sqlite(PathBuf::from(rest.strip_prefix("//").unwrap_or(rest)))),
+            // A path may hold a colon; a URL of another database has `://`.
+            _ if !rest.starts_with("//") => Ok(Self::Sqlite(Path::new(text).to_owned())),
+            _ => Err(StoreError::UnsupportedScheme { scheme: scheme.to_owned() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_is_a_path_unless_it_is_a_url() {
+        let path = |text: &str| Location::Sqlite(PathBuf::from(text));
+        for (text, want) in [
+            ("/var/lib/nestbox/nestbox.db", path("/var/lib/nestbox/nestbox.db")),
+            ("odd:name.db", path("odd:name.db")),
+            ("sqlite:nestbox.db", path("nestbox.db")),
+            ("sqlite:///var/nestbox.db", path("/var/nestbox.db")),
+            ("postgresql://db/x", Location::Postgres("postgresql://db/x".to_owned())),
+        ] {
+            assert_eq!(Location::parse(text).unwrap(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_url_of_another_database_is_refused_without_its_password() {
+        let error = Location::parse("mysql://root:s3cret@db/x").unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("\"mysql\"") && !text.contains("s3cret"), "{text}");
+    }
+}

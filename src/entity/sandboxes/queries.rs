@@ -1,0 +1,291 @@
+//! Every statement on `sandboxes`.
+
+use std::collections::HashSet;
+
+use chrono::{DateTime, Utc};
+use sea_orm::sea_query::{Expr, ExprTrait, OnConflict, SimpleExpr};
+use sea_orm::{
+    ColumnTrait, Condition, DbBackend, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+    QueryTrait,
+};
+
+use super::row::{Column, Entity, Model};
+use super::{Change, Filter, Insert, NewSandbox, Page, Publish, Sandbox, Window};
+use crate::domain::id::SandboxId;
+use crate::domain::sandbox::SandboxState;
+use crate::entity::columns::{micros, no_nul};
+use crate::entity::cursor::Cursor;
+use crate::entity::database::Database;
+use crate::entity::error::StoreError;
+
+/// Ids in one statement at most: far below what either database takes as parameters.
+const CHUNK: usize = 500;
+
+/// The sandboxes in a database.
+#[derive(Clone, Copy)]
+pub struct Sandboxes<'a> {
+    database: &'a Database,
+}
+
+impl<'a> Sandboxes<'a> {
+    pub(in crate::entity) fn new(database: &'a Database) -> Self {
+        Self { database }
+    }
+
+    /// Adds a sandbox in state `pending` and generation 0, unless its API key has used its
+    /// idempotency key before. Of any number of such inserts at one time, one adds a sandbox.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::NulCharacter`]; [`StoreError::Busy`], [`StoreError::Query`], also when the
+    /// host is not in `hosts` or the id was used before.
+    pub async fn insert(&self, new: &NewSandbox) -> Result<Insert, StoreError> {
+        let model = Model::try_from(new)?;
+        let insert = Entity::insert(model.clone().into_insert())
+            .on_conflict(
+                OnConflict::columns([Column::ApiKeyId, Column::IdempotencyKey])
+                    .do_nothing()
+                    .to_owned(),
+            )
+            .build(self.database.backend());
+        loop {
+            if self.database.write("insert a sandbox", insert.clone()).await? == 1 {
+                return Ok(Insert::Created(Box::new(model.try_into()?)));
+            }
+            let earlier = self.find_by_idempotency(&model).await?;
+            // None when the row in our way was deleted meanwhile: then there is room.
+            let Some(earlier) = earlier else { continue };
+            return Ok(if earlier.request_digest == model.request_digest {
+                Insert::AlreadyExists(Box::new(earlier.try_into()?))
+            } else {
+                Insert::Conflict(Sandbox::try_from(earlier)?.id)
+            });
+        }
+    }
+
+    async fn find_by_idempotency(&self, model: &Model) -> Result<Option<Model>, StoreError> {
+        let select = Entity::find()
+            .filter(Column::ApiKeyId.eq(model.api_key_id.as_str()))
+            .filter(Column::IdempotencyKey.eq(model.idempotency_key.as_deref()));
+        self.database
+            .retries()
+            .run("find a sandbox", || select.clone().one(self.database.readers()))
+            .await
+    }
+
+    /// Finds one sandbox.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Busy`], [`StoreError::Query`], [`StoreError::CorruptRow`].
+    pub async fn find(&self, id: &SandboxId) -> Result<Option<Sandbox>, StoreError> {
+        let select = || Entity::find_by_id(id.as_str()).one(self.database.readers());
+        let found = self.database.retries().run("find a sandbox", select).await?;
+        found.map(Sandbox::try_from).transpose()
+    }
+
+    /// Lists sandboxes, newest first. Following [`Page::next`] to the end shows each sandbox that
+    /// was there all the time once, whatever was added or deleted meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Busy`], [`StoreError::Query`], [`StoreError::CorruptRow`].
+    pub async fn list(&self, filter: &Filter, window: &Window) -> Result<Page, StoreError> {
+        let Some(condition) = self.condition(filter) else {
+            return Ok(Page { sandboxes: Vec::new(), next: None });
+        };
+        let limit = u64::from(window.limit.get());
+        let select = Entity::find()
+            .filter(condition)
+            .apply_if(window.after.as_ref(), |select, cursor| select.filter(after(cursor)))
+            .order_by_desc(Column::CreatedAt)
+            .order_by_desc(Column::Id)
+            // One more than asked for tells whether there is a next page.
+            .limit(limit + 1);
+        let mut models = self
+            .database
+            .retries()
+            .run("list sandboxes", || select.clone().all(self.database.readers()))
+            .await?;
+        let more = models.len() as u64 > limit;
+        models.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        let next = models
+            .last()
+            .filter(|_| more)
+            .map(|last| Cursor { created_at: last.created_at, id: last.id.clone() });
+        let sandboxes = models.into_iter().map(Sandbox::try_from).collect::<Result<_, _>>()?;
+        Ok(Page { sandboxes, next })
+    }
+
+    /// The filter as SQL; none when it can match no row.
+    fn condition(&self, filter: &Filter) -> Option<Condition> {
+        let mut condition = Condition::all();
+        if !filter.states.is_empty() {
+            let states = filter.states.iter().map(|state| state.as_str());
+            condition = condition.add(Column::State.is_in(states));
+        }
+        for (key, value) in &filter.metadata {
+            if no_nul("metadata", key).and(no_nul("metadata", value)).is_err() {
+                return None;
+            }
+            condition = condition.add(metadata_has(self.database.backend(), key, value));
+        }
+        Some(condition)
+    }
+
+    /// Writes a change if the stored generation is smaller than `generation`: of several changes
+    /// published in any order, at any time, the one with the greatest generation stays.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Busy`], [`StoreError::Query`].
+    pub async fn publish(
+        &self,
+        id: &SandboxId,
+        generation: i64,
+        change: &Change,
+    ) -> Result<Publish, StoreError> {
+        let at = micros(change.at);
+        let stopped_at = match change.state {
+            SandboxState::Stopped => Some(at),
+            SandboxState::Pending
+            | SandboxState::Starting
+            | SandboxState::Running
+            | SandboxState::Pausing
+            | SandboxState::Paused
+            | SandboxState::Resuming
+            | SandboxState::Stopping
+            | SandboxState::Missing
+            | SandboxState::Error => None,
+        };
+        let update = Entity::update_many()
+            .col_expr(Column::State, Expr::value(change.state.as_str()))
+            .col_expr(Column::Reason, Expr::value(change.reason.as_deref().map(without_nul)))
+            .col_expr(Column::Slot, Expr::value(change.slot.map(i64::from)))
+            .col_expr(Column::Generation, Expr::value(generation))
+            .col_expr(Column::UpdatedAt, Expr::value(at))
+            .col_expr(Column::StoppedAt, Expr::value(stopped_at))
+            .filter(Column::Id.eq(id.as_str()))
+            .filter(Column::Generation.lt(generation))
+            .build(self.database.backend());
+        if self.database.write("publish a sandbox's state", update).await? == 1 {
+            return Ok(Publish::Written);
+        }
+        let found = self.find(id).await?;
+        Ok(found.map_or(Publish::NotFound, |found| Publish::Stale(found.generation)))
+    }
+
+    /// Notes activity in a sandbox: `last_active_at` never goes back, and `expires_at` follows the
+    /// latest activity. A sandbox that is not there is left so.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Busy`], [`StoreError::Query`].
+    pub async fn touch(
+        &self,
+        id: &SandboxId,
+        last_active_at: DateTime<Utc>,
+        expires_at: Option<DateTime<Utc>>,
+    ) -> Result<(), StoreError> {
+        let last_active_at = micros(last_active_at);
+        let update = Entity::update_many()
+            .col_expr(Column::LastActiveAt, Expr::value(last_active_at))
+            .col_expr(Column::ExpiresAt, Expr::value(expires_at.map(micros)))
+            .filter(Column::Id.eq(id.as_str()))
+            .filter(Column::LastActiveAt.lte(last_active_at))
+            .build(self.database.backend());
+        self.database.write("note a sandbox's activity", update).await.map(drop)
+    }
+
+    /// Marks every sandbox of a host as stopped that is not in `keep`, for the start of a host that
+    /// has just found out what runs on it. Gives the ids of those it marked. Their generation goes
+    /// up by one. Sandboxes in `error` keep the better reason they have.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Busy`], [`StoreError::Query`], [`StoreError::CorruptRow`]; some may be marked
+    /// then, and a second call marks the rest.
+    pub async fn stop_all_except(
+        &self,
+        host_id: &str,
+        keep: &HashSet<SandboxId>,
+        reason: &str,
+        at: DateTime<Utc>,
+    ) -> Result<Vec<SandboxId>, StoreError> {
+        let at = micros(at);
+        let gone: Vec<SandboxId> =
+            self.live_ids(host_id).await?.into_iter().filter(|id| !keep.contains(id)).collect();
+        for chunk in gone.chunks(CHUNK) {
+            let update = Entity::update_many()
+                .col_expr(Column::State, Expr::value(SandboxState::Stopped.as_str()))
+                .col_expr(Column::Reason, Expr::value(without_nul(reason)))
+                .col_expr(Column::Slot, Expr::value(None::<i64>))
+                .col_expr(Column::Generation, Expr::col(Column::Generation).add(1))
+                .col_expr(Column::UpdatedAt, Expr::value(at))
+                .col_expr(Column::StoppedAt, Expr::value(at))
+                .filter(Column::Id.is_in(chunk.iter().map(SandboxId::as_str)))
+                .filter(not_over())
+                .build(self.database.backend());
+            self.database.write("mark sandboxes as stopped", update).await?;
+        }
+        Ok(gone)
+    }
+
+    async fn live_ids(&self, host_id: &str) -> Result<Vec<SandboxId>, StoreError> {
+        let select = Entity::find()
+            .filter(Column::HostId.eq(host_id))
+            .filter(not_over())
+            .order_by_asc(Column::Id);
+        let models = self
+            .database
+            .retries()
+            .run("list a host's sandboxes", || select.clone().all(self.database.readers()))
+            .await?;
+        models.into_iter().map(|model| Sandbox::try_from(model).map(|found| found.id)).collect()
+    }
+
+    /// Deletes the sandboxes that became `stopped` before `before`; gives their number.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Busy`], [`StoreError::Query`].
+    pub async fn delete_stopped_before(&self, before: DateTime<Utc>) -> Result<u64, StoreError> {
+        let delete = Entity::delete_many()
+            .filter(Column::State.eq(SandboxState::Stopped.as_str()))
+            .filter(Column::StoppedAt.lt(micros(before)))
+            .build(self.database.backend());
+        self.database.write("delete sandboxes that are long gone", delete).await
+    }
+}
+
+/// Rows that come after the cursor in a list, newest first.
+fn after(cursor: &Cursor) -> Condition {
+    // Not a row value comparison: the two columns would have to be bound as one type.
+    Condition::any().add(Column::CreatedAt.lt(cursor.created_at)).add(
+        Condition::all()
+            .add(Column::CreatedAt.eq(cursor.created_at))
+            .add(Column::Id.lt(cursor.id.as_str())),
+    )
+}
+
+/// Rows of sandboxes that may still hold something on their host.
+fn not_over() -> SimpleExpr {
+    Column::State.is_not_in([SandboxState::Stopped, SandboxState::Error].map(SandboxState::as_str))
+}
+
+/// Rows that have the label. The key is bound as a value and never becomes a JSON path, in which
+/// quotes, dots and `$` would mean something.
+fn metadata_has(backend: DbBackend, key: &str, value: &str) -> SimpleExpr {
+    let sql = match backend {
+        DbBackend::Postgres => r#""sandboxes"."metadata" ->> $1 = $2"#,
+        _ => {
+            r#"EXISTS (SELECT 1 FROM json_each("sandboxes"."metadata") AS label WHERE label.key = $1 AND label.value = $2)"#
+        }
+    };
+    Expr::cust_with_values(sql, [key, value])
+}
+
+/// A reason may quote what a guest printed; PostgreSQL keeps no NUL.
+fn without_nul(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}

@@ -1,0 +1,80 @@
+//! SQLite's connections: every pragma is here and nowhere else.
+//!
+//! One connection writes and several read. SQLite has one write lock a file, so a second writer of
+//! ours could only wait for the first, and would wait in SQLite's polling busy handler instead of
+//! in a fair queue.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use sea_orm::sqlx::ConnectOptions;
+use sea_orm::sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
+};
+use sea_orm::{DatabaseConnection, SqlxSqliteConnector};
+
+use super::error::{Cause, StoreError};
+
+/// How long SQLite itself polls for a lock before it says busy; `retry` asks again after that.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Connections that read. Each is a thread and a page cache of up to 2 MiB.
+const READERS: u32 = 4;
+/// How long a statement queues for a connection before it fails.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Size to which the write-ahead log is cut back after a burst, in bytes.
+const JOURNAL_SIZE_LIMIT: &str = "16777216";
+
+/// Opens the file, creating it if there is none, and gives the writer and the readers.
+///
+/// # Errors
+///
+/// [`StoreError::OpenFile`] when the file cannot be created or is no database.
+pub(super) async fn open(
+    path: &Path,
+) -> Result<(DatabaseConnection, DatabaseConnection), StoreError> {
+    let failed = |source| StoreError::OpenFile { path: path.to_owned(), source };
+    create_private(path).map_err(|error| failed(Cause::new(error)))?;
+    let options = options(path);
+    let writer =
+        pool(1).connect_with(options.clone()).await.map_err(|error| failed(Cause::new(error)))?;
+    let readers = pool(READERS)
+        .connect_with(options.pragma("query_only", "ON"))
+        .await
+        .map_err(|error| failed(Cause::new(error)))?;
+    let wrap = SqlxSqliteConnector::from_sqlx_sqlite_pool;
+    Ok((wrap(writer), wrap(readers)))
+}
+
+/// Creates the file with mode 0600 if it is missing: it holds the sandboxes' access tokens. SQLite
+/// gives the mode of the database to its `-wal` and `-shm` files. Also, an error of the operating
+/// system says more than SQLite's "unable to open database file".
+fn create_private(path: &Path) -> std::io::Result<()> {
+    OpenOptions::new().read(true).write(true).create(true).mode(0o600).open(path).map(drop)
+}
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(false)
+        .busy_timeout(BUSY_TIMEOUT)
+        // Readers go on while the writer writes.
+        .journal_mode(SqliteJournalMode::Wal)
+        // No fsync a commit. A crash of Nestbox loses nothing; a power cut can lose the last
+        // commits but never the file's integrity, and the VMs are gone then as well.
+        .synchronous(SqliteSynchronous::Normal)
+        .foreign_keys(true)
+        .pragma("temp_store", "MEMORY")
+        .pragma("journal_size_limit", JOURNAL_SIZE_LIMIT)
+        .disable_statement_logging()
+}
+
+fn pool(connections: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        // A file does not hang up: a ping before every statement would only cost a thread switch.
+        .test_before_acquire(false)
+        .max_lifetime(None)
+}
