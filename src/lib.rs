@@ -11,7 +11,7 @@ mod chain;
 //pub mod cli;
 //pub mod config;
 pub mod domain;
-//pub mod entity;
+pub mod entity;
 //pub mod http;
 //pub mod startup;
 pub mod vmm;

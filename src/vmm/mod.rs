@@ -2,6 +2,7 @@
 
 pub mod console;
 pub mod guest;
+pub mod host_memory;
 pub mod hypervisor;
 pub mod machine;
 pub mod process;

@@ -370,6 +370,7 @@ impl Handler<Booted> for SandboxActor {
             Ok(machine) => {
                 self.watch_machine(&machine, ctx);
                 self.machine = Some(machine);
+                self.ledger.restart(Utc::now());
                 self.become_(SandboxState::Running, None, move || {
                     if let Some(creator) = creator {
                         let _ = creator.send(Ok(()));

@@ -41,6 +41,11 @@ impl Ledger {
         self.lock().last_active_at
     }
 
+    /// The time counts from `now`, as after work: the sandbox has just become ready for it.
+    pub fn restart(&self, now: DateTime<Utc>) {
+        self.lock().last_active_at = now;
+    }
+
     /// Work begins.
     pub fn begin(&self) {
         self.lock().in_flight += 1;

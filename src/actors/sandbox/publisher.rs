@@ -26,8 +26,16 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Where a host's decisions become known: the control plane's side.
 #[async_trait]
 pub trait StatusSink: Send + Sync + 'static {
-    /// Records a sandbox's life, unless a newer generation is known.
-    async fn publish(&self, id: &SandboxId, life: &Life) -> Result<(), SinkError>;
+    /// Records a sandbox's life and the slot it holds, unless a newer generation is known.
+    async fn publish(
+        &self,
+        id: &SandboxId,
+        life: &Life,
+        slot: Option<u32>,
+    ) -> Result<(), SinkError>;
+
+    /// Records when work was last done in a sandbox.
+    async fn touch(&self, id: &SandboxId, life: &Life) -> Result<(), SinkError>;
 }
 
 /// The control plane could not take a state.
@@ -80,24 +88,31 @@ async fn run(
     mut publications: mpsc::UnboundedReceiver<Publication>,
 ) {
     let mut latest: Option<(Life, Option<Arc<dyn Machine>>)> = None;
+    let mut touched = None;
     let mut next_activity = Instant::now();
     loop {
-        tokio::select! {
+        let afterwards = tokio::select! {
             biased;
             publication = publications.recv() => {
-                let Some(Publication { mut life, machine, afterwards }) = publication else { return };
-                life.last_active_at = ledger.last_active_at();
-                make_known(&id, &*sink, &life, machine.as_ref()).await;
-                afterwards();
+                let Some(Publication { life, machine, afterwards }) = publication else { return };
                 latest = Some((life, machine));
+                Some(afterwards)
             }
-            () = activity(&ledger, next_activity) => {
-                next_activity = Instant::now() + ACTIVITY_INTERVAL;
-                if let Some((life, machine)) = &mut latest {
-                    life.last_active_at = ledger.last_active_at();
-                    make_known(&id, &*sink, life, machine.as_ref()).await;
-                }
-            }
+            () = activity(&ledger, next_activity) => None,
+        };
+        let Some((life, machine)) = &mut latest else { continue };
+        life.last_active_at = ledger.last_active_at();
+        keep(&id, life, machine.as_ref());
+        if afterwards.is_some() {
+            let slot = machine.as_ref().and_then(|machine| machine.slot());
+            insist(&id, life, || sink.publish(&id, life, slot)).await;
+        }
+        if touched.replace(life.last_active_at) != Some(life.last_active_at) {
+            insist(&id, life, || sink.touch(&id, life)).await;
+            next_activity = Instant::now() + ACTIVITY_INTERVAL;
+        }
+        if let Some(afterwards) = afterwards {
+            afterwards();
         }
     }
 }
@@ -108,31 +123,32 @@ async fn activity(ledger: &Ledger, earliest: Instant) {
     ledger.activity.notified().await;
 }
 
-async fn make_known(
-    id: &SandboxId,
-    sink: &dyn StatusSink,
-    life: &Life,
-    machine: Option<&Arc<dyn Machine>>,
-) {
+fn keep(id: &SandboxId, life: &Life, machine: Option<&Arc<dyn Machine>>) {
     if let Some(machine) = machine
         && let Err(error) = machine.keep(life)
     {
-        tracing::error!(sandbox_id = %id, %error, "cannot keep a sandbox's record");
+        tracing::error!(sandbox_id = %id, error = %crate::chain(&error),
+            "cannot keep a sandbox's record");
     }
+}
+
+/// Tells the control plane, again and again if need be.
+async fn insist<F>(id: &SandboxId, life: &Life, mut tell: impl FnMut() -> F)
+where
+    F: Future<Output = Result<(), SinkError>>,
+{
     let mut pause = FIRST_PAUSE;
     for attempt in 1..=ATTEMPTS {
-        match sink.publish(id, life).await {
-            Ok(()) => return,
-            Err(error) if attempt == ATTEMPTS => {
-                tracing::error!(sandbox_id = %id, state = %life.state, error = %crate::chain(&error),
-                    "a sandbox's state was not recorded");
-            }
-            Err(error) => {
-                tracing::warn!(sandbox_id = %id, attempt, error = %crate::chain(&error),
-                    "recording a sandbox's state failed, trying again");
-                sleep(pause).await;
-                pause *= 2;
-            }
+        let Err(error) = tell().await else { return };
+        let error = crate::chain(&error).to_string();
+        if attempt == ATTEMPTS {
+            tracing::error!(sandbox_id = %id, state = %life.state, error,
+                "a sandbox's state was not recorded");
+        } else {
+            tracing::warn!(sandbox_id = %id, attempt, error,
+                "recording a sandbox's state failed, trying again");
+            sleep(pause).await;
+            pause *= 2;
         }
     }
 }

@@ -244,6 +244,32 @@ impl<'a> Sandboxes<'a> {
         models.into_iter().map(|model| Sandbox::try_from(model).map(|found| found.id)).collect()
     }
 
+    /// Forgets a sandbox that no host has taken on: it never was.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Busy`], [`StoreError::Query`].
+    pub async fn discard(&self, id: &SandboxId) -> Result<(), StoreError> {
+        let delete = Entity::delete_many()
+            .filter(Column::Id.eq(id.as_str()))
+            .filter(Column::State.eq(SandboxState::Pending.as_str()))
+            .build(self.database.backend());
+        self.database.write("discard a sandbox", delete).await.map(drop)
+    }
+
+    /// Lets a caller's name for a request be used again: what it stood for could not be made.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Busy`], [`StoreError::Query`].
+    pub async fn free_idempotency_key(&self, id: &SandboxId) -> Result<(), StoreError> {
+        let update = Entity::update_many()
+            .col_expr(Column::IdempotencyKey, Expr::value(None::<String>))
+            .filter(Column::Id.eq(id.as_str()))
+            .build(self.database.backend());
+        self.database.write("free an idempotency key", update).await.map(drop)
+    }
+
     /// Deletes the sandboxes that became `stopped` before `before`; gives their number.
     ///
     /// # Errors
