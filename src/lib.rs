@@ -12,7 +12,7 @@ mod chain;
 //pub mod config;
 pub mod domain;
 pub mod entity;
-//pub mod http;
+pub mod http;
 //pub mod startup;
 pub mod vmm;
 pub use chain::chain;

@@ -1,1 +1,84 @@
+//! The REST API: one file per resource, each with its routes, bodies and views.
+//!
+//! Architecture invariant: a handler knows the control plane's handle and nothing below it.
 
+mod api_keys;
+mod auth;
+mod error;
+mod exec;
+mod files;
+mod health;
+mod observe;
+mod sandboxes;
+
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServiceFactory, ServiceRequest, ServiceResponse};
+use actix_web::middleware::from_fn;
+use actix_web::{App, web};
+
+use self::error::{ApiError, Code};
+use crate::actors::control_plane::ControlPlane;
+
+pub use auth::API_KEY_HEADER;
+pub use exec::OUTPUT_LIMIT;
+
+/// The largest JSON body, in bytes.
+pub const JSON_LIMIT: usize = 2 << 20;
+
+/// Builds the application: the daemon serves it, and tests call the same one.
+pub fn create_app(
+    control: ControlPlane,
+) -> App<
+    impl ServiceFactory<
+        ServiceRequest,
+        Config = (),
+        Response = ServiceResponse<impl MessageBody>,
+        Error = actix_web::Error,
+        InitError = (),
+    >,
+> {
+    App::new()
+        .app_data(web::Data::new(control))
+        .app_data(json_config())
+        .app_data(path_config())
+        .app_data(query_config())
+        .configure(health::routes)
+        .service(
+            web::scope("/v1")
+                .configure(sandboxes::routes)
+                .configure(exec::routes)
+                .configure(files::routes)
+                .configure(api_keys::routes),
+        )
+        .wrap(from_fn(observe::observe))
+}
+
+fn json_config() -> web::JsonConfig {
+    use actix_web::error::JsonPayloadError;
+    web::JsonConfig::default().limit(JSON_LIMIT).error_handler(|error, _| {
+        let error = match error {
+            JsonPayloadError::OverflowKnownLength { .. } | JsonPayloadError::Overflow { .. } => {
+                let message = format!("a JSON body is at most {JSON_LIMIT} bytes");
+                ApiError::new(Code::TooLarge, message)
+            }
+            JsonPayloadError::ContentType => {
+                ApiError::invalid("the body must be JSON, with Content-Type: application/json")
+            }
+            other => ApiError::invalid(other.to_string()),
+        };
+        error.into()
+    })
+}
+
+fn path_config() -> web::PathConfig {
+    // What cannot be an id names nothing; it is said to be malformed rather than missing.
+    web::PathConfig::default().error_handler(|error, _| {
+        let message = error.to_string();
+        ApiError::invalid(message).into()
+    })
+}
+
+fn query_config() -> web::QueryConfig {
+    web::QueryConfig::default()
+        .error_handler(|error, _| ApiError::invalid(error.to_string()).into())
+}

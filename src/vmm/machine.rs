@@ -21,7 +21,7 @@ use crate::domain::shape::Shape;
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     /// No template has that name.
-    #[error("there is no template called {0}")]
+    #[error("there is no template called {0}: `nestbox image ls` lists what there is")]
     UnknownTemplate(TemplateName),
     /// The template is there but cannot be used.
     #[error("the template {name} cannot be used")]

@@ -4,6 +4,7 @@
 //! make it, and an answer is given only when everybody can read what it says. Whatever changes
 //! something runs to its end even if nobody waits for it any more.
 
+mod error;
 mod keys;
 mod work;
 
@@ -17,10 +18,9 @@ use async_trait::async_trait;
 use chrono::{TimeDelta, Utc};
 use tokio::time::{Instant, sleep};
 
-use super::host::{HostError, HostHandle};
-use super::mailbox::CallError;
+use super::host::HostHandle;
 use super::metrics::Metrics;
-use super::sandbox::{SandboxHandle, SinkError, StatusSink, WorkError};
+use super::sandbox::{SandboxHandle, SinkError, StatusSink};
 use super::sandbox_manager::Adoption;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
@@ -29,51 +29,17 @@ use crate::domain::shape::Shape;
 use crate::entity::sandboxes::{
     Change, Filter, Idempotency, Insert, NewSandbox, Page, Sandbox, Window,
 };
-use crate::entity::{Cursor, Database, StoreError};
-use crate::vmm::machine::{MachineError, MachineSpec, Machines};
+use crate::entity::{Cursor, Database};
+use crate::vmm::machine::{MachineSpec, Machines};
 use crate::vmm::record::Life;
 
+pub use error::{ControlError, ErrorKind};
 pub use keys::{CallerId, NewKey};
 pub use work::FileContent;
 
 /// A row that is ahead of its actor, or behind it, is so for moments only.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 const SETTLE_PAUSE: Duration = Duration::from_millis(20);
-
-/// What the API may be told.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// There is no such sandbox.
-    #[error("there is no sandbox {0}")]
-    NoSandbox(SandboxId),
-    /// There is no such API key.
-    #[error("there is no API key {0}")]
-    NoKey(String),
-    /// The last API key would be gone, and with it the way in.
-    #[error("this is the last API key: make another one first")]
-    LastKey,
-    /// The idempotency key was used for something else.
-    #[error("the Idempotency-Key was used for another request, which made sandbox {0}")]
-    IdempotencyConflict(SandboxId),
-    /// A host refused or failed.
-    #[error(transparent)]
-    Host(#[from] HostError),
-    /// The template cannot be used.
-    #[error(transparent)]
-    Template(MachineError),
-    /// Work in the sandbox was refused or failed.
-    #[error(transparent)]
-    Work(#[from] WorkError),
-    /// An actor cannot be asked.
-    #[error(transparent)]
-    Call(#[from] CallError),
-    /// The database failed.
-    #[error("the database failed")]
-    Store(#[from] StoreError),
-    /// The operating system's runtime ended an operation: the daemon is shutting down.
-    #[error("the daemon is shutting down")]
-    ShuttingDown,
-}
 
 /// What a caller wants to have made.
 #[derive(Debug, Clone)]

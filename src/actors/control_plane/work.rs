@@ -5,10 +5,11 @@ use futures::{Stream, StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
 use super::{ControlError, ControlPlane, to_the_end};
+use crate::actors::CallError;
 use crate::actors::sandbox::{Lease, WorkError};
+use crate::domain::exec::{Exec, ExecOutput};
 use crate::domain::id::SandboxId;
 use crate::domain::sandbox::{Admission, Command, admit};
-use crate::vmm::guest::{Exec, ExecOutput};
 
 /// A file on its way out of a sandbox.
 pub struct FileContent {
@@ -29,7 +30,9 @@ impl ControlPlane {
                         Err(WorkError::Refused { refusal, reason: sandbox.reason }.into())
                     }
                     // Recorded as running, yet nobody runs it: it has just ended.
-                    Admission::Accept | Admission::AlreadySo => Err(super::CallError::Gone.into()),
+                    Admission::Accept | Admission::AlreadySo => {
+                        Err(WorkError::Call(CallError::Gone).into())
+                    }
                 }
             }
         }

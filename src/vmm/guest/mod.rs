@@ -18,7 +18,6 @@ use rand::RngCore;
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 
-pub use exec::{Exec, ExecEnd, ExecOutput};
 pub use files::FileStream;
 
 /// Where envd listens inside every guest.

@@ -1,0 +1,150 @@
+//! What can go wrong with a request, and of which kind it is.
+
+use crate::actors::host::HostError;
+use crate::actors::mailbox::CallError;
+use crate::actors::sandbox::WorkError;
+use crate::domain::id::SandboxId;
+use crate::domain::sandbox::SandboxState;
+use crate::entity::StoreError;
+use crate::vmm::guest::AgentError;
+use crate::vmm::machine::MachineError;
+
+/// What the API may be told.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// There is no such sandbox.
+    #[error("there is no sandbox {0}")]
+    NoSandbox(SandboxId),
+    /// There is no such API key.
+    #[error("there is no API key {0}")]
+    NoKey(String),
+    /// The last API key would be gone, and with it the way in.
+    #[error("this is the last API key: make another one first")]
+    LastKey,
+    /// The idempotency key was used for something else.
+    #[error("the Idempotency-Key was used for another request, which made sandbox {0}")]
+    IdempotencyConflict(SandboxId),
+    /// A host refused or failed.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The template cannot be used.
+    #[error(transparent)]
+    Template(MachineError),
+    /// Work in the sandbox was refused or failed.
+    #[error(transparent)]
+    Work(#[from] WorkError),
+    /// An actor cannot be asked.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// The database failed.
+    #[error("the database failed")]
+    Store(#[from] StoreError),
+    /// The operating system's runtime ended an operation: the daemon is shutting down.
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+}
+
+/// Kinds of errors: what a caller can do about them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// Change the request.
+    Invalid,
+    /// Ask for something else: this is not there.
+    NotFound,
+    /// Give it another name: this one is taken.
+    Conflict,
+    /// Bring the sandbox into another state first.
+    InvalidState,
+    /// Come back later.
+    Unavailable,
+    /// Look into the sandbox: its guest failed.
+    Guest,
+    /// Make room on a disk.
+    NoSpace,
+    /// Look into the daemon's log; the message says nothing about its insides.
+    Internal,
+}
+
+impl ControlError {
+    /// Of which kind it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoSandbox(_) | Self::NoKey(_) => ErrorKind::NotFound,
+            Self::LastKey | Self::IdempotencyConflict(_) => ErrorKind::Conflict,
+            Self::Host(error) => host_kind(error),
+            Self::Template(error) => machine_kind(error),
+            Self::Work(error) => work_kind(error),
+            Self::Call(error) => call_kind(error),
+            Self::Store(_) => ErrorKind::Internal,
+            Self::ShuttingDown => ErrorKind::Unavailable,
+        }
+    }
+
+    /// What a caller may read. The rest is for the log.
+    pub fn public_message(&self) -> String {
+        match (self, self.kind()) {
+            (Self::Store(_), _) => "the database failed".to_owned(),
+            (_, ErrorKind::Internal) => "the host failed to do it".to_owned(),
+            (Self::Work(WorkError::Agent(error)), ErrorKind::Guest) => match error {
+                AgentError::Failed { message, .. } => {
+                    format!("the guest's agent failed: {message}")
+                }
+                _ => "the guest's agent does not answer".to_owned(),
+            },
+            (_, _) => self.to_string(),
+        }
+    }
+}
+
+fn host_kind(error: &HostError) -> ErrorKind {
+    match error {
+        HostError::TooManyVcpus { .. } | HostError::MemoryOutOfRange { .. } => ErrorKind::Invalid,
+        HostError::OutOfMemory { .. } => ErrorKind::Unavailable,
+        HostError::UnknownMemory(_) => ErrorKind::Internal,
+        HostError::Call(error) => call_kind(error),
+        HostError::Machine(error) => machine_kind(error),
+    }
+}
+
+fn machine_kind(error: &MachineError) -> ErrorKind {
+    match error {
+        MachineError::UnknownTemplate(_) => ErrorKind::NotFound,
+        MachineError::NoSpace { .. } => ErrorKind::NoSpace,
+        MachineError::Cancelled => ErrorKind::InvalidState,
+        MachineError::EndedEarly { .. }
+        | MachineError::BootTimeout { .. }
+        | MachineError::Agent(_) => ErrorKind::Guest,
+        MachineError::Template { .. }
+        | MachineError::Network { .. }
+        | MachineError::Disk { .. }
+        | MachineError::Cgroup { .. }
+        | MachineError::Record(_)
+        | MachineError::Hypervisor(_)
+        | MachineError::NotAdopted(_)
+        | MachineError::Remains(_) => ErrorKind::Internal,
+    }
+}
+
+fn work_kind(error: &WorkError) -> ErrorKind {
+    match error {
+        WorkError::Refused { .. } => ErrorKind::InvalidState,
+        WorkError::Lost { state: SandboxState::Error, .. } => ErrorKind::Guest,
+        WorkError::Lost { .. } => ErrorKind::InvalidState,
+        WorkError::Call(error) => call_kind(error),
+        WorkError::Agent(error) => match error {
+            AgentError::Invalid { .. } => ErrorKind::Invalid,
+            AgentError::NotFound { .. } => ErrorKind::NotFound,
+            AgentError::NoSpace { .. } => ErrorKind::NoSpace,
+            AgentError::Unreachable { .. }
+            | AgentError::Silent { .. }
+            | AgentError::Failed { .. } => ErrorKind::Guest,
+        },
+    }
+}
+
+fn call_kind(error: &CallError) -> ErrorKind {
+    match error {
+        CallError::Overloaded => ErrorKind::Unavailable,
+        CallError::Gone => ErrorKind::InvalidState,
+    }
+}
