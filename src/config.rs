@@ -1,1 +1,238 @@
+//! Settings: one typed tree, from defaults, then a file, then `NESTBOX_*`, then flags.
 
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+
+/// Read if it is there and no other file is named.
+const DEFAULT_FILE: &str = "/etc/nestbox/config.toml";
+
+/// Which hypervisor to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum HypervisorChoice {
+    /// The best one that works here.
+    Auto,
+    /// Firecracker, which needs hardware virtualization.
+    Firecracker,
+    /// QEMU, in software if need be.
+    Qemu,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Everything that can be set. Each field is also an environment variable (`NESTBOX_` and its name
+/// in capitals), a flag and a line of the config file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Address and port of the API; port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// `postgres://...`, or the path of an SQLite file; `nestbox.db` in the data directory if absent.
+    pub database_url: Option<String>,
+    /// Which hypervisor to use.
+    pub hypervisor: HypervisorChoice,
+    /// Where images are kept; `images` in the data directory if absent.
+    pub image_dir: Option<PathBuf>,
+    /// Memory in MiB that sandboxes leave to the host; a twentieth of it, at least 256, if absent.
+    pub memory_reserve_mib: Option<u64>,
+    /// Network slots that are kept ready.
+    pub slot_pool: usize,
+    /// Seconds that a guest has to start.
+    pub boot_timeout_sec: u64,
+    /// What is logged, as `tracing` filter directives.
+    pub log: String,
+    /// How the log is written.
+    pub log_format: LogFormat,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            data_dir: PathBuf::from("/var/lib/nestbox"),
+            database_url: None,
+            hypervisor: HypervisorChoice::Auto,
+            image_dir: None,
+            memory_reserve_mib: None,
+            slot_pool: 8,
+            boot_timeout_sec: 60,
+            log: "info".to_owned(),
+            log_format: LogFormat::Text,
+        }
+    }
+}
+
+/// Settings from the command line; what is not given comes from elsewhere.
+#[derive(Debug, Clone, Default, Args, Serialize)]
+pub struct ConfigArgs {
+    /// Config file (TOML) [default: /etc/nestbox/config.toml, if it is there]
+    #[arg(long, env = "NESTBOX_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Address and port of the API; port 0 picks a free one [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// `postgres://...` or the path of an SQLite file [default: nestbox.db in the data directory]
+    #[arg(long, value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database_url: Option<String>,
+    /// Which hypervisor to use [default: auto]
+    #[arg(long, value_enum)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hypervisor: Option<HypervisorChoice>,
+    /// Where images are kept [default: images in the data directory]
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_dir: Option<PathBuf>,
+    /// Memory in MiB that sandboxes leave to the host [default: a twentieth, at least 256]
+    #[arg(long, value_name = "MIB")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_reserve_mib: Option<u64>,
+    /// Network slots that are kept ready [default: 8]
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slot_pool: Option<usize>,
+    /// Seconds that a guest has to start [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot_timeout_sec: Option<u64>,
+    /// What is logged, as `tracing` filter directives [default: info]
+    #[arg(long, value_name = "FILTER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
+    /// How the log is written [default: text]
+    #[arg(long, value_enum)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// The settings make no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file that was named is not there.
+    #[error("there is no config file {0}")]
+    NoFile(PathBuf),
+    /// A value is wrong, or a name unknown; the source says which and where it came from.
+    #[error("the settings cannot be read")]
+    Read(#[source] Box<figment::Error>),
+}
+
+impl Config {
+    /// Puts the settings together. `data_dir` comes from its own flag, which all verbs have.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], naming the setting and its source.
+    pub fn load(args: &ConfigArgs, data_dir: Option<&Path>) -> Result<Self, ConfigError> {
+        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        match &args.config {
+            Some(file) if !file.is_file() => return Err(ConfigError::NoFile(file.clone())),
+            Some(file) => figment = figment.merge(Toml::file_exact(file)),
+            None => figment = figment.merge(Toml::file_exact(DEFAULT_FILE)),
+        }
+        // Only our own names: NESTBOX_URL and NESTBOX_API_KEY are the client's.
+        let names: Vec<String> = field_names();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        figment = figment.merge(Env::prefixed("NESTBOX_").only(&names));
+        figment = figment.merge(Serialized::defaults(args));
+        if let Some(dir) = data_dir {
+            figment = figment.merge(Serialized::default("data_dir", dir));
+        }
+        let mut config: Self =
+            figment.extract().map_err(|error| ConfigError::Read(Box::new(error)))?;
+        // Paths are kept beyond the working directory of today.
+        config.data_dir = absolute(&config.data_dir);
+        config.image_dir = config.image_dir.map(|dir| absolute(&dir));
+        Ok(config)
+    }
+
+    /// Where images are kept.
+    pub fn image_dir(&self) -> PathBuf {
+        self.image_dir.clone().unwrap_or_else(|| self.data_dir.join("images"))
+    }
+
+    /// Where the database is.
+    pub fn database_location(&self) -> String {
+        let default = || self.data_dir.join("nestbox.db").display().to_string();
+        self.database_url.clone().unwrap_or_else(default)
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// The names of all settings, from the type itself.
+fn field_names() -> Vec<String> {
+    let value = serde_json::to_value(Config::default()).expect("settings are plain data");
+    let object = value.as_object().expect("settings are a struct");
+    object.keys().cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_has_a_flag() {
+        let args = ConfigArgs {
+            config: None,
+            listen: Some(Config::default().listen),
+            database_url: Some(String::new()),
+            hypervisor: Some(HypervisorChoice::Auto),
+            image_dir: Some(PathBuf::new()),
+            memory_reserve_mib: Some(1),
+            slot_pool: Some(1),
+            boot_timeout_sec: Some(1),
+            log: Some(String::new()),
+            log_format: Some(LogFormat::Text),
+        };
+        let flags = serde_json::to_value(args).expect("plain data");
+        for name in field_names().iter().filter(|name| *name != "data_dir") {
+            assert!(flags.get(name).is_some(), "{name} has no flag");
+        }
+    }
+
+    #[test]
+    fn a_later_layer_wins() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, "listen = \"127.0.0.1:1\"\nslot_pool = 3\n").expect("writes");
+        let args = ConfigArgs {
+            config: Some(file),
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 2))),
+            ..ConfigArgs::default()
+        };
+        let config = Config::load(&args, Some(Path::new("/data"))).expect("loads");
+        assert_eq!((config.listen.port(), config.slot_pool), (2, 3));
+        assert_eq!(config.image_dir(), Path::new("/data/images"));
+    }
+
+    #[test]
+    fn a_wrong_or_unknown_setting_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("config.toml");
+        for (text, name) in [("listn = 1", "listn"), ("listen = \"nowhere\"", "listen")] {
+            std::fs::write(&file, text).expect("writes");
+            let args = ConfigArgs { config: Some(file.clone()), ..ConfigArgs::default() };
+            let error = Config::load(&args, None).expect_err("is refused");
+            assert!(crate::chain(&error).to_string().contains(name), "{name}: {error:?}");
+        }
+    }
+}

@@ -9,7 +9,7 @@
 pub mod actors;
 mod chain;
 //pub mod cli;
-//pub mod config;
+pub mod config;
 pub mod domain;
 pub mod entity;
 pub mod http;

@@ -1,9 +1,11 @@
 //! Everything that touches the kernel or a hypervisor. Knows no actor, no HTTP, no database.
 
+pub mod choice;
 pub mod console;
 pub mod guest;
 pub mod host_memory;
 pub mod hypervisor;
+pub mod kvm;
 pub mod machine;
 pub mod process;
 pub mod qemu;

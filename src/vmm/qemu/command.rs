@@ -42,6 +42,50 @@ impl Descriptors {
     }
 }
 
+/// QEMU's arguments for a VM without network whose changes are thrown away, its console on standard
+/// output.
+pub fn trial_command(accel: Accel, kernel: &Path, initramfs: &Path, rootfs: &Path) -> Vec<String> {
+    let mut args = machine(accel, Shape::DEFAULT);
+    let text = |path: &Path| path.display().to_string();
+    let drive = format!("if=none,id=root,format=raw,snapshot=on,file={}", text(rootfs));
+    for (flag, value) in [
+        ("-kernel", text(kernel)),
+        ("-initrd", text(initramfs)),
+        ("-append", KERNEL_COMMAND_LINE.to_owned()),
+        ("-drive", drive),
+        ("-device", "virtio-blk-device,drive=root".to_owned()),
+        ("-serial", "stdio".to_owned()),
+    ] {
+        args.push(flag.to_owned());
+        args.push(value);
+    }
+    args
+}
+
+/// The machine itself, without devices.
+fn machine(accel: Accel, shape: Shape) -> Vec<String> {
+    let (accel, cpu) = match accel {
+        Accel::Kvm => ("kvm".to_owned(), "host"),
+        Accel::Tcg => (format!("tcg,tb-size={TCG_CACHE_MIB}"), "max"),
+    };
+    let mut args: Vec<String> =
+        ["-no-user-config", "-nodefaults", "-no-reboot"].map(str::to_owned).into();
+    for (flag, value) in [
+        ("-M", "microvm,acpi=on,rtc=on,pit=off,pic=off,isa-serial=on".to_owned()),
+        ("-accel", accel),
+        ("-cpu", cpu.to_owned()),
+        ("-smp", shape.vcpus.to_string()),
+        ("-m", format!("{}M", shape.memory_mib)),
+        ("-display", "none".to_owned()),
+        // Without it virtio-mmio devices speak the draft from before virtio 1.0.
+        ("-global", "virtio-mmio.force-legacy=false".to_owned()),
+    ] {
+        args.push(flag.to_owned());
+        args.push(value);
+    }
+    args
+}
+
 /// QEMU's arguments for a VM that boots from its kernel.
 pub fn command_line(
     accel: Accel,
@@ -51,28 +95,16 @@ pub fn command_line(
 ) -> Vec<String> {
     let path = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let number = |fd: &OwnedFd| fd.as_raw_fd().to_string();
-    let (accel, cpu) = match accel {
-        Accel::Kvm => ("kvm".to_owned(), "host"),
-        Accel::Tcg => (format!("tcg,tb-size={TCG_CACHE_MIB}"), "max"),
-    };
-    let mut args: Vec<String> = Vec::new();
+    let mut args = machine(accel, shape);
     let mut add = |flag: &str, value: String| {
         args.push(flag.to_owned());
         args.push(value);
     };
 
-    add("-M", "microvm,acpi=on,rtc=on,pit=off,pic=off,isa-serial=on".to_owned());
-    add("-accel", accel);
-    add("-cpu", cpu.to_owned());
-    add("-smp", shape.vcpus.to_string());
-    add("-m", format!("{}M", shape.memory_mib));
     add(
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned(),
     );
-    add("-display", "none".to_owned());
-    // Without it virtio-mmio devices speak the draft from before virtio 1.0.
-    add("-global", "virtio-mmio.force-legacy=false".to_owned());
 
     add("-kernel", path(&inherited.kernel));
     add("-initrd", path(&inherited.initramfs));
@@ -100,8 +132,5 @@ pub fn command_line(
     add("-chardev", format!("socket,id=qmp,fd={qmp},server=on,wait=off"));
     add("-mon", "chardev=qmp,mode=control".to_owned());
 
-    for flag in ["-no-user-config", "-nodefaults", "-no-reboot"] {
-        args.push(flag.to_owned());
-    }
     args
 }

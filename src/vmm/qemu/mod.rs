@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use self::command::trial_command;
 use self::command::{Descriptors, command_line};
 use super::console::{self, Console};
 use super::hypervisor::{BootPlan, Engine, Hypervisor, HypervisorError, Vm};
