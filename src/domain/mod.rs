@@ -4,3 +4,4 @@
 pub mod id;
 pub mod name;
 pub mod shape;
+pub mod slot;
