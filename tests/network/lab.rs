@@ -72,6 +72,9 @@ impl Traces {
             names.sort();
             names
         };
+        let mut mounts = lines(fs::read_to_string("/proc/thread-self/mounts").expect("mounts"));
+        // The directory itself stays mounted, as after anybody's first `ip netns add`.
+        mounts.retain(|line| line.split(' ').nth(1) != Some("/run/netns"));
         Self(BTreeMap::from([
             ("namespaces", names("/run/netns")),
             ("claims", names("/run/nestbox/slots")),
@@ -79,7 +82,7 @@ impl Traces {
             ("routes", lines(run("ip route show table all"))),
             ("neighbours", lines(run("ip neigh show nud all dev lo"))),
             ("filters", lines(run("nft list ruleset"))),
-            ("mounts", lines(fs::read_to_string("/proc/thread-self/mounts").expect("mounts"))),
+            ("mounts", mounts),
         ]))
     }
 }

@@ -131,15 +131,16 @@ fn a_slot_that_fails_in_its_last_steps_is_undone() {
         let pool = start(&data, 0).await;
         leave_only(Some(slot(7)), other.path());
         // Somebody else's route for the very address: the kernel will not add a second one.
-        run("ip link add dummy0 type dummy");
-        run("ip link set dummy0 up");
-        run("ip route add 10.11.0.8/32 dev dummy0");
+        run("ip link add lan0 type veth peer name lan1");
+        run("ip link set lan0 up");
+        run("ip link set lan1 up");
+        run("ip route add 10.11.0.8/32 dev lan0");
         let before = Traces::now();
         let error = pool.acquire().await.expect_err("the route is taken");
         assert!(matches!(error, NetworkError::Link { action: "configure the host's link", .. }), "{error}");
         assert_eq!(Traces::now(), before);
 
-        run("ip route del 10.11.0.8/32 dev dummy0");
+        run("ip route del 10.11.0.8/32 dev lan0");
         pool.acquire().await.expect("the number is free again").release().await.expect("released");
     });
 }
@@ -153,7 +154,7 @@ fn an_unclaimed_namespace_or_link_is_passed_over_and_left_alone() {
         fs::remove_file(format!("{CLAIMS}/8")).expect("free 8, too");
         fs::remove_file(format!("{CLAIMS}/9")).expect("free 9, too");
         run("ip netns add nestbox-7");
-        run("ip link add nb8 type dummy");
+        run("ip link add nb8 type veth peer name nb8-peer");
         let taken = pool.acquire().await.expect("the third number is good");
         assert_eq!(taken.index(), slot(9));
         assert!(Path::new("/run/netns/nestbox-7").exists());
@@ -310,7 +311,6 @@ fn what_a_killed_daemon_left_is_reaped_by_its_next_start_except_what_is_adopted(
         drop(guest);
         adopted.release().await.expect("a clean release");
         pool.shutdown().await.expect("a clean shutdown");
-        run("umount /run/netns");
         assert_eq!(Traces::now(), before);
     });
 }

@@ -29,9 +29,10 @@ impl Bench {
     /// internet with the same services.
     async fn new() -> Self {
         let outside = Outside::new();
-        run("ip link add lan0 type dummy");
+        run("ip link add lan0 type veth peer name lan1");
         run("ip addr add 10.99.0.1/24 dev lan0");
         run("ip link set lan0 up");
+        run("ip link set lan1 up");
         let data = TempDir::new().expect("a data directory");
         let pool = SlotPool::start(config(data.path(), 2), &[]).await.expect("the pool");
         serve_tcp((ANY, TCP));

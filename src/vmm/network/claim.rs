@@ -161,7 +161,9 @@ impl Claims {
         Ok(all)
     }
 
-    fn lock(&self) -> Result<Flock<File>, NetworkError> {
+    /// Keeps all other daemons from taking claims over, until the answer is dropped. Waits for one
+    /// that is doing so.
+    pub(super) fn lock(&self) -> Result<Flock<File>, NetworkError> {
         let broken = |source| NetworkError::Claims { path: self.dir.clone(), source };
         let dir = File::open(&self.dir).map_err(broken)?;
         Flock::lock(dir, FlockArg::LockExclusive).map_err(|(_, e)| broken(e.into()))

@@ -48,6 +48,10 @@ pub enum NetworkError {
     #[error("slot {slot} cannot be adopted: it has no {missing}")]
     NotAdoptable { slot: SlotIndex, missing: &'static str, source: io::Error },
 
+    /// The directory of namespaces could not be made a mount point.
+    #[error("cannot prepare the directory of network namespaces")]
+    NamespaceDir(#[source] io::Error),
+
     /// A step with a namespace failed.
     #[error("cannot {action} the network namespace of slot {slot}")]
     Namespace { slot: SlotIndex, action: &'static str, source: io::Error },

@@ -58,10 +58,30 @@ pub(super) fn enter_slot(slot: SlotIndex) -> io::Result<()> {
     enter(&File::open(path(slot))?)
 }
 
+/// Makes the directory of namespaces a mount point that shares what is mounted below it, exactly as
+/// the first `ip netns add` on a machine does. Were that to happen later, it would cover the
+/// namespaces mounted by then with copies, and those could not be removed any more. To be called by
+/// one process at a time.
+pub(super) fn prepare() -> io::Result<()> {
+    fs::create_dir_all(NAMESPACE_DIR)?;
+    let share = || {
+        let flags = MsFlags::MS_SHARED | MsFlags::MS_REC;
+        mount(None::<&str>, NAMESPACE_DIR, None::<&str>, flags, None::<&str>)
+    };
+    match share() {
+        // Not a mount point yet.
+        Err(Errno::EINVAL) => {
+            let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+            mount(Some(NAMESPACE_DIR), NAMESPACE_DIR, None::<&str>, flags, None::<&str>)?;
+            Ok(share()?)
+        }
+        other => Ok(other?),
+    }
+}
+
 /// Makes the file that a slot's namespace will be mounted on.
 pub(super) fn create_mount_point(slot: SlotIndex) -> Result<(), NetworkError> {
     let failed = |source| NetworkError::Namespace { slot, action: "name", source };
-    fs::create_dir_all(NAMESPACE_DIR).map_err(failed)?;
     File::create_new(path(slot)).map_err(failed)?;
     Ok(())
 }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::NetworkError;
 use super::claim::{Claims, Presence};
 use super::host::{self, Filter};
-use super::namespace::on_thread;
+use super::namespace::{self, on_thread};
 use super::setup::{self, BuildFailure};
 use super::slot::Slot;
 use crate::domain::slot::{SLOT_COUNT, SlotIndex};
@@ -301,6 +301,10 @@ fn prepare(
     let claims = Claims::open(data_dir)?;
     // Registered first: from now on no other daemon takes the host's packet filter away.
     let presence = claims.register()?;
+    {
+        let _lock = claims.lock()?;
+        namespace::prepare().map_err(NetworkError::NamespaceDir)?;
+    }
     host::prepare()?;
     for index in in_use {
         claims.ensure(*index)?;

@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::libc;
 
@@ -14,6 +15,10 @@ const TUN_DEVICE: &str = "/dev/net/tun";
 /// frame. QEMU asks an inherited tap whether it has that header (`TUNGETIFF`) and, if so, lets the
 /// guest leave checksums and segmentation to the host; Firecracker requires it.
 const FLAGS: libc::c_short = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+
+/// How long to wait for a tap that is busy, and how long between attempts.
+const PATIENCE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(5);
 
 nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, libc::ifreq);
 nix::ioctl_write_int_bad!(tun_set_persist, libc::TUNSETPERSIST);
@@ -27,13 +32,23 @@ pub(super) fn create() -> io::Result<()> {
 }
 
 /// Opens the tap device in the namespace of the calling thread. The descriptor keeps working in any
-/// namespace.
+/// namespace. Blocks for up to [`PATIENCE`].
 ///
 /// # Errors
 ///
-/// `ResourceBusy` (`EBUSY`) while another descriptor is attached: two VMs never share a tap.
+/// `ResourceBusy` (`EBUSY`) while another descriptor stays attached: two VMs never share a tap.
 pub(super) fn open() -> io::Result<OwnedFd> {
-    Ok(attach()?.into())
+    let start = Instant::now();
+    loop {
+        match attach() {
+            // A descriptor that was just closed may live on for a moment: in a process that is
+            // ending, or in a child that a thread of ours has forked and that has yet to exec.
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy && start.elapsed() < PATIENCE => {
+                std::thread::sleep(PAUSE);
+            }
+            other => return Ok(other?.into()),
+        }
+    }
 }
 
 fn attach() -> io::Result<File> {
