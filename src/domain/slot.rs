@@ -224,7 +224,8 @@ mod tests {
 
     #[test]
     fn the_guest_and_its_gateway_are_in_one_30_bit_network() {
-        let network = Network { base: Ipv4Addr::new(169, 254, 0, 20), prefix_len: GUEST_PREFIX_LEN };
+        let network =
+            Network { base: Ipv4Addr::new(169, 254, 0, 20), prefix_len: GUEST_PREFIX_LEN };
         assert!(network.contains(GUEST_ADDRESS) && network.contains(GATEWAY_ADDRESS));
         assert!(LINK_LOCAL_NETWORK.contains(GUEST_ADDRESS));
     }

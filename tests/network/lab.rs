@@ -99,10 +99,7 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Runs something in a network namespace and waits for it.
-pub fn inside<T: Send + 'static>(
-    namespace: &Path,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> T {
+pub fn inside<T: Send + 'static>(namespace: &Path, work: impl FnOnce() -> T + Send + 'static) -> T {
     let namespace = File::open(namespace).expect("the namespace");
     let worker = thread::spawn(move || {
         setns(namespace, CloneFlags::CLONE_NEWNET).expect("enter the namespace");

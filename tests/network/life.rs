@@ -137,7 +137,10 @@ fn a_slot_that_fails_in_its_last_steps_is_undone() {
         run("ip route add 10.11.0.8/32 dev lan0");
         let before = Traces::now();
         let error = pool.acquire().await.expect_err("the route is taken");
-        assert!(matches!(error, NetworkError::Link { action: "configure the host's link", .. }), "{error}");
+        assert!(
+            matches!(error, NetworkError::Link { action: "configure the host's link", .. }),
+            "{error}"
+        );
         assert_eq!(Traces::now(), before);
 
         run("ip route del 10.11.0.8/32 dev lan0");
@@ -234,7 +237,10 @@ fn slots_in_use_survive_a_shutdown_and_are_adopted() {
         pool.shutdown().await.expect("a clean shutdown");
         drop(dropped_later);
         assert!(link_exists(index) && link_exists(other));
-        assert!(run("nft list tables").contains("nestbox"), "a slot in use needs the host's filter");
+        assert!(
+            run("nft list tables").contains("nestbox"),
+            "a slot in use needs the host's filter"
+        );
 
         let pool = SlotPool::start(config(data.path(), 1), &[index, other]).await.expect("a start");
         let adopted = pool.adopt(index).await.expect("the slot is whole");
@@ -258,7 +264,10 @@ fn a_slot_that_is_not_whole_is_not_adopted() {
         slot.detach();
         run(&format!("ip link del {}", index.host_link_name()));
         let error = pool.adopt(index).await.expect_err("its link is gone");
-        assert!(matches!(error, NetworkError::NotAdoptable { missing: "link to the host", .. }), "{error}");
+        assert!(
+            matches!(error, NetworkError::NotAdoptable { missing: "link to the host", .. }),
+            "{error}"
+        );
     });
 }
 

@@ -57,6 +57,9 @@ fn ensure_forwarding() -> Result<(), NetworkError> {
 
 /// Writes a kernel setting. Below `/proc/sys/net` it is the one of the calling thread's namespace.
 pub(super) fn set(path: &Path, value: &'static str) -> Result<(), NetworkError> {
-    fs::write(path, value)
-        .map_err(|source| NetworkError::Setting { path: path.to_owned(), value, source })
+    fs::write(path, value).map_err(|source| NetworkError::Setting {
+        path: path.to_owned(),
+        value,
+        source,
+    })
 }

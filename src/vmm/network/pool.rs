@@ -273,7 +273,11 @@ impl Shared {
     }
 
     async fn remove_all(self: &Arc<Self>, slots: Vec<SlotIndex>) -> Vec<Result<(), NetworkError>> {
-        stream::iter(slots).map(|index| self.remove(index)).buffer_unordered(PARALLEL).collect().await
+        stream::iter(slots)
+            .map(|index| self.remove(index))
+            .buffer_unordered(PARALLEL)
+            .collect()
+            .await
     }
 
     async fn reap(self: &Arc<Self>, leftovers: Vec<SlotIndex>) {

@@ -77,6 +77,9 @@ mod tests {
 
     #[test]
     fn what_is_no_ipv4_server_is_passed_over() {
-        assert!(servers("nameserver fd00::53\nnameserver\nnameserver x\n;nameserver 1.1.1.1").is_empty());
+        assert!(
+            servers("nameserver fd00::53\nnameserver\nnameserver x\n;nameserver 1.1.1.1")
+                .is_empty()
+        );
     }
 }

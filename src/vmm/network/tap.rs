@@ -14,7 +14,8 @@ const TUN_DEVICE: &str = "/dev/net/tun";
 /// Ethernet frames without a packet-information header, but with the one of virtio-net before each
 /// frame. QEMU asks an inherited tap whether it has that header (`TUNGETIFF`) and, if so, lets the
 /// guest leave checksums and segmentation to the host; Firecracker requires it.
-const FLAGS: libc::c_short = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+const FLAGS: libc::c_short =
+    (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
 
 /// How long to wait for a tap that is busy, and how long between attempts.
 const PATIENCE: Duration = Duration::from_millis(500);

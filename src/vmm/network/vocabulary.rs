@@ -236,10 +236,7 @@ pub(super) fn refuse(conditions: &[Term]) -> [Vec<Term>; 2] {
     let reset = Reject::new(Some(RejectType::TCPReset), None);
     let prohibited = Reject::new(Some(RejectType::ICMPX), Some(RejectCode::AdminProhibited));
     let with = |last: &[Term]| [conditions, last].concat();
-    [
-        with(&[is_tcp, Statement::Reject(Some(reset))]),
-        with(&[Statement::Reject(Some(prohibited))]),
-    ]
+    [with(&[is_tcp, Statement::Reject(Some(reset))]), with(&[Statement::Reject(Some(prohibited))])]
 }
 
 fn compare(left: Expression<'static>, op: Operator, right: Expression<'static>) -> Term {
