@@ -143,7 +143,7 @@ async fn a_cgroup_with_processes_outlives_its_guard_and_is_adopted() {
     let cgroup = cgroups.create(&id, LIMITS).await.expect("a cgroup");
     let mut child = start(&cgroup, "sleep 60");
     drop(cgroup);
-    assert_eq!(cgroups.list().expect("a list"), [id.clone()]);
+    assert_eq!(cgroups.list().expect("a list"), std::slice::from_ref(&id));
     let adopted = cgroups.adopt(&id).expect("it is there");
     adopted.kill().await.expect("all gone");
     child.wait().expect("reaped");

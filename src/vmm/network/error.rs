@@ -74,7 +74,7 @@ pub enum NetworkError {
         action: &'static str,
         place: String,
         diagnosis: String,
-        source: nftables::helper::NftablesError,
+        source: Box<nftables::helper::NftablesError>,
     },
 
     /// Some of a slot is still there; each cause names a part.

@@ -114,7 +114,7 @@ fn filter_error(action: &'static str, place: &str, source: NftablesError) -> Net
             "nft gave an unknown answer".to_owned()
         }
     };
-    NetworkError::Filter { action, place: place.to_owned(), diagnosis, source }
+    NetworkError::Filter { action, place: place.to_owned(), diagnosis, source: Box::new(source) }
 }
 
 /// The packet came in through a link of this name; `*` at the end stands for anything.
