@@ -6,3 +6,4 @@ pub mod id;
 pub mod name;
 pub mod sandbox;
 pub mod shape;
+pub mod slot;

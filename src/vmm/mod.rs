@@ -1,5 +1,6 @@
 //! Everything that touches the kernel or a hypervisor. Knows no actor, no HTTP, no database.
 
+pub mod cgroup;
 pub mod choice;
 pub mod console;
 pub mod guest;
@@ -7,6 +8,7 @@ pub mod host_memory;
 pub mod hypervisor;
 pub mod kvm;
 pub mod machine;
+pub mod network;
 pub mod process;
 pub mod qemu;
 pub mod record;

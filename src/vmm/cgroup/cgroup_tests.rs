@@ -1,0 +1,194 @@
+//! Cgroups against the real kernel, whichever version it has. Needs root.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+
+use nix::unistd::Pid;
+
+use super::group::cpu_time;
+use super::*;
+
+const LIMITS: Limits = Limits { memory_bytes: 64 << 20, pids: 8, vcpus: 1 };
+
+/// A daemon's cgroups, or `None` with the reason where they cannot be tested.
+fn cgroups() -> Option<(tempfile::TempDir, Cgroups)> {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: cgroups need root");
+        return None;
+    }
+    let data = tempfile::tempdir().expect("a data directory");
+    let cgroups = Cgroups::open(data.path()).expect("the machine's cgroups");
+    if cgroups.hierarchies.is_empty() {
+        eprintln!("skipped: this machine has no cgroups mounted");
+        return None;
+    }
+    Some((data, cgroups))
+}
+
+fn start(cgroup: &Cgroup, script: &str) -> Child {
+    let entry = cgroup.entry().expect("a way in");
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script]);
+    // SAFETY: entering a cgroup only writes to open descriptors.
+    unsafe { command.pre_exec(move || entry.enter()) };
+    command.spawn().expect("the process starts")
+}
+
+fn dirs_of(cgroups: &Cgroups) -> Vec<PathBuf> {
+    let parents = cgroups.hierarchies.iter().map(|hierarchy| cgroups.parent(hierarchy));
+    parents.filter(|parent| parent.exists()).collect()
+}
+
+#[tokio::test]
+async fn a_cgroup_is_made_with_its_limits_and_leaves_nothing() {
+    let Some((_data, cgroups)) = cgroups() else { return };
+    let id = SandboxId::random();
+    let cgroup = cgroups.create(&id, LIMITS).await.expect("a cgroup");
+    assert_eq!(cgroups.list().expect("a list"), [id]);
+    for place in cgroup.places() {
+        let read = |name: &str| fs::read_to_string(place.dir.join(name)).expect(name);
+        for controller in &place.controllers {
+            match (controller, place.version) {
+                (Controller::Pids, _) => assert_eq!(read("pids.max").trim(), "8"),
+                (Controller::Memory, Version::V1) => {
+                    assert_eq!(read("memory.limit_in_bytes").trim(), "67108864");
+                }
+                (Controller::Memory, Version::V2) => {
+                    assert_eq!(read("memory.max").trim(), "67108864");
+                }
+                (Controller::Cpu, Version::V1) => assert_eq!(read("cpu.shares").trim(), "1024"),
+                (Controller::Cpu, Version::V2) => {
+                    assert_eq!(read("cpu.max").trim(), "200000 100000");
+                }
+                (Controller::CpuAccounting | Controller::Kill, _) => {}
+            }
+        }
+    }
+    cgroup.release().await.expect("a clean release");
+    assert!(cgroups.list().expect("a list").is_empty());
+    assert_eq!(dirs_of(&cgroups), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn a_child_is_in_the_cgroup_before_it_executes_anything() {
+    let Some((_data, cgroups)) = cgroups() else { return };
+    let cgroup = cgroups.create(&SandboxId::random(), LIMITS).await.expect("a cgroup");
+    let mut child = start(&cgroup, "sleep 60");
+    let pid = Pid::from_raw(child.id() as i32);
+    for place in cgroup.places() {
+        assert!(place.pids().expect("readable").contains(&pid), "{}", place.dir.display());
+    }
+    child.kill().expect("killed");
+    child.wait().expect("reaped");
+    cgroup.release().await.expect("a clean release");
+}
+
+#[tokio::test]
+async fn killing_reaches_descendants_in_other_sessions() {
+    let Some((_data, cgroups)) = cgroups() else { return };
+    let cgroup = cgroups.create(&SandboxId::random(), LIMITS).await.expect("a cgroup");
+    let mut child = start(&cgroup, "setsid sleep 61 & setsid sleep 62 & wait");
+    let alive = || cgroup.places()[0].pids().expect("readable").len();
+    while alive() < 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    cgroup.kill().await.expect("all gone");
+    assert_eq!(alive(), 0);
+    child.wait().expect("reaped");
+    cgroup.release().await.expect("a clean release");
+}
+
+#[tokio::test]
+async fn a_running_process_can_be_added_and_is_accounted() {
+    let Some((_data, cgroups)) = cgroups() else { return };
+    let cgroup = cgroups.create(&SandboxId::random(), LIMITS).await.expect("a cgroup");
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", "read go; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .expect("the process starts");
+    cgroup.add(child.id()).await.expect("added");
+    drop(child.stdin.take());
+    child.wait().expect("done");
+    let usage = cgroup.usage();
+    assert!(usage.cpu_time.is_none_or(|time| time > Duration::ZERO), "{usage:?}");
+    cgroup.release().await.expect("a clean release");
+}
+
+#[tokio::test]
+async fn the_limit_of_processes_holds() {
+    let Some((_data, cgroups)) = cgroups() else { return };
+    let limited = cgroups
+        .describe()
+        .into_iter()
+        .any(|support| support.controller == Controller::Pids && support.offered_by.is_some());
+    if !limited {
+        eprintln!("skipped: this machine has no pids controller");
+        return;
+    }
+    let limits = Limits { pids: 2, ..LIMITS };
+    let cgroup = cgroups.create(&SandboxId::random(), limits).await.expect("a cgroup");
+    // The shell is one, the first sleep the second; the kernel has no room for a third.
+    let mut child = start(&cgroup, "sleep 1 & sleep 1 & wait");
+    let status = child.wait().expect("reaped");
+    assert!(!status.success());
+    cgroup.kill().await.expect("all gone");
+    cgroup.release().await.expect("a clean release");
+}
+
+#[tokio::test]
+async fn a_cgroup_with_processes_outlives_its_guard_and_is_adopted() {
+    let Some((_data, cgroups)) = cgroups() else { return };
+    let id = SandboxId::random();
+    let cgroup = cgroups.create(&id, LIMITS).await.expect("a cgroup");
+    let mut child = start(&cgroup, "sleep 60");
+    drop(cgroup);
+    assert_eq!(cgroups.list().expect("a list"), std::slice::from_ref(&id));
+    let adopted = cgroups.adopt(&id).expect("it is there");
+    adopted.kill().await.expect("all gone");
+    child.wait().expect("reaped");
+    adopted.release().await.expect("a clean release");
+    assert!(matches!(cgroups.adopt(&id), Err(CgroupError::NotFound { .. })));
+}
+
+#[tokio::test]
+async fn an_empty_cgroup_does_not_outlive_its_guard() {
+    let Some((_data, cgroups)) = cgroups() else { return };
+    drop(cgroups.create(&SandboxId::random(), LIMITS).await.expect("a cgroup"));
+    assert!(cgroups.list().expect("a list").is_empty());
+    assert_eq!(dirs_of(&cgroups), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn daemons_do_not_see_each_others_cgroups() {
+    let Some((_data, ours)) = cgroups() else { return };
+    let Some((_their_data, theirs)) = cgroups() else { return };
+    let id = SandboxId::random();
+    let cgroup = theirs.create(&id, LIMITS).await.expect("a cgroup");
+    assert!(ours.list().expect("a list").is_empty());
+    assert!(ours.adopt(&id).is_err());
+    cgroup.release().await.expect("a clean release");
+}
+
+#[tokio::test]
+async fn many_cgroups_come_and_go_at_once() {
+    let Some((_data, cgroups)) = cgroups() else { return };
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let cgroups = cgroups.clone();
+        tasks.spawn(async move {
+            let cgroup = cgroups.create(&SandboxId::random(), LIMITS).await.expect("a cgroup");
+            cgroup.release().await.expect("a clean release");
+        });
+    }
+    tasks.join_all().await;
+    assert!(cgroups.list().expect("a list").is_empty());
+}
+
+#[test]
+fn processor_time_is_read_in_both_formats() {
+    let v2 = "usage_usec 1500\nuser_usec 1000\nsystem_usec 500\n";
+    assert_eq!(cpu_time(Version::V2, v2), Some(Duration::from_micros(1500)));
+    assert_eq!(cpu_time(Version::V1, "1500000\n"), Some(Duration::from_micros(1500)));
+    assert_eq!(cpu_time(Version::V2, "nr_periods 0\n"), None);
+}

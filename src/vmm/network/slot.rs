@@ -1,0 +1,123 @@
+//! A slot in use: the guard that keeps one VM's network.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::time::{ClockId, clock_gettime};
+
+use super::NetworkError;
+use super::namespace::{self, on_thread};
+use super::pool::Shared;
+use super::tap;
+use crate::domain::slot::SlotIndex;
+
+/// Which use of a slot's number this is: it grows with every use, also from one daemon to the next
+/// while the machine is up. Whoever keeps connections to a slot's address keeps this beside them and
+/// uses them only while it is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Generation(u64);
+
+impl Generation {
+    /// The clock does the counting: no number is in use twice within a nanosecond.
+    fn now() -> Self {
+        let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("every kernel has this clock");
+        let (seconds, nanoseconds) = (now.tv_sec() as u64, now.tv_nsec() as u64);
+        Self(seconds * 1_000_000_000 + nanoseconds)
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// The network of one VM. [`Slot::release`] is the way out when the VM is gone, [`Slot::detach`]
+/// when the VM is to outlive this daemon; a dropped slot is removed by the pool's janitor, unless the
+/// pool is shut down.
+pub struct Slot {
+    index: SlotIndex,
+    generation: Generation,
+    namespace: std::path::PathBuf,
+    /// `None` once somebody else is responsible.
+    pool: Option<Arc<Shared>>,
+}
+
+impl Slot {
+    pub(super) fn new(index: SlotIndex, pool: Arc<Shared>) -> Self {
+        let namespace = namespace::path(index);
+        Self { index, generation: Generation::now(), namespace, pool: Some(pool) }
+    }
+
+    /// The number, from which a later daemon adopts the slot.
+    pub fn index(&self) -> SlotIndex {
+        self.index
+    }
+
+    /// Which use of the number this is.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// The address by which this host reaches the guest.
+    pub fn address(&self) -> Ipv4Addr {
+        self.index.access_address()
+    }
+
+    /// Path of the network namespace.
+    pub fn namespace(&self) -> &Path {
+        &self.namespace
+    }
+
+    /// Opens the tap device for a VM process to inherit. It carries Ethernet frames with a
+    /// virtio-net header and works in whatever namespace the VM process runs. The descriptor is
+    /// close-on-exec and blocking: whoever starts the process clears the flag in the child.
+    ///
+    /// # Errors
+    ///
+    /// [`NetworkError::Tap`]; with `ResourceBusy` as the cause while a VM still has the tap.
+    pub async fn tap(&self) -> Result<OwnedFd, NetworkError> {
+        let slot = self.index;
+        let open = move || {
+            namespace::enter_slot(slot)
+                .and_then(|()| tap::open())
+                .map_err(|source| NetworkError::Tap { slot, source })
+        };
+        on_thread("nestbox-tap", open).await
+    }
+
+    /// Removes the slot, of which the VM has to be gone. Once this has been polled, removal goes on
+    /// even if the caller stops waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`NetworkError::Incomplete`] when something is left; the janitor keeps trying then.
+    pub async fn release(mut self) -> Result<(), NetworkError> {
+        match self.pool.take() {
+            Some(pool) => pool.release(self.index).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Leaves the slot in place for the next daemon to adopt.
+    pub fn detach(mut self) {
+        self.pool = None;
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.take() {
+            pool.hand_to_janitor(self.index);
+        }
+    }
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slot").field("index", &self.index).finish_non_exhaustive()
+    }
+}
