@@ -279,7 +279,7 @@ fn metadata_has(backend: DbBackend, key: &str, value: &str) -> SimpleExpr {
     let sql = match backend {
         DbBackend::Postgres => r#""sandboxes"."metadata" ->> $1 = $2"#,
         _ => {
-            r#"EXISTS (SELECT 1 FROM json_each("sandboxes"."metadata") AS label WHERE label.key = $1 AND label.value = $2)"#
+            r#"EXISTS (SELECT 1 FROM json_each("sandboxes"."metadata") AS label WHERE label.key = ? AND label.value = ?)"#
         }
     };
     Expr::cust_with_values(sql, [key, value])
