@@ -146,18 +146,7 @@ impl<'a> Sandboxes<'a> {
         change: &Change,
     ) -> Result<Publish, StoreError> {
         let at = micros(change.at);
-        let stopped_at = match change.state {
-            SandboxState::Stopped => Some(at),
-            SandboxState::Pending
-            | SandboxState::Starting
-            | SandboxState::Running
-            | SandboxState::Pausing
-            | SandboxState::Paused
-            | SandboxState::Resuming
-            | SandboxState::Stopping
-            | SandboxState::Missing
-            | SandboxState::Error => None,
-        };
+        let stopped_at = change.state.is_final().then_some(at);
         let update = Entity::update_many()
             .col_expr(Column::State, Expr::value(change.state.as_str()))
             .col_expr(Column::Reason, Expr::value(change.reason.as_deref().map(without_nul)))
@@ -244,14 +233,14 @@ impl<'a> Sandboxes<'a> {
         models.into_iter().map(|model| Sandbox::try_from(model).map(|found| found.id)).collect()
     }
 
-    /// Deletes the sandboxes that became `stopped` before `before`; gives their number.
+    /// Deletes the sandboxes that came to a final state before `before`; gives their number.
     ///
     /// # Errors
     ///
     /// [`StoreError::Busy`], [`StoreError::Query`].
-    pub async fn delete_stopped_before(&self, before: DateTime<Utc>) -> Result<u64, StoreError> {
+    pub async fn delete_over_before(&self, before: DateTime<Utc>) -> Result<u64, StoreError> {
         let delete = Entity::delete_many()
-            .filter(Column::State.eq(SandboxState::Stopped.as_str()))
+            .filter(Column::State.is_in(final_states()))
             .filter(Column::StoppedAt.lt(micros(before)))
             .build(self.database.backend());
         self.database.write("delete sandboxes that are long gone", delete).await
@@ -270,7 +259,11 @@ fn after(cursor: &Cursor) -> Condition {
 
 /// Rows of sandboxes that may still hold something on their host.
 fn not_over() -> SimpleExpr {
-    Column::State.is_not_in([SandboxState::Stopped, SandboxState::Error].map(SandboxState::as_str))
+    Column::State.is_not_in(final_states())
+}
+
+fn final_states() -> impl Iterator<Item = &'static str> {
+    SandboxState::ALL.into_iter().filter(|state| state.is_final()).map(SandboxState::as_str)
 }
 
 /// Rows that have the label. The key is bound as a value and never becomes a JSON path, in which
