@@ -8,11 +8,12 @@
 
 pub mod actors;
 mod chain;
-//pub mod cli;
+pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod entity;
 pub mod http;
 //pub mod startup;
 pub mod vmm;
+
 pub use chain::chain;

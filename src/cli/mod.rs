@@ -1,1 +1,125 @@
+//! The command line: one file a verb, and the client of the REST API that they share.
+//!
+//! Knows the API's JSON and nothing of the daemon's inside: these verbs work the same on a laptop
+//! against a daemon elsewhere. What a command in a sandbox prints is passed on byte for byte, and
+//! its exit code becomes ours; see [`exit`].
 
+mod client;
+mod cp;
+mod create;
+mod discover;
+mod exec;
+mod exit;
+mod get;
+mod key;
+mod ls;
+mod output;
+mod pairs;
+mod resolve;
+mod rm;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use client::Client;
+pub use exit::NESTBOX_FAILED;
+
+/// Sandboxes for untrusted code, each in a microVM of its own.
+#[derive(Debug, Parser)]
+#[command(name = "nestbox", version, after_help = exit::HELP, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every verb understands.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Print JSON, for programs
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// URL of the daemon [default: the local daemon's]
+    #[arg(long, global = true, env = "NESTBOX_URL", value_name = "URL")]
+    pub url: Option<String>,
+    /// API key [default: the local daemon's]
+    #[arg(
+        long,
+        global = true,
+        env = "NESTBOX_API_KEY",
+        value_name = "KEY",
+        hide_env_values = true
+    )]
+    pub api_key: Option<String>,
+    /// Data directory of the local daemon [default: /var/lib/nestbox, then ./.nestbox]
+    #[arg(long, global = true, env = "NESTBOX_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create a sandbox and print its id
+    Create(create::CreateArgs),
+    /// List sandboxes
+    Ls(ls::LsArgs),
+    /// Show one sandbox
+    #[command(visible_alias = "inspect")]
+    Get(get::GetArgs),
+    /// Run a command in a sandbox
+    Exec(exec::ExecArgs),
+    /// Copy a file into or out of a sandbox
+    Cp(cp::CpArgs),
+    /// Destroy sandboxes
+    Rm(rm::RmArgs),
+    /// Create a sandbox, run a command in it, destroy it
+    Run(run::RunArgs),
+    /// Manage API keys
+    #[command(subcommand)]
+    Key(key::KeyCommand),
+}
+
+impl Cli {
+    /// Reads the process's arguments. Prints help or what is wrong with them itself, and then gives
+    /// the code to end with.
+    ///
+    /// # Errors
+    ///
+    /// The exit code: 0 after `--help` and `--version`, else [`NESTBOX_FAILED`].
+    pub fn read() -> Result<Self, ExitCode> {
+        Self::try_parse().map_err(|error| exit::after_usage(&error))
+    }
+}
+
+/// Runs a verb. Prints its own errors; the result is for the process to end with.
+pub async fn run(cli: Cli) -> ExitCode {
+    match dispatch(cli).await {
+        Ok(code) => code,
+        Err(error) => exit::after_error(&error),
+    }
+}
+
+async fn dispatch(Cli { global, command }: Cli) -> Result<ExitCode> {
+    let format = output::Format::of(&global);
+    // Only for the verbs that need one: others work without a daemon.
+    let client = || -> Result<Client> { Ok(Client::new(discover::find(&global)?)?) };
+    match command {
+        Command::Create(args) => create::run(&client()?, format, args).await,
+        Command::Ls(args) => ls::run(&client()?, format, args).await,
+        Command::Get(args) => get::run(&client()?, format, args).await,
+        Command::Exec(args) => exec::run(&client()?, format, args).await,
+        Command::Cp(args) => cp::run(&client()?, format, args).await,
+        Command::Rm(args) => rm::run(&client()?, format, args).await,
+        Command::Run(args) => run::run(&client()?, format, args).await,
+        Command::Key(command) => key::run(&client()?, format, command).await,
+    }
+}
+
+#[cfg(test)]
+#[path = "cli_tests.rs"]
+mod tests;

@@ -51,7 +51,9 @@ pub(super) async fn open(
 /// gives the mode of the database to its `-wal` and `-shm` files. Also, an error of the operating
 /// system says more than SQLite's "unable to open database file".
 fn create_private(path: &Path) -> std::io::Result<()> {
-    OpenOptions::new().read(true).write(true).create(true).mode(0o600).open(path).map(drop)
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).map(drop)
 }
 
 fn options(path: &Path) -> SqliteConnectOptions {

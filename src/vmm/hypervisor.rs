@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::CgroupEntry;
 use super::console::ConsoleError;
 use super::process::{ProcessError, ProcessId};
 use crate::domain::shape::Shape;
@@ -68,14 +69,17 @@ pub struct BootPlan<'a> {
     pub rootfs: &'a Path,
     /// Writable overlay on it, a path relative to `dir`.
     pub overlay: &'a Path,
+    /// Holds the exclusive lock on the overlay. The process inherits it, so that the lock lasts as
+    /// long as anybody could write.
+    pub overlay_lock: OwnedFd,
     /// The VM's own directory; sockets and logs go here.
     pub dir: &'a Path,
     /// The host's end of the guest's network card.
     pub tap: OwnedFd,
     /// Network namespace that the process runs in.
     pub namespace: &'a Path,
-    /// `cgroup.procs` files that the process enters.
-    pub cgroup_procs: &'a [PathBuf],
+    /// Cgroup that the process enters.
+    pub cgroup: CgroupEntry,
     /// Unprivileged user of this VM alone.
     pub uid: u32,
 }

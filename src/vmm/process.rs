@@ -22,6 +22,8 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::cgroup::CgroupEntry;
+
 /// What went wrong with a VM's process.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
@@ -55,8 +57,8 @@ pub struct ProcessId {
 pub struct Confinement {
     /// Network namespace to enter.
     pub namespace: PathBuf,
-    /// `cgroup.procs` files to enter, one a hierarchy.
-    pub cgroup_procs: Vec<PathBuf>,
+    /// Cgroup to enter.
+    pub cgroup: CgroupEntry,
     /// Unprivileged user and group of this VM alone.
     pub uid: u32,
     /// Supplementary groups, for devices that only a group may open.
@@ -90,19 +92,10 @@ impl VmProcess {
         args: &[String],
         confinement: Confinement,
     ) -> Result<ProcessId, ProcessError> {
-        let open = |path: &Path, for_writing: bool| {
-            File::options()
-                .read(!for_writing)
-                .write(for_writing)
-                .open(path)
-                .map_err(|source| ProcessError::Open { path: path.to_owned(), source })
-        };
-        let namespace = open(&confinement.namespace, false)?;
-        let cgroups = confinement
-            .cgroup_procs
-            .iter()
-            .map(|path| open(path, true))
-            .collect::<Result<Vec<_>, _>>()?;
+        let namespace = File::open(&confinement.namespace).map_err(|source| {
+            ProcessError::Open { path: confinement.namespace.clone(), source }
+        })?;
+        let cgroup = confinement.cgroup;
         let inherited: Vec<RawFd> = confinement.inherited.iter().map(AsRawFd::as_raw_fd).collect();
         let (uid, gid) = (Uid::from_raw(confinement.uid), Gid::from_raw(confinement.uid));
         let groups: Vec<Gid> = confinement.groups.iter().copied().map(Gid::from_raw).collect();
@@ -121,10 +114,7 @@ impl VmProcess {
             .stderr(errors);
         let enter = move || -> io::Result<()> {
             setsid()?;
-            for cgroup in &cgroups {
-                // "0" means the writer itself: cgroups(7).
-                nix::unistd::write(cgroup, b"0")?;
-            }
+            cgroup.enter()?;
             setns(&namespace, CloneFlags::CLONE_NEWNET)?;
             for fd in &inherited {
                 // SAFETY: the descriptor is open in the parent, thus in this copy of it.

@@ -102,7 +102,7 @@ pub struct Sandbox {
     pub last_active_at: DateTime<Utc>,
     /// When it ends unless something happens in it.
     pub expires_at: Option<DateTime<Utc>>,
-    /// When it became `stopped`.
+    /// When it came to a final state.
     pub stopped_at: Option<DateTime<Utc>>,
 }
 
@@ -132,7 +132,7 @@ pub enum Insert {
 /// The part of a sandbox that changes, as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// Where it is in its life now. `stopped` also sets `stopped_at`.
+    /// Where it is in its life now. A final state also sets `stopped_at`.
     pub state: SandboxState,
     /// Why, for a person.
     pub reason: Option<String>,

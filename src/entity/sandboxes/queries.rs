@@ -146,18 +146,7 @@ impl<'a> Sandboxes<'a> {
         change: &Change,
     ) -> Result<Publish, StoreError> {
         let at = micros(change.at);
-        let stopped_at = match change.state {
-            SandboxState::Stopped => Some(at),
-            SandboxState::Pending
-            | SandboxState::Starting
-            | SandboxState::Running
-            | SandboxState::Pausing
-            | SandboxState::Paused
-            | SandboxState::Resuming
-            | SandboxState::Stopping
-            | SandboxState::Missing
-            | SandboxState::Error => None,
-        };
+        let stopped_at = change.state.is_final().then_some(at);
         let update = Entity::update_many()
             .col_expr(Column::State, Expr::value(change.state.as_str()))
             .col_expr(Column::Reason, Expr::value(change.reason.as_deref().map(without_nul)))
@@ -270,14 +259,14 @@ impl<'a> Sandboxes<'a> {
         self.database.write("free an idempotency key", update).await.map(drop)
     }
 
-    /// Deletes the sandboxes that became `stopped` before `before`; gives their number.
+    /// Deletes the sandboxes that came to a final state before `before`; gives their number.
     ///
     /// # Errors
     ///
     /// [`StoreError::Busy`], [`StoreError::Query`].
-    pub async fn delete_stopped_before(&self, before: DateTime<Utc>) -> Result<u64, StoreError> {
+    pub async fn delete_over_before(&self, before: DateTime<Utc>) -> Result<u64, StoreError> {
         let delete = Entity::delete_many()
-            .filter(Column::State.eq(SandboxState::Stopped.as_str()))
+            .filter(Column::State.is_in(final_states()))
             .filter(Column::StoppedAt.lt(micros(before)))
             .build(self.database.backend());
         self.database.write("delete sandboxes that are long gone", delete).await
@@ -296,7 +285,11 @@ fn after(cursor: &Cursor) -> Condition {
 
 /// Rows of sandboxes that may still hold something on their host.
 fn not_over() -> SimpleExpr {
-    Column::State.is_not_in([SandboxState::Stopped, SandboxState::Error].map(SandboxState::as_str))
+    Column::State.is_not_in(final_states())
+}
+
+fn final_states() -> impl Iterator<Item = &'static str> {
+    SandboxState::ALL.into_iter().filter(|state| state.is_final()).map(SandboxState::as_str)
 }
 
 /// Rows that have the label. The key is bound as a value and never becomes a JSON path, in which
@@ -305,7 +298,7 @@ fn metadata_has(backend: DbBackend, key: &str, value: &str) -> SimpleExpr {
     let sql = match backend {
         DbBackend::Postgres => r#""sandboxes"."metadata" ->> $1 = $2"#,
         _ => {
-            r#"EXISTS (SELECT 1 FROM json_each("sandboxes"."metadata") AS label WHERE label.key = $1 AND label.value = $2)"#
+            r#"EXISTS (SELECT 1 FROM json_each("sandboxes"."metadata") AS label WHERE label.key = ? AND label.value = ?)"#
         }
     };
     Expr::cust_with_values(sql, [key, value])

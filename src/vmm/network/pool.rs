@@ -171,6 +171,15 @@ impl SlotPool {
         Ok(Slot::new(index, self.shared.clone()))
     }
 
+    /// Removes what is left of a slot of this daemon that cannot be adopted.
+    ///
+    /// # Errors
+    ///
+    /// [`NetworkError::Incomplete`] when something is left; the janitor keeps trying then.
+    pub async fn discard(&self, index: SlotIndex) -> Result<(), NetworkError> {
+        self.shared.clone().release(index).await
+    }
+
     /// What the pool holds now.
     pub fn status(&self) -> PoolStatus {
         PoolStatus { ready: self.shared.state().ready.len() }

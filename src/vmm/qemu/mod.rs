@@ -111,11 +111,11 @@ impl Hypervisor for Qemu {
         let args = command_line(self.accel, plan.shape, plan.overlay, &inherited);
         let confinement = Confinement {
             namespace: plan.namespace.to_owned(),
-            cgroup_procs: plan.cgroup_procs.to_vec(),
+            cgroup: plan.cgroup,
             uid: plan.uid,
             groups: self.device_groups(),
             dir: plan.dir.to_owned(),
-            inherited: inherited.into_list(),
+            inherited: inherited.into_list().into_iter().chain([plan.overlay_lock]).collect(),
             log,
         };
         let program = self.program.clone();

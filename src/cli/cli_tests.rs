@@ -1,0 +1,119 @@
+//! How the whole command line is read.
+
+use clap::CommandFactory;
+
+use super::*;
+
+fn parse(line: &[&str]) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(std::iter::once("nestbox").chain(line.iter().copied()))
+}
+
+fn good(line: &[&str]) -> Cli {
+    parse(line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+}
+
+#[test]
+fn the_definition_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn a_commands_own_flags_are_not_ours() {
+    let cli = good(&["exec", "abc", "--cwd", "/tmp", "--", "ls", "--json", "-e", "--", "x"]);
+    assert!(!cli.global.json);
+    let Command::Exec(args) = cli.command else { panic!("not exec") };
+    let request = args.into_request();
+    assert_eq!(request.cmd, "ls");
+    assert_eq!(request.args, ["--json", "-e", "--", "x"]);
+    assert_eq!(request.cwd.as_deref(), Some("/tmp"));
+}
+
+#[test]
+fn one_word_is_a_command_without_arguments_and_no_shell_line() {
+    let Command::Exec(args) = good(&["exec", "abc", "--", "echo $HOME"]).command else {
+        panic!("not exec")
+    };
+    let request = args.into_request();
+    assert_eq!((request.cmd.as_str(), request.args.len()), ("echo $HOME", 0));
+}
+
+#[test]
+fn global_flags_stand_before_or_after_the_verb() {
+    for line in [["--json", "ls"], ["ls", "--json"]] {
+        assert!(good(&line).global.json);
+    }
+}
+
+#[test]
+fn create_takes_what_the_api_takes() {
+    let line = "create --template py3 --vcpus 2 --memory-mb 1024 --timeout-sec 60 \
+                -e A=1 -e B=x=y --metadata team=birds --idempotency-key once";
+    let Command::Create(args) = good(&line.split_whitespace().collect::<Vec<_>>()).command else {
+        panic!("not create")
+    };
+    let request: client::CreateRequest = args.spec.into();
+    let json = serde_json::to_value(request).unwrap();
+    let want = serde_json::json!({
+        "template": "py3", "vcpus": 2, "memory_mb": 1024, "timeout_sec": 60,
+        "envs": {"A": "1", "B": "x=y"}, "metadata": {"team": "birds"},
+    });
+    assert_eq!(json, want);
+}
+
+#[test]
+fn what_is_not_said_is_left_to_the_daemon() {
+    let Command::Create(args) = good(&["create"]).command else { panic!("not create") };
+    let json = serde_json::to_string(&client::CreateRequest::from(args.spec)).unwrap();
+    assert_eq!(json, r#"{"template":"debian"}"#);
+}
+
+#[test]
+fn inspect_is_another_name_for_get() {
+    assert!(matches!(good(&["inspect", "abc"]).command, Command::Get(_)));
+}
+
+#[test]
+fn arguments_that_make_no_sense_are_refused() {
+    for line in [
+        &["exec", "abc"] as &[&str],
+        &["exec", "abc", "ls"],
+        &["exec", "--", "ls"],
+        &["run"],
+        &["run", "ls"],
+        &["rm"],
+        &["rm", "abc", "--all"],
+        &["cp", "a"],
+        &["create", "--vcpus", "0"],
+        &["create", "--vcpus", "many"],
+        &["create", "-e", "=x"],
+        &["create", "--metadata", "x"],
+        &["ls", "--state", "asleep"],
+        &["ls", "--state", "running", "--all"],
+        &["key"],
+        &["key", "create"],
+        &["fly"],
+    ] {
+        let error = parse(line).map(|_| ()).unwrap_err();
+        assert!(error.use_stderr(), "{line:?}");
+    }
+}
+
+#[test]
+fn help_is_no_failure_and_tells_the_exit_codes() {
+    let error = parse(&["--help"]).map(|_| ()).unwrap_err();
+    assert!(!error.use_stderr());
+    let text = error.to_string();
+    for code in ["125", "126", "127"] {
+        assert!(text.contains(code), "{text}");
+    }
+}
+
+#[test]
+fn states_are_listed_with_commas_or_one_by_one() {
+    for line in [
+        &["ls", "--state", "running,paused"] as &[&str],
+        &["ls", "--state", "running", "--state", "paused"],
+    ] {
+        assert!(matches!(good(line).command, Command::Ls(_)));
+    }
+}

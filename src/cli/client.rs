@@ -1,0 +1,393 @@
+//! The REST API as the command line uses it.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use chrono::{DateTime, Utc};
+use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, multipart};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::discover::Daemon;
+
+/// Sandboxes asked for in one request of a list.
+const PAGE: u32 = 100;
+
+/// Talks to one daemon with one key.
+pub(super) struct Client {
+    http: reqwest::Client,
+    base: Url,
+}
+
+/// A request was not answered as it should have been.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    #[error("{url:?} is not the url of a daemon, such as http://127.0.0.1:8080")]
+    BadUrl { url: String },
+    #[error("the api key has characters that no key has")]
+    BadKey,
+    #[error("cannot set up the http client")]
+    SetUp(#[source] reqwest::Error),
+    #[error("cannot reach the daemon at {base}: is it running?")]
+    Unreachable { base: Url, source: reqwest::Error },
+    #[error("the connection to the daemon at {base} broke")]
+    Broken { base: Url, source: reqwest::Error },
+    /// The daemon refused, in its own words.
+    #[error("{message}")]
+    Refused { status: StatusCode, code: String, message: String },
+    #[error("{base} answered {status}, but not in nestbox's way")]
+    NotNestbox { base: Url, status: StatusCode },
+    #[error("the daemon's answer cannot be read")]
+    BadAnswer(#[source] serde_json::Error),
+    #[error("the daemon's answer holds bad base64")]
+    BadBase64(#[source] base64::DecodeError),
+}
+
+/// What a new sandbox shall be. What is none is the daemon's to choose.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct CreateRequest {
+    pub template: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_sec: Option<u32>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub envs: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A sandbox as the API shows it. The state is a text, so that a newer daemon's states show too.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Sandbox {
+    pub id: String,
+    pub template: String,
+    pub state: String,
+    pub vcpus: u32,
+    pub memory_mb: u32,
+    pub created_at: DateTime<Utc>,
+    /// Everything else, to be passed on.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+/// Which sandboxes to list.
+#[derive(Debug, Default)]
+pub(super) struct ListQuery {
+    pub states: Vec<String>,
+    pub metadata: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct ListPage {
+    sandboxes: Vec<Sandbox>,
+    next_cursor: Option<String>,
+}
+
+/// A command for a sandbox. `args` is always there, if empty: without it the daemon would hand
+/// `cmd` to a shell.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct ExecRequest {
+    pub cmd: String,
+    pub args: Vec<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub envs: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_sec: Option<u32>,
+}
+
+/// What came of a command.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ExecAnswer {
+    pub stdout: String,
+    pub stderr: String,
+    pub exit_code: i64,
+    pub encoding: Encoding,
+    /// Everything else, to be passed on.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+/// How output is put into JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Encoding {
+    #[serde(rename = "utf-8")]
+    Utf8,
+    #[serde(rename = "base64")]
+    Base64,
+}
+
+/// Where an upload went.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Written {
+    pub path: String,
+    pub size: u64,
+}
+
+/// A new API key; the key itself is never shown again.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct NewKey {
+    pub id: String,
+    pub name: String,
+    pub key: String,
+    pub created_at: DateTime<Utc>,
+}
+
+/// An API key without the key.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Key {
+    pub id: String,
+    pub name: String,
+    pub prefix: String,
+    pub created_at: DateTime<Utc>,
+    pub last_used_at: Option<DateTime<Utc>>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Keys {
+    pub api_keys: Vec<Key>,
+}
+
+impl Client {
+    /// Prepares requests to a daemon; connects to nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::BadUrl`], [`ClientError::BadKey`], [`ClientError::SetUp`].
+    pub fn new(daemon: Daemon) -> Result<Self, ClientError> {
+        let bad = || ClientError::BadUrl { url: daemon.url.clone() };
+        let mut base = Url::parse(&daemon.url).map_err(|_| bad())?;
+        if base.cannot_be_a_base() || !base.has_host() {
+            return Err(bad());
+        }
+        // A base without a final slash would lose its last part when joined.
+        let path = format!("{}/v1/", base.path().trim_end_matches('/'));
+        base.set_path(&path);
+        base.set_query(None);
+        let mut key = HeaderValue::from_str(&daemon.api_key).map_err(|_| ClientError::BadKey)?;
+        key.set_sensitive(true);
+        let http = reqwest::Client::builder()
+            .default_headers(HeaderMap::from_iter([(
+                http::HeaderName::from_static("x-api-key"),
+                key,
+            )]))
+            // A redirect would carry the key to somewhere else.
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(std::time::Duration::from_secs(10))
+            .build()
+            .map_err(ClientError::SetUp)?;
+        Ok(Self { http, base })
+    }
+
+    /// Creates a sandbox; waits until it runs.
+    pub async fn create(
+        &self,
+        request: &CreateRequest,
+        idempotency_key: Option<&str>,
+    ) -> Result<Sandbox, ClientError> {
+        let mut builder = self.request(Method::POST, &["sandboxes"]).json(request);
+        if let Some(key) = idempotency_key {
+            builder = builder.header("Idempotency-Key", key);
+        }
+        self.json(builder).await
+    }
+
+    /// Lists all sandboxes that the query asks for, newest first.
+    pub async fn list(&self, query: &ListQuery) -> Result<Vec<Sandbox>, ClientError> {
+        let mut sandboxes = Vec::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let mut pairs = vec![("limit", PAGE.to_string())];
+            if !query.states.is_empty() {
+                pairs.push(("state", query.states.join(",")));
+            }
+            pairs.extend(query.metadata.iter().map(|(k, v)| ("metadata", format!("{k}={v}"))));
+            pairs.extend(cursor.take().map(|cursor| ("cursor", cursor)));
+            let request = self.request(Method::GET, &["sandboxes"]).query(&pairs);
+            let page: ListPage = self.json(request).await?;
+            sandboxes.extend(page.sandboxes);
+            match page.next_cursor {
+                Some(next) => cursor = Some(next),
+                None => return Ok(sandboxes),
+            }
+        }
+    }
+
+    /// Gives one sandbox.
+    pub async fn get(&self, id: &str) -> Result<Sandbox, ClientError> {
+        self.json(self.request(Method::GET, &["sandboxes", id])).await
+    }
+
+    /// Destroys a sandbox; it is no error when it is gone already.
+    pub async fn destroy(&self, id: &str) -> Result<(), ClientError> {
+        match self.send(self.request(Method::DELETE, &["sandboxes", id])).await {
+            Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Runs a command in a sandbox and waits for its end.
+    pub async fn exec(&self, id: &str, request: &ExecRequest) -> Result<ExecAnswer, ClientError> {
+        self.json(self.request(Method::POST, &["sandboxes", id, "exec"]).json(request)).await
+    }
+
+    /// Opens a file of a sandbox; the response's body is its content.
+    pub async fn read_file(&self, id: &str, path: &str) -> Result<Response, ClientError> {
+        let body = serde_json::json!({ "path": path });
+        self.send(self.request(Method::POST, &["sandboxes", id, "files", "read"]).json(&body)).await
+    }
+
+    /// Writes a file of a sandbox.
+    pub async fn write_file(
+        &self,
+        id: &str,
+        path: &str,
+        content: multipart::Part,
+    ) -> Result<Written, ClientError> {
+        // The daemon needs the path before the content, which it does not hold in memory.
+        let form = multipart::Form::new()
+            .text("path", path.to_owned())
+            .part("file", content.file_name("file"));
+        let request = self.request(Method::POST, &["sandboxes", id, "files", "write"]);
+        self.json(request.multipart(form)).await
+    }
+
+    /// Makes an API key.
+    pub async fn create_key(&self, name: &str) -> Result<NewKey, ClientError> {
+        let body = serde_json::json!({ "name": name });
+        self.json(self.request(Method::POST, &["api-keys"]).json(&body)).await
+    }
+
+    /// Lists the API keys.
+    pub async fn keys(&self) -> Result<Keys, ClientError> {
+        self.json(self.request(Method::GET, &["api-keys"])).await
+    }
+
+    /// Deletes an API key.
+    pub async fn delete_key(&self, id: &str) -> Result<(), ClientError> {
+        self.send(self.request(Method::DELETE, &["api-keys", id])).await.map(drop)
+    }
+
+    fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
+        let mut url = self.base.clone();
+        // Each part is encoded by itself: an id from the command line cannot leave its place.
+        url.path_segments_mut()
+            .expect("the base was checked when it was parsed")
+            .pop_if_empty()
+            .extend(path);
+        self.http.request(method, url)
+    }
+
+    async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
+        let response = self.send(request).await?;
+        let body = response.bytes().await.map_err(|error| self.broken(error))?;
+        serde_json::from_slice(&body).map_err(ClientError::BadAnswer)
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+        let response = request.send().await.map_err(|error| self.broken(error))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        #[derive(Deserialize)]
+        struct Envelope {
+            error: Inner,
+        }
+        #[derive(Deserialize)]
+        struct Inner {
+            code: String,
+            message: String,
+        }
+        let body = response.bytes().await.map_err(|error| self.broken(error))?;
+        match serde_json::from_slice(&body) {
+            Ok(Envelope { error: Inner { code, message } }) => {
+                Err(ClientError::Refused { status, code, message })
+            }
+            Err(_) => Err(ClientError::NotNestbox { base: self.base.clone(), status }),
+        }
+    }
+
+    fn broken(&self, error: reqwest::Error) -> ClientError {
+        let base = self.base.clone();
+        let source = error.without_url();
+        if source.is_connect() {
+            ClientError::Unreachable { base, source }
+        } else {
+            ClientError::Broken { base, source }
+        }
+    }
+}
+
+impl Encoding {
+    /// The bytes that a command printed.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::BadBase64`].
+    pub fn decode(self, text: &str) -> Result<Vec<u8>, ClientError> {
+        match self {
+            Self::Utf8 => Ok(text.as_bytes().to_vec()),
+            Self::Base64 => STANDARD.decode(text).map_err(ClientError::BadBase64),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(url: &str) -> Result<Client, ClientError> {
+        Client::new(Daemon { url: url.to_owned(), api_key: "key".to_owned() })
+    }
+
+    #[test]
+    fn paths_are_joined_below_the_url() {
+        for (url, want) in [
+            ("http://127.0.0.1:80", "http://127.0.0.1/v1/sandboxes/a"),
+            ("http://127.0.0.1:8080/", "http://127.0.0.1:8080/v1/sandboxes/a"),
+            ("http://host/nest/box?x=1", "http://host/nest/box/v1/sandboxes/a"),
+        ] {
+            let request = client(url).unwrap().request(Method::GET, &["sandboxes", "a"]);
+            assert_eq!(request.build().unwrap().url().as_str(), want);
+        }
+    }
+
+    #[test]
+    fn an_id_cannot_leave_its_place() {
+        let client = client("http://host").unwrap();
+        let request = client.request(Method::DELETE, &["sandboxes", "../api-keys/1?x#y"]);
+        let url = request.build().unwrap().url().to_string();
+        assert_eq!(url, "http://host/v1/sandboxes/..%2Fapi-keys%2F1%3Fx%23y");
+    }
+
+    #[test]
+    fn what_is_no_url_is_refused() {
+        for url in ["", "127.0.0.1:8080", "localhost:8080", "mailto:bird@nest", "/var/lib"] {
+            assert!(matches!(client(url), Err(ClientError::BadUrl { .. })), "{url}");
+        }
+    }
+
+    #[test]
+    fn args_are_sent_even_when_there_are_none() {
+        let request = ExecRequest {
+            cmd: "true".to_owned(),
+            args: vec![],
+            envs: BTreeMap::new(),
+            cwd: None,
+            user: None,
+            timeout_sec: None,
+        };
+        let json = serde_json::to_string(&request).unwrap();
+        assert_eq!(json, r#"{"cmd":"true","args":[]}"#);
+    }
+}

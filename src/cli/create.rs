@@ -1,0 +1,62 @@
+//! `create`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+
+use super::client::{Client, CreateRequest};
+use super::output::Format;
+use super::pairs::{env_pair, map, pair};
+
+/// Arguments of `create`.
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    #[command(flatten)]
+    pub(super) spec: SandboxArgs,
+    /// Name for this request: repeated with the same name, it gives the same sandbox
+    #[arg(long, value_name = "NAME")]
+    idempotency_key: Option<String>,
+}
+
+/// What a new sandbox shall be; also part of `run`.
+#[derive(Debug, Args)]
+pub struct SandboxArgs {
+    /// What to create it from
+    #[arg(long, short, value_name = "NAME", default_value = "debian")]
+    template: String,
+    /// Number of virtual CPUs
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    vcpus: Option<u32>,
+    /// Memory in MiB
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
+    memory_mb: Option<u32>,
+    /// Seconds without activity after which it ends
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    timeout_sec: Option<u32>,
+    /// Environment variable for everything that runs in it; without a value, the one it has here
+    #[arg(long = "env", short, value_name = "KEY[=VALUE]", value_parser = env_pair)]
+    envs: Vec<(String, String)>,
+    /// Label to find it by
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = pair)]
+    metadata: Vec<(String, String)>,
+}
+
+impl From<SandboxArgs> for CreateRequest {
+    fn from(args: SandboxArgs) -> Self {
+        Self {
+            template: args.template,
+            vcpus: args.vcpus,
+            memory_mb: args.memory_mb,
+            timeout_sec: args.timeout_sec,
+            envs: map(args.envs),
+            metadata: map(args.metadata),
+        }
+    }
+}
+
+pub(super) async fn run(client: &Client, format: Format, args: CreateArgs) -> Result<ExitCode> {
+    let sandbox = client.create(&args.spec.into(), args.idempotency_key.as_deref()).await?;
+    format.print(&sandbox, || format!("{}\n", sandbox.id))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,165 @@
+//! Finds the daemon and the key to it: flags and environment first, then the files `url` and
+//! `api-key` that a local daemon writes into its data directory.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::Global;
+
+/// Where a daemon of this machine keeps its data.
+const SYSTEM_DIR: &str = "/var/lib/nestbox";
+/// Where a daemon started with `make run` keeps its data.
+const PROJECT_DIR: &str = ".nestbox";
+
+/// A daemon and the key to it.
+#[cfg_attr(test, derive(Debug))]
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Daemon {
+    pub url: String,
+    pub api_key: String,
+}
+
+/// There is no daemon to talk to, or no key to it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DiscoverError {
+    #[error(
+        "found no running daemon (looked in {looked}): start one with `nestbox serve`, or set NESTBOX_URL and NESTBOX_API_KEY"
+    )]
+    NoDaemon { looked: String },
+    #[error("no api key for {url}: set NESTBOX_API_KEY")]
+    NoKey { url: String },
+    #[error(
+        "cannot read {}: run as the daemon's user, or set NESTBOX_URL and NESTBOX_API_KEY",
+        path.display()
+    )]
+    Unreadable { path: PathBuf, source: io::Error },
+}
+
+/// Finds the daemon that the flags mean.
+///
+/// # Errors
+///
+/// [`DiscoverError`], which says what to do.
+pub(super) fn find(global: &Global) -> Result<Daemon, DiscoverError> {
+    let dirs = match &global.data_dir {
+        Some(dir) => vec![dir.clone()],
+        None => vec![PathBuf::from(SYSTEM_DIR), PathBuf::from(PROJECT_DIR)],
+    };
+    find_in(global.url.as_deref(), global.api_key.as_deref(), &dirs)
+}
+
+fn find_in(
+    url: Option<&str>,
+    api_key: Option<&str>,
+    dirs: &[PathBuf],
+) -> Result<Daemon, DiscoverError> {
+    if let (Some(url), Some(key)) = (url, api_key) {
+        return Ok(Daemon { url: url.to_owned(), api_key: key.to_owned() });
+    }
+    let local = local_daemon(dirs, api_key);
+    match (url, local) {
+        (None, local) => local,
+        // The local key goes only to the local daemon, not to whatever URL someone was given.
+        (Some(url), Ok(local)) if same_url(url, &local.url) => Ok(local),
+        (Some(url), _) => Err(DiscoverError::NoKey { url: url.to_owned() }),
+    }
+}
+
+/// The first directory with both files; a key that was given stands in for the second.
+fn local_daemon(dirs: &[PathBuf], api_key: Option<&str>) -> Result<Daemon, DiscoverError> {
+    let mut unreadable = None;
+    for dir in dirs {
+        let found = read(dir, "url").and_then(|url| {
+            let key = match api_key {
+                Some(key) => Some(key.to_owned()),
+                None => read(dir, "api-key")?,
+            };
+            Ok(url.zip(key))
+        });
+        match found {
+            Ok(Some((url, api_key))) => return Ok(Daemon { url, api_key }),
+            Ok(None) => {}
+            Err(error) => unreadable = unreadable.or(Some(error)),
+        }
+    }
+    let looked = || dirs.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", ");
+    Err(unreadable.unwrap_or_else(|| DiscoverError::NoDaemon { looked: looked() }))
+}
+
+fn read(dir: &Path, name: &str) -> Result<Option<String>, DiscoverError> {
+    let path = dir.join(name);
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty())),
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            Ok(None)
+        }
+        Err(source) => Err(DiscoverError::Unreadable { path, source }),
+    }
+}
+
+fn same_url(one: &str, other: &str) -> bool {
+    one.trim_end_matches('/').eq_ignore_ascii_case(other.trim_end_matches('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dir(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        dir
+    }
+
+    fn daemon(url: &str, api_key: &str) -> Daemon {
+        Daemon { url: url.to_owned(), api_key: api_key.to_owned() }
+    }
+
+    fn found(url: Option<&str>, key: Option<&str>, dirs: &[&tempfile::TempDir]) -> Option<Daemon> {
+        let dirs: Vec<_> = dirs.iter().map(|dir| dir.path().to_owned()).collect();
+        find_in(url, key, &dirs).ok()
+    }
+
+    #[test]
+    fn the_first_directory_with_a_daemon_is_taken() {
+        let empty = dir(&[]);
+        let half = dir(&[("api-key", "key")]);
+        let whole = dir(&[("url", "http://127.0.0.1:1\n"), ("api-key", "key\n")]);
+        let want = Some(daemon("http://127.0.0.1:1", "key"));
+        assert_eq!(found(None, None, &[&empty, &half, &whole]), want);
+        assert_eq!(found(None, None, &[&empty, &half]), None);
+    }
+
+    #[test]
+    fn a_given_url_and_key_need_no_directory() {
+        let want = Some(daemon("http://far", "mine"));
+        assert_eq!(found(Some("http://far"), Some("mine"), &[]), want);
+    }
+
+    #[test]
+    fn the_local_key_is_not_sent_elsewhere() {
+        let local = dir(&[("url", "http://127.0.0.1:1"), ("api-key", "key")]);
+        assert_eq!(found(Some("http://far"), None, &[&local]), None);
+        let want = Some(daemon("http://127.0.0.1:1", "key"));
+        assert_eq!(found(Some("http://127.0.0.1:1/"), None, &[&local]), want);
+    }
+
+    #[test]
+    fn a_given_key_goes_to_the_local_daemon() {
+        let local = dir(&[("url", "http://127.0.0.1:1"), ("api-key", "key")]);
+        let want = Some(daemon("http://127.0.0.1:1", "mine"));
+        assert_eq!(found(None, Some("mine"), &[&local]), want);
+    }
+
+    #[test]
+    fn without_a_daemon_the_error_says_what_to_do() {
+        let error = find_in(None, None, &[PathBuf::from("/nowhere")]).err().unwrap();
+        let text = error.to_string();
+        assert!(text.contains("/nowhere") && text.contains("nestbox serve"), "{text}");
+    }
+}

@@ -1,0 +1,118 @@
+//! From what a person types to a sandbox's id: any beginning that only one sandbox has will do.
+
+use anyhow::Result;
+
+use super::client::{Client, ListQuery};
+use crate::domain::id::SandboxId;
+use crate::domain::sandbox::SandboxState;
+
+/// Ids shown in an error at most.
+const SHOWN: usize = 5;
+
+/// The text means no sandbox, or more than one.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(super) enum ResolveError {
+    #[error("{0:?} is not the id of a sandbox nor the beginning of one")]
+    NotAnId(String),
+    #[error("no sandbox's id begins with {0:?}")]
+    NotFound(String),
+    #[error("{prefix:?} is not unique: {candidates}")]
+    Ambiguous { prefix: String, candidates: String },
+}
+
+/// Finds the id that `text` means. A whole id is taken without asking the daemon. Among several,
+/// those that are not `stopped` count first.
+///
+/// # Errors
+///
+/// [`ResolveError`], or why the daemon did not answer.
+pub(super) async fn resolve(client: &Client, text: &str) -> Result<String> {
+    if text.parse::<SandboxId>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    check(text)?;
+    let live = ids(client, live_states()).await?;
+    match unique(text, live) {
+        Err(ResolveError::NotFound(_)) => Ok(unique(text, ids(client, Vec::new()).await?)?),
+        other => Ok(other?),
+    }
+}
+
+/// Every state of a sandbox that is still there.
+pub(super) fn live_states() -> Vec<String> {
+    use SandboxState::*;
+    [Pending, Starting, Running, Pausing, Paused, Resuming, Stopping, Missing, Error]
+        .map(|state| state.as_str().to_owned())
+        .to_vec()
+}
+
+async fn ids(client: &Client, states: Vec<String>) -> Result<Vec<String>> {
+    let query = ListQuery { states, ..ListQuery::default() };
+    Ok(client.list(&query).await?.into_iter().map(|sandbox| sandbox.id).collect())
+}
+
+fn check(text: &str) -> Result<(), ResolveError> {
+    let good = !text.is_empty()
+        && text.len() < 20
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    if good { Ok(()) } else { Err(ResolveError::NotAnId(text.to_owned())) }
+}
+
+fn unique(prefix: &str, ids: Vec<String>) -> Result<String, ResolveError> {
+    let mut matching: Vec<_> = ids.into_iter().filter(|id| id.starts_with(prefix)).collect();
+    match matching.len() {
+        0 => Err(ResolveError::NotFound(prefix.to_owned())),
+        1 => Ok(matching.remove(0)),
+        count => {
+            matching.truncate(SHOWN);
+            let more = if count > SHOWN { ", ..." } else { "" };
+            let candidates = format!("{}{more}", matching.join(", "));
+            Err(ResolveError::Ambiguous { prefix: prefix.to_owned(), candidates })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(ids: &[&str]) -> Vec<String> {
+        ids.iter().map(|id| (*id).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_prefix_that_one_id_has_is_enough() {
+        assert_eq!(unique("ab", ids(&["abc", "b", "xab"])), Ok("abc".to_owned()));
+    }
+
+    #[test]
+    fn a_prefix_of_several_ids_names_them() {
+        let error = unique("a", ids(&["a1", "a2", "b"])).unwrap_err();
+        assert_eq!(error.to_string(), r#""a" is not unique: a1, a2"#);
+        let error = unique("a", ids(&["a1", "a2", "a3", "a4", "a5", "a6"])).unwrap_err();
+        assert!(error.to_string().ends_with("a5, ..."), "{error}");
+    }
+
+    #[test]
+    fn a_prefix_of_no_id_is_not_found() {
+        assert_eq!(unique("z", ids(&["a"])), Err(ResolveError::NotFound("z".to_owned())));
+    }
+
+    #[test]
+    fn what_no_id_begins_with_is_refused_without_asking() {
+        for text in ["", "1abc", "Abc", "a/b", "..", "abcdefghij0123456789x"] {
+            assert_eq!(check(text), Err(ResolveError::NotAnId(text.to_owned())));
+        }
+        assert_eq!(check("a"), Ok(()));
+    }
+
+    #[test]
+    fn only_stopped_is_not_live() {
+        let live = live_states();
+        for state in SandboxState::ALL {
+            let stopped = state == SandboxState::Stopped;
+            assert_eq!(live.iter().any(|live| live == state.as_str()), !stopped, "{state}");
+        }
+    }
+}
