@@ -13,7 +13,7 @@ pub mod config;
 pub mod domain;
 pub mod entity;
 pub mod http;
-//pub mod startup;
+pub mod startup;
 pub mod vmm;
 
 pub use chain::chain;

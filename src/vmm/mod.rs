@@ -3,9 +3,12 @@
 pub mod cgroup;
 pub mod choice;
 pub mod console;
+pub mod disk;
 pub mod guest;
+pub mod host;
 pub mod host_memory;
 pub mod hypervisor;
+pub mod image;
 pub mod kvm;
 pub mod machine;
 pub mod network;

@@ -92,9 +92,8 @@ impl VmProcess {
         args: &[String],
         confinement: Confinement,
     ) -> Result<ProcessId, ProcessError> {
-        let namespace = File::open(&confinement.namespace).map_err(|source| {
-            ProcessError::Open { path: confinement.namespace.clone(), source }
-        })?;
+        let namespace = File::open(&confinement.namespace)
+            .map_err(|source| ProcessError::Open { path: confinement.namespace.clone(), source })?;
         let cgroup = confinement.cgroup;
         let inherited: Vec<RawFd> = confinement.inherited.iter().map(AsRawFd::as_raw_fd).collect();
         let (uid, gid) = (Uid::from_raw(confinement.uid), Gid::from_raw(confinement.uid));

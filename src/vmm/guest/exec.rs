@@ -61,11 +61,13 @@ impl Agent {
         let deadline = exec.time_limit.map(|limit| started + limit);
         let (mut stdout, mut stderr) =
             (Bounded::new(exec.output_limit), Bounded::new(exec.output_limit));
-        let user = exec.user.as_deref().unwrap_or(&self.default_user);
-        let options = CallOptions::default().with_header(
-            "authorization",
-            format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:"))),
-        );
+        let options = match &exec.user {
+            Some(user) => {
+                let credentials = BASE64_STANDARD.encode(format!("{user}:"));
+                CallOptions::default().with_header("authorization", format!("Basic {credentials}"))
+            }
+            None => CallOptions::default(),
+        };
         let request = StartRequest {
             process: ProcessConfig {
                 cmd: exec.cmd,

@@ -30,7 +30,7 @@ impl Agent {
         path: &str,
         user: Option<&str>,
     ) -> Result<FileStream, AgentError> {
-        let request = self.http.get(self.url("/files")).query(&self.file_query(path, user));
+        let request = self.http.get(self.url("/files")).query(&file_query(path, user));
         let response = expect_success(self.send(request).await?).await?;
         Ok(FileStream { size: response.content_length(), response })
     }
@@ -52,13 +52,13 @@ impl Agent {
         let request = self
             .http
             .post(self.url("/files"))
-            .query(&self.file_query(path, user))
+            .query(&file_query(path, user))
             .header("content-type", "application/octet-stream")
             .body(reqwest::Body::wrap_stream(content));
         expect_success(self.send(request).await?).await.map(drop)
     }
+}
 
-    fn file_query<'a>(&'a self, path: &'a str, user: Option<&'a str>) -> [(&'a str, &'a str); 2] {
-        [("path", path), ("username", user.unwrap_or(&self.default_user))]
-    }
+fn file_query<'a>(path: &'a str, user: Option<&'a str>) -> Vec<(&'a str, &'a str)> {
+    std::iter::once(("path", path)).chain(user.map(|user| ("username", user))).collect()
 }

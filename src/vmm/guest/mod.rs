@@ -23,9 +23,6 @@ pub use files::FileStream;
 /// Where envd listens inside every guest.
 pub const AGENT_PORT: u16 = 49983;
 
-/// The user that commands run as and files belong to, unless a request names another.
-pub const DEFAULT_USER: &str = "user";
-
 /// How long one attempt to reach the agent may take: the guest's network is two hops away.
 const ATTEMPT: Duration = Duration::from_secs(2);
 
@@ -69,7 +66,6 @@ struct InitBody<'a> {
     env_vars: &'a BTreeMap<String, String>,
     access_token: &'a str,
     timestamp: String,
-    default_user: &'a str,
     hostname: &'a str,
     nameservers: &'a [Ipv4Addr],
     entropy: String,
@@ -80,7 +76,6 @@ struct InitBody<'a> {
 pub struct Agent {
     address: SocketAddr,
     access_token: String,
-    default_user: String,
     http: reqwest::Client,
     processes: ProcessClient<HttpClient>,
 }
@@ -89,7 +84,7 @@ impl Agent {
     /// Makes a client; connects at the first request.
     ///
     /// `access_token` is what the guest expects once [`Agent::init`] has told it.
-    pub fn new(address: SocketAddr, access_token: &str, default_user: &str) -> Self {
+    pub fn new(address: SocketAddr, access_token: &str) -> Self {
         let base = format!("http://{address}").parse().expect("a socket address makes a URI");
         let config = ClientConfig::new(base)
             .with_default_header("x-access-token", access_token)
@@ -106,7 +101,6 @@ impl Agent {
         Self {
             address,
             access_token: access_token.to_owned(),
-            default_user: default_user.to_owned(),
             http,
             processes: ProcessClient::new(HttpClient::plaintext(), config),
         }
@@ -149,7 +143,6 @@ impl Agent {
             env_vars: &identity.envs,
             access_token: &self.access_token,
             timestamp: Utc::now().to_rfc3339_opts(SecondsFormat::Nanos, true),
-            default_user: &self.default_user,
             hostname: &identity.hostname,
             nameservers: &identity.nameservers,
             entropy: BASE64_STANDARD.encode(entropy),

@@ -66,6 +66,12 @@ pub struct PoolStatus {
 #[derive(Debug)]
 pub struct SlotPool {
     shared: Arc<Shared>,
+    /// What ends with the pool; taken by the first [`SlotPool::shutdown`].
+    running: Mutex<Option<Running>>,
+}
+
+#[derive(Debug)]
+struct Running {
     presence: Presence,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -141,7 +147,7 @@ impl SlotPool {
             tokio::spawn(clean(shared.clone(), dropped)),
             tokio::spawn(keep(shared.clone())),
         ];
-        Ok(SlotPool { shared, presence, tasks })
+        Ok(SlotPool { shared, running: Mutex::new(Some(Running { presence, tasks })) })
     }
 
     /// Hands out a slot: a ready one at once, else one that is built now.
@@ -187,13 +193,15 @@ impl SlotPool {
 
     /// Removes the ready slots and stops. Slots in use stay as they are, also when they are dropped
     /// from now on, for the next daemon to adopt. The last daemon on the machine without any slot
-    /// left removes the host's packet filter.
+    /// left removes the host's packet filter. Idempotent.
     ///
     /// # Errors
     ///
     /// The first failure; the rest is done all the same.
-    pub async fn shutdown(self) -> Result<(), NetworkError> {
-        let Self { shared, presence, tasks } = self;
+    pub async fn shutdown(&self) -> Result<(), NetworkError> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Running { presence, tasks }) = running else { return Ok(()) };
+        let shared = self.shared.clone();
         let ready = {
             let mut state = shared.state();
             state.phase = Phase::Closed;

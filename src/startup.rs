@@ -1,0 +1,266 @@
+//! The only place that picks concrete parts and starts actors.
+
+use std::fs::{File, Permissions};
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use actix::{Arbiter, ArbiterHandle};
+use anyhow::{Context, Result, bail};
+use chrono::Utc;
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::actors::control_plane::{ControlPlane, DatabaseSink};
+use crate::actors::host::{HostHandle, Limits};
+use crate::actors::metrics::Metrics;
+use crate::actors::sandbox_manager::{Adoption, ManagerHandle};
+use crate::config::{Config, HypervisorChoice};
+use crate::domain::shape::Shape;
+use crate::entity::Database;
+use crate::entity::hosts::{Host, HostState};
+use crate::vmm::choice::{Choice, TrialImage, Wanted, choose};
+use crate::vmm::host::{HostMachines, HostSettings};
+use crate::vmm::host_memory::host_memory;
+use crate::vmm::image::ImageStore;
+use crate::vmm::machine::Machines;
+
+/// Name of the file with the first API key, in the data directory.
+pub const API_KEY_FILE: &str = "api-key";
+/// Name of the file with the daemon's URL, in the data directory.
+pub const URL_FILE: &str = "url";
+const LOCK_FILE: &str = "daemon.lock";
+const HOST_ID_FILE: &str = "host-id";
+
+/// The host keeps a twentieth of its memory to itself, and at least this.
+const LEAST_RESERVE_MIB: u64 = 256;
+
+/// Everything that runs in a daemon, beside its HTTP server.
+pub struct Daemon {
+    /// What the API calls.
+    pub control: ControlPlane,
+    /// What became of the sandboxes of a former daemon.
+    pub adoption: Adoption,
+    /// Which hypervisor runs, and why.
+    pub reason: String,
+    machines: Arc<dyn Machines>,
+    database: Database,
+    arbiter: Arbiter,
+    _lock: Flock<File>,
+}
+
+impl Daemon {
+    /// Starts everything that the settings ask for.
+    ///
+    /// # Errors
+    ///
+    /// With what to do about it; nothing runs then.
+    pub async fn start(config: &Config) -> Result<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            bail!("the daemon makes network namespaces and VMs, so it has to be started as root");
+        }
+        let lock = claim_data_dir(&config.data_dir)?;
+        let database = Database::open(&config.database_location()).await?;
+        let images = ImageStore::open(config.image_dir());
+        let choice = choose_hypervisor(config, &images).await?;
+        let settings = HostSettings {
+            data_dir: config.data_dir.clone(),
+            slot_pool: config.slot_pool,
+            boot_timeout: std::time::Duration::from_secs(config.boot_timeout_sec),
+        };
+        let machines = HostMachines::start(settings, choice.hypervisor, images).await?;
+        let machines: Arc<dyn Machines> = Arc::new(machines);
+        let host_id = host_id(&config.data_dir)?;
+        let arbiter = Arbiter::new();
+        let limits = limits(config.memory_reserve_mib)?;
+        let (control, manager) =
+            assemble(&arbiter.handle(), &host_id, limits, database.clone(), machines.clone())
+                .await?;
+        let adoption = manager.adopt_survivors().await;
+        for id in control.reconcile(&adoption).await? {
+            tracing::warn!(sandbox_id = %id, "recorded as living here, but it is not there");
+        }
+        Ok(Self {
+            control,
+            adoption,
+            reason: choice.reason,
+            machines,
+            database,
+            arbiter,
+            _lock: lock,
+        })
+    }
+
+    /// Writes the first API key into the data directory, if there is none at all yet.
+    ///
+    /// # Errors
+    ///
+    /// If the key cannot be written.
+    pub async fn ensure_key(&self, data_dir: &Path) -> Result<PathBuf> {
+        let path = data_dir.join(API_KEY_FILE);
+        if !self.control.has_keys().await? {
+            let key = self.control.create_key("first").await?;
+            write_private(&path, &format!("{}\n", key.secret))?;
+        }
+        Ok(path)
+    }
+
+    /// What runs the sandboxes, such as "qemu-tcg 7.2.22".
+    pub fn engine(&self) -> String {
+        let engine = self.machines.engine();
+        format!("{} {}", engine.engine.as_str(), engine.version)
+    }
+
+    /// Ends the daemon in order. Running sandboxes run on.
+    pub async fn shut_down(self) {
+        self.arbiter.stop();
+        self.machines.shut_down().await;
+        if let Err(error) = self.database.close().await {
+            tracing::warn!(error = %crate::chain(&error), "the database did not close in order");
+        }
+    }
+}
+
+/// Connects database, machines and actors; tests do it with machines of their own.
+///
+/// # Errors
+///
+/// If the host cannot be recorded.
+pub async fn assemble(
+    arbiter: &ArbiterHandle,
+    host_id: &str,
+    limits: Limits,
+    database: Database,
+    machines: Arc<dyn Machines>,
+) -> Result<(ControlPlane, ManagerHandle)> {
+    let capacity = Shape {
+        vcpus: limits.cpus,
+        memory_mib: u32::try_from(limits.memory_mib).unwrap_or(u32::MAX),
+    };
+    let host = Host {
+        id: host_id.to_owned(),
+        name: nix::unistd::gethostname()?.to_string_lossy().into_owned(),
+        state: HostState::Ready,
+        hypervisor: machines.engine().engine.as_str().to_owned(),
+        capacity,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        last_heartbeat_at: Some(Utc::now()),
+        created_at: Utc::now(),
+    };
+    database.hosts().upsert(&host).await?;
+    let sink = Arc::new(DatabaseSink(database.clone()));
+    let manager = ManagerHandle::start(arbiter, machines.clone(), sink);
+    let id = host_id.to_owned();
+    let host = HostHandle::start(arbiter, id, limits, database.clone(), manager.clone());
+    let control = ControlPlane::new(database, host, machines, Arc::new(Metrics::default()));
+    Ok((control, manager))
+}
+
+/// What this host has to give.
+///
+/// # Errors
+///
+/// If `/proc/meminfo` cannot be read.
+pub fn limits(reserve_mib: Option<u64>) -> Result<Limits> {
+    let memory = host_memory().context("cannot learn the host's memory")?;
+    let cpus = std::thread::available_parallelism().context("cannot count the host's CPUs")?;
+    Ok(Limits {
+        cpus: u32::try_from(cpus.get()).unwrap_or(u32::MAX),
+        memory_mib: memory.total_mib,
+        reserve_mib: reserve_mib.unwrap_or_else(|| LEAST_RESERVE_MIB.max(memory.total_mib / 20)),
+    })
+}
+
+/// Chooses as the settings say; `doctor` does it too.
+///
+/// # Errors
+///
+/// With what to install.
+pub async fn choose_hypervisor(config: &Config, images: &ImageStore) -> Result<Choice> {
+    let wanted = match config.hypervisor {
+        HypervisorChoice::Auto => Wanted::Auto,
+        HypervisorChoice::Firecracker => Wanted::Firecracker,
+        HypervisorChoice::Qemu => Wanted::Qemu,
+    };
+    // Any image will do to see whether a guest boots.
+    let first = images.list()?.into_iter().next();
+    let trial = first.as_ref().map(|image| TrialImage {
+        kernel: &image.kernel,
+        initramfs: &image.initramfs,
+        rootfs: &image.rootfs,
+    });
+    Ok(choose(wanted, trial).await?)
+}
+
+/// Binds the API's address, and writes the URL into the data directory.
+///
+/// # Errors
+///
+/// If the port is taken, with what to do.
+pub fn bind(config: &Config) -> Result<(std::net::TcpListener, String)> {
+    let listener = std::net::TcpListener::bind(config.listen).with_context(|| {
+        format!(
+            "cannot listen on {}: choose another address with --listen (port 0 picks a free one)",
+            config.listen
+        )
+    })?;
+    let mut address = listener.local_addr().context("cannot learn the port")?;
+    if address.ip().is_unspecified() {
+        address = SocketAddr::from(([127, 0, 0, 1], address.port()));
+    }
+    let url = format!("http://{address}");
+    write_private(&config.data_dir.join(URL_FILE), &format!("{url}\n"))?;
+    Ok((listener, url))
+}
+
+/// Makes the data directory and sees to it that no other daemon uses it.
+fn claim_data_dir(dir: &Path) -> Result<Flock<File>> {
+    let advice = || format!("cannot use the data directory {}", dir.display());
+    std::fs::create_dir_all(dir).with_context(advice)?;
+    // Only root looks inside: it holds keys, and disks of sandboxes.
+    std::fs::set_permissions(dir, Permissions::from_mode(0o700)).with_context(advice)?;
+    let lock = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(dir.join(LOCK_FILE))
+        .with_context(advice)?;
+    match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            bail!("another daemon uses {}: stop it, or choose another --data-dir", dir.display())
+        }
+        Err((_, errno)) => Err(io::Error::from(errno)).with_context(advice),
+    }
+}
+
+/// The host's id: made once, kept in the data directory.
+fn host_id(data_dir: &Path) -> Result<String> {
+    let path = data_dir.join(HOST_ID_FILE);
+    match std::fs::read_to_string(&path) {
+        Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_owned()),
+        _ => {
+            let id = crate::domain::id::SandboxId::random().to_string();
+            write_private(&path, &format!("{id}\n"))?;
+            Ok(id)
+        }
+    }
+}
+
+/// Writes a file for root alone, all of it or nothing.
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    let temporary = path.with_extension("new");
+    let mut options = File::options();
+    let mut write = || {
+        // A left-over may have other permissions, which opening would keep.
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        std::fs::rename(&temporary, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}

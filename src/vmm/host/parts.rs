@@ -1,0 +1,95 @@
+//! What a machine consists of at a moment, and how it is taken away.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::vmm::cgroup::Cgroup;
+use crate::vmm::disk::Overlay;
+use crate::vmm::hypervisor::Vm;
+use crate::vmm::network::Slot;
+use crate::vmm::record::RecordFile;
+
+/// The parts of one machine; those that are not made yet, or taken away already, are absent.
+///
+/// Dropped, they stay where they are: a VM outlives the daemon, and an actor that panicked finds
+/// its machine again.
+pub(super) struct Parts {
+    pub dir: PathBuf,
+    pub record: Option<Arc<RecordFile>>,
+    pub slot: Option<Slot>,
+    pub cgroup: Option<Cgroup>,
+    pub overlay: Option<Overlay>,
+    pub vm: Option<Arc<dyn Vm>>,
+}
+
+impl Parts {
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir, record: None, slot: None, cgroup: None, overlay: None, vm: None }
+    }
+
+    /// Makes the machine's directory, for root alone as yet.
+    pub fn make_dir(&self) -> io::Result<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        std::fs::DirBuilder::new().mode(0o700).create(&self.dir)
+    }
+
+    /// Ends the VM, and whatever else runs in its cgroup.
+    pub async fn kill(&mut self) -> Result<(), String> {
+        if let Some(vm) = &self.vm {
+            vm.kill().await.map_err(|error| crate::chain(&error).to_string())?;
+        }
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill().await.map_err(|error| crate::chain(&error).to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Takes everything away and returns what could not be. The VM goes first: what it uses can only
+    /// be freed after it. One failure does not stop the rest, but for a VM that does not die: then
+    /// everything stays, for it uses everything.
+    pub async fn dismantle(&mut self) -> Vec<String> {
+        if let Err(error) = self.kill().await {
+            return vec![error];
+        }
+        self.vm = None;
+        let mut remains = Vec::new();
+        if let Some(cgroup) = self.cgroup.take()
+            && let Err(error) = cgroup.release().await
+        {
+            remains.push(crate::chain(&error).to_string());
+        }
+        if let Some(slot) = self.slot.take() {
+            // First the record, then the slot: a record must never name a slot that another
+            // sandbox may have by then. A slot that no record names is reaped at the next start.
+            if let Some(record) = &self.record
+                && let Err(error) = record.update(|record| record.slot = None)
+            {
+                remains.push(crate::chain(&error).to_string());
+            }
+            if let Err(error) = slot.release().await {
+                remains.push(crate::chain(&error).to_string());
+            }
+        }
+        if let Some(overlay) = self.overlay.take()
+            && let Err(error) = overlay.remove()
+        {
+            remains.push(crate::chain(&error).to_string());
+        }
+        match std::fs::remove_dir_all(&self.dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                remains.push(format!("{}: {error}", self.dir.display()));
+            }
+            _ => {}
+        }
+        remains
+    }
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            slot.detach();
+        }
+    }
+}
