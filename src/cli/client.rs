@@ -20,6 +20,8 @@ const PAGE: u32 = 100;
 pub(super) struct Client {
     http: reqwest::Client,
     base: Url,
+    /// The daemon's URL as it was given, for messages.
+    url: String,
 }
 
 /// A request was not answered as it should have been.
@@ -31,15 +33,15 @@ pub(super) enum ClientError {
     BadKey,
     #[error("cannot set up the http client")]
     SetUp(#[source] reqwest::Error),
-    #[error("cannot reach the daemon at {base}: is it running?")]
-    Unreachable { base: Url, source: reqwest::Error },
-    #[error("the connection to the daemon at {base} broke")]
-    Broken { base: Url, source: reqwest::Error },
+    #[error("cannot reach the daemon at {url}: is it running?")]
+    Unreachable { url: String, source: reqwest::Error },
+    #[error("the connection to the daemon at {url} broke")]
+    Broken { url: String, source: reqwest::Error },
     /// The daemon refused, in its own words.
     #[error("{message}")]
     Refused { status: StatusCode, code: String, message: String },
-    #[error("{base} answered {status}, but not in nestbox's way")]
-    NotNestbox { base: Url, status: StatusCode },
+    #[error("{url} answered {status}, but not in nestbox's way")]
+    NotNestbox { url: String, status: StatusCode },
     #[error("the daemon's answer cannot be read")]
     BadAnswer(#[source] serde_json::Error),
     #[error("the daemon's answer holds bad base64")]
@@ -185,7 +187,7 @@ impl Client {
             .connect_timeout(std::time::Duration::from_secs(10))
             .build()
             .map_err(ClientError::SetUp)?;
-        Ok(Self { http, base })
+        Ok(Self { http, base, url: daemon.url })
     }
 
     /// Creates a sandbox; waits until it runs.
@@ -313,17 +315,17 @@ impl Client {
             Ok(Envelope { error: Inner { code, message } }) => {
                 Err(ClientError::Refused { status, code, message })
             }
-            Err(_) => Err(ClientError::NotNestbox { base: self.base.clone(), status }),
+            Err(_) => Err(ClientError::NotNestbox { url: self.url.clone(), status }),
         }
     }
 
     fn broken(&self, error: reqwest::Error) -> ClientError {
-        let base = self.base.clone();
+        let url = self.url.clone();
         let source = error.without_url();
         if source.is_connect() {
-            ClientError::Unreachable { base, source }
+            ClientError::Unreachable { url, source }
         } else {
-            ClientError::Broken { base, source }
+            ClientError::Broken { url, source }
         }
     }
 }
