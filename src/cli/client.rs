@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::discover::Daemon;
+use crate::domain::sandbox::SandboxState;
 
 /// Sandboxes asked for in one request of a list.
 const PAGE: u32 = 100;
@@ -39,7 +40,10 @@ pub(super) enum ClientError {
     Broken { url: String, source: reqwest::Error },
     /// The daemon refused, in its own words.
     #[error("{message}")]
-    Refused { status: StatusCode, code: String, message: String },
+    Refused { status: StatusCode, message: String },
+    /// The daemon failed; its log has more under the request's id.
+    #[error("{message} (request {request_id} in the daemon's log)")]
+    Failed { message: String, request_id: String },
     #[error("{url} answered {status}, but not in nestbox's way")]
     NotNestbox { url: String, status: StatusCode },
     #[error("the daemon's answer cannot be read")]
@@ -78,10 +82,11 @@ pub(super) struct Sandbox {
     pub rest: Map<String, Value>,
 }
 
-/// Which sandboxes to list.
-#[derive(Debug, Default)]
+/// Which sandboxes to list. States are always named: what the daemon lists without any is its
+/// own choice.
+#[derive(Debug)]
 pub(super) struct ListQuery {
-    pub states: Vec<String>,
+    pub states: Vec<SandboxState>,
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -114,6 +119,12 @@ pub(super) struct ExecAnswer {
     pub stderr: String,
     pub exit_code: i64,
     pub encoding: Encoding,
+    /// It was killed because its time was over.
+    #[serde(default)]
+    pub timed_out: bool,
+    /// It printed more than is here.
+    #[serde(default)]
+    pub truncated: bool,
     /// Everything else, to be passed on.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
@@ -126,6 +137,18 @@ pub(super) enum Encoding {
     Utf8,
     #[serde(rename = "base64")]
     Base64,
+}
+
+/// The body of an error.
+#[derive(Deserialize)]
+struct Envelope {
+    error: Inner,
+}
+
+#[derive(Deserialize)]
+struct Inner {
+    message: String,
+    request_id: Option<String>,
 }
 
 /// Where an upload went.
@@ -208,10 +231,8 @@ impl Client {
         let mut sandboxes = Vec::new();
         let mut cursor: Option<String> = None;
         loop {
-            let mut pairs = vec![("limit", PAGE.to_string())];
-            if !query.states.is_empty() {
-                pairs.push(("state", query.states.join(",")));
-            }
+            let states = query.states.iter().map(|state| state.as_str()).collect::<Vec<_>>();
+            let mut pairs = vec![("limit", PAGE.to_string()), ("state", states.join(","))];
             pairs.extend(query.metadata.iter().map(|(k, v)| ("metadata", format!("{k}={v}"))));
             pairs.extend(cursor.take().map(|cursor| ("cursor", cursor)));
             let request = self.request(Method::GET, &["sandboxes"]).query(&pairs);
@@ -301,19 +322,13 @@ impl Client {
         if status.is_success() {
             return Ok(response);
         }
-        #[derive(Deserialize)]
-        struct Envelope {
-            error: Inner,
-        }
-        #[derive(Deserialize)]
-        struct Inner {
-            code: String,
-            message: String,
-        }
         let body = response.bytes().await.map_err(|error| self.broken(error))?;
         match serde_json::from_slice(&body) {
-            Ok(Envelope { error: Inner { code, message } }) => {
-                Err(ClientError::Refused { status, code, message })
+            Ok(Envelope { error: Inner { message, request_id: None } }) => {
+                Err(ClientError::Refused { status, message })
+            }
+            Ok(Envelope { error: Inner { message, request_id: Some(request_id) } }) => {
+                Err(ClientError::Failed { message, request_id })
             }
             Err(_) => Err(ClientError::NotNestbox { url: self.url.clone(), status }),
         }
