@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::discover::Daemon;
+use crate::domain::sandbox::SandboxState;
 
 /// Sandboxes asked for in one request of a list.
 const PAGE: u32 = 100;
@@ -20,6 +21,8 @@ const PAGE: u32 = 100;
 pub(super) struct Client {
     http: reqwest::Client,
     base: Url,
+    /// The daemon's URL as it was given, for messages.
+    url: String,
 }
 
 /// A request was not answered as it should have been.
@@ -31,15 +34,18 @@ pub(super) enum ClientError {
     BadKey,
     #[error("cannot set up the http client")]
     SetUp(#[source] reqwest::Error),
-    #[error("cannot reach the daemon at {base}: is it running?")]
-    Unreachable { base: Url, source: reqwest::Error },
-    #[error("the connection to the daemon at {base} broke")]
-    Broken { base: Url, source: reqwest::Error },
+    #[error("cannot reach the daemon at {url}: is it running?")]
+    Unreachable { url: String, source: reqwest::Error },
+    #[error("the connection to the daemon at {url} broke")]
+    Broken { url: String, source: reqwest::Error },
     /// The daemon refused, in its own words.
     #[error("{message}")]
-    Refused { status: StatusCode, code: String, message: String },
-    #[error("{base} answered {status}, but not in nestbox's way")]
-    NotNestbox { base: Url, status: StatusCode },
+    Refused { status: StatusCode, message: String },
+    /// The daemon failed; its log has more under the request's id.
+    #[error("{message} (request {request_id} in the daemon's log)")]
+    Failed { message: String, request_id: String },
+    #[error("{url} answered {status}, but not in nestbox's way")]
+    NotNestbox { url: String, status: StatusCode },
     #[error("the daemon's answer cannot be read")]
     BadAnswer(#[source] serde_json::Error),
     #[error("the daemon's answer holds bad base64")]
@@ -76,10 +82,11 @@ pub(super) struct Sandbox {
     pub rest: Map<String, Value>,
 }
 
-/// Which sandboxes to list.
-#[derive(Debug, Default)]
+/// Which sandboxes to list. States are always named: what the daemon lists without any is its
+/// own choice.
+#[derive(Debug)]
 pub(super) struct ListQuery {
-    pub states: Vec<String>,
+    pub states: Vec<SandboxState>,
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -112,6 +119,12 @@ pub(super) struct ExecAnswer {
     pub stderr: String,
     pub exit_code: i64,
     pub encoding: Encoding,
+    /// It was killed because its time was over.
+    #[serde(default)]
+    pub timed_out: bool,
+    /// It printed more than is here.
+    #[serde(default)]
+    pub truncated: bool,
     /// Everything else, to be passed on.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
@@ -124,6 +137,18 @@ pub(super) enum Encoding {
     Utf8,
     #[serde(rename = "base64")]
     Base64,
+}
+
+/// The body of an error.
+#[derive(Deserialize)]
+struct Envelope {
+    error: Inner,
+}
+
+#[derive(Deserialize)]
+struct Inner {
+    message: String,
+    request_id: Option<String>,
 }
 
 /// Where an upload went.
@@ -185,7 +210,7 @@ impl Client {
             .connect_timeout(std::time::Duration::from_secs(10))
             .build()
             .map_err(ClientError::SetUp)?;
-        Ok(Self { http, base })
+        Ok(Self { http, base, url: daemon.url })
     }
 
     /// Creates a sandbox; waits until it runs.
@@ -206,10 +231,8 @@ impl Client {
         let mut sandboxes = Vec::new();
         let mut cursor: Option<String> = None;
         loop {
-            let mut pairs = vec![("limit", PAGE.to_string())];
-            if !query.states.is_empty() {
-                pairs.push(("state", query.states.join(",")));
-            }
+            let states = query.states.iter().map(|state| state.as_str()).collect::<Vec<_>>();
+            let mut pairs = vec![("limit", PAGE.to_string()), ("state", states.join(","))];
             pairs.extend(query.metadata.iter().map(|(k, v)| ("metadata", format!("{k}={v}"))));
             pairs.extend(cursor.take().map(|cursor| ("cursor", cursor)));
             let request = self.request(Method::GET, &["sandboxes"]).query(&pairs);
@@ -299,31 +322,25 @@ impl Client {
         if status.is_success() {
             return Ok(response);
         }
-        #[derive(Deserialize)]
-        struct Envelope {
-            error: Inner,
-        }
-        #[derive(Deserialize)]
-        struct Inner {
-            code: String,
-            message: String,
-        }
         let body = response.bytes().await.map_err(|error| self.broken(error))?;
         match serde_json::from_slice(&body) {
-            Ok(Envelope { error: Inner { code, message } }) => {
-                Err(ClientError::Refused { status, code, message })
+            Ok(Envelope { error: Inner { message, request_id: None } }) => {
+                Err(ClientError::Refused { status, message })
             }
-            Err(_) => Err(ClientError::NotNestbox { base: self.base.clone(), status }),
+            Ok(Envelope { error: Inner { message, request_id: Some(request_id) } }) => {
+                Err(ClientError::Failed { message, request_id })
+            }
+            Err(_) => Err(ClientError::NotNestbox { url: self.url.clone(), status }),
         }
     }
 
     fn broken(&self, error: reqwest::Error) -> ClientError {
-        let base = self.base.clone();
+        let url = self.url.clone();
         let source = error.without_url();
         if source.is_connect() {
-            ClientError::Unreachable { base, source }
+            ClientError::Unreachable { url, source }
         } else {
-            ClientError::Broken { base, source }
+            ClientError::Broken { url, source }
         }
     }
 }

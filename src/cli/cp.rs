@@ -1,14 +1,16 @@
 //! `cp`: one file into a sandbox or out of it.
 
 use std::fs::Permissions;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
+use bytes::Bytes;
 use clap::Args;
+use futures::Stream;
 use reqwest::{Body, Response, multipart::Part};
 use tokio::fs::File;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -17,6 +19,9 @@ use tokio_util::io::ReaderStream;
 use super::client::{Client, Written};
 use super::output::Format;
 use super::resolve::resolve;
+
+/// Bytes of stdin sent at a time at most.
+const STDIN_CHUNK: usize = 64 * 1024;
 
 /// Arguments of `cp`.
 #[derive(Debug, Args)]
@@ -97,11 +102,31 @@ async fn upload(client: &Client, from: &Place, id: &str, path: &str) -> Result<W
             if path.ends_with('/') {
                 bail!("{path} is a directory: name the file");
             }
-            let stdin = ReaderStream::new(tokio::io::stdin());
-            (Part::stream(Body::wrap_stream(stdin)), path.to_owned())
+            (Part::stream(Body::wrap_stream(stdin())), path.to_owned())
         }
     };
     Ok(client.write_file(id, &path, content).await?)
+}
+
+/// Stdin as it comes, read by a thread of its own: when the daemon refuses the upload, the process
+/// can end at once. The runtime would first wait for its thread's `read` to return, on a terminal
+/// for ever.
+fn stdin() -> impl Stream<Item = io::Result<Bytes>> {
+    let (sender, mut receiver) = tokio::sync::mpsc::channel(4);
+    std::thread::spawn(move || {
+        loop {
+            let mut buffer = vec![0; STDIN_CHUNK];
+            let chunk = io::stdin().read(&mut buffer).map(|size| {
+                buffer.truncate(size);
+                Bytes::from(buffer)
+            });
+            let last = chunk.as_ref().map_or(true, Bytes::is_empty);
+            if sender.blocking_send(chunk).is_err() || last {
+                break;
+            }
+        }
+    });
+    futures::stream::poll_fn(move |context| receiver.poll_recv(context))
 }
 
 async fn file_part(path: &Path) -> Result<Part> {

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::client::{Client, ExecAnswer, ExecRequest};
 use super::exit;
-use super::output::{Format, write};
+use super::output::{Format, tell, write};
 use super::pairs::{env_pair, map};
 use super::resolve::resolve;
 
@@ -85,6 +85,12 @@ pub(super) fn pass_on(answer: &ExecAnswer, format: Format) -> Result<u8> {
             let stderr = answer.encoding.decode(&answer.stderr)?;
             write(&mut io::stdout(), &stdout)?;
             write(&mut io::stderr(), &stderr)?;
+            if answer.truncated {
+                tell("nestbox: the command printed more than this");
+            }
+            if answer.timed_out {
+                tell("nestbox: the command was killed, its time was over");
+            }
         }
     }
     Ok(exit::of_command(answer.exit_code))

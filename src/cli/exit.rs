@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Error;
 
-use super::output::printable;
+use super::output::{printable, tell};
 
 /// Nestbox itself failed: bad arguments, no daemon, no such sandbox, a refused request.
 pub const NESTBOX_FAILED: u8 = 125;
@@ -14,6 +14,7 @@ pub const NESTBOX_FAILED: u8 = 125;
 pub(super) const HELP: &str = "\
 Exit codes:
   0    success
+  124  exec: the command was killed because its time was over
   125  nestbox itself failed: wrong arguments, no daemon, no such sandbox, ...
   126  exec, run: the command cannot be executed
   127  exec, run: there is no such command
@@ -32,7 +33,7 @@ pub(super) fn of_signal(signal: i32) -> u8 {
 
 /// Prints an error with its causes on stderr.
 pub(super) fn after_error(error: &Error) -> ExitCode {
-    eprintln!("error: {}", printable(&format!("{error:#}")));
+    tell(&format!("error: {}", printable(&format!("{error:#}"))));
     ExitCode::from(NESTBOX_FAILED)
 }
 

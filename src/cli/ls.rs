@@ -28,10 +28,10 @@ pub struct LsArgs {
 
 impl LsArgs {
     fn query(self) -> ListQuery {
-        let states = match (self.state.as_slice(), self.all) {
-            (_, true) => Vec::new(),
-            ([], false) => live_states(),
-            (states, false) => states.iter().map(|state| state.as_str().to_owned()).collect(),
+        let states = match (self.state.is_empty(), self.all) {
+            (_, true) => SandboxState::ALL.to_vec(),
+            (true, false) => live_states(),
+            (false, false) => self.state,
         };
         ListQuery { states, metadata: map(self.metadata) }
     }
@@ -62,19 +62,14 @@ pub(super) async fn run(client: &Client, format: Format, args: LsArgs) -> Result
 mod tests {
     use super::*;
 
-    fn states(args: LsArgs) -> Vec<String> {
-        args.query().states
-    }
-
     #[test]
     fn stopped_sandboxes_are_listed_only_when_asked_for() {
-        let args = |state: &[SandboxState], all| LsArgs {
-            state: state.to_vec(),
-            metadata: Vec::new(),
-            all,
+        let states = |state: &[SandboxState], all| {
+            LsArgs { state: state.to_vec(), metadata: Vec::new(), all }.query().states
         };
-        assert!(!states(args(&[], false)).contains(&"stopped".to_owned()));
-        assert_eq!(states(args(&[SandboxState::Stopped], false)), ["stopped"]);
-        assert!(states(args(&[], true)).is_empty(), "no filter at all");
+        assert!(!states(&[], false).contains(&SandboxState::Stopped));
+        assert!(states(&[], false).contains(&SandboxState::Error));
+        assert_eq!(states(&[SandboxState::Stopped], false), [SandboxState::Stopped]);
+        assert_eq!(states(&[], true), SandboxState::ALL);
     }
 }

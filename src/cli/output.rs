@@ -51,6 +51,11 @@ pub(super) fn write(to: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
+/// Tells the person something on stderr; when that is closed, there is nobody to tell.
+pub(super) fn tell(line: &str) {
+    drop(write(&mut io::stderr(), format!("{line}\n").as_bytes()));
+}
+
 /// Lines up rows under a heading.
 pub(super) fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
     let mut widths = heading.map(|cell| cell.chars().count());

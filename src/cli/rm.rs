@@ -1,5 +1,6 @@
 //! `rm`.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -57,7 +58,7 @@ pub(super) async fn run(client: &Client, format: Format, args: RmArgs) -> Result
 /// nothing happens.
 async fn targets(client: &Client, args: RmArgs) -> Result<Vec<String>> {
     if args.all {
-        let query = ListQuery { states: live_states(), ..ListQuery::default() };
+        let query = ListQuery { states: live_states(), metadata: BTreeMap::new() };
         return Ok(client.list(&query).await?.into_iter().map(|sandbox| sandbox.id).collect());
     }
     let mut ids = Vec::new();

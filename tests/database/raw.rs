@@ -1,0 +1,20 @@
+//! Statements past Nestbox, as another program would make them.
+
+use sea_orm::sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row, SqliteConnection};
+
+pub async fn execute(location: &str, sql: &str) {
+    let sql = AssertSqlSafe(sql.to_owned());
+    if location.starts_with("postgres") {
+        PgConnection::connect(location).await.unwrap().execute(sql).await.unwrap();
+    } else {
+        sqlite(location).await.execute(sql).await.unwrap();
+    }
+}
+
+pub async fn sqlite(path: &str) -> SqliteConnection {
+    SqliteConnection::connect(&format!("sqlite://{path}")).await.unwrap()
+}
+
+pub async fn text(connection: &mut SqliteConnection, sql: &'static str) -> String {
+    connection.fetch_one(sql).await.unwrap().get(0)
+}
