@@ -1,0 +1,39 @@
+# The only commands a newcomer needs. Each installs what is missing, and can be run again.
+
+export NESTBOX_DATA_DIR ?= ./.nestbox
+# rustup's installer puts cargo where a shell that was open before does not look.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+images := $(NESTBOX_DATA_DIR)/images
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run test bench lint build
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build ## make a sandbox, run code in it, and clean up, on this machine
+	@target/release/nestbox demo
+
+run: build ## start the daemon in the foreground, with its data in ./.nestbox
+	@target/release/nestbox image build debian
+	@target/release/nestbox serve
+
+build: ## build target/release/nestbox
+	@scripts/setup.sh
+	@cargo build --release
+
+test: ## run every test, on real microVMs
+	@scripts/setup.sh tests
+	cargo build
+	target/debug/nestbox image build debian
+	NESTBOX_TEST_IMAGES=$(abspath $(images)) cargo test --workspace
+
+bench: build ## measure; writes bench/results.json
+	@target/release/nestbox image build debian
+	@cargo bench
+
+lint: ## check the format and what clippy finds
+	@scripts/setup.sh
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings

@@ -1,0 +1,59 @@
+#!/bin/sh
+# Installs what Nestbox needs and this machine lacks. Never asks; says nothing when nothing is missing.
+#
+#   scripts/setup.sh          what the daemon calls
+#   scripts/setup.sh tests    that, and what the tests need besides
+set -eu
+
+# Each with the reason; nothing here that the code does not call.
+#   qemu-system-x86  the hypervisor            mmdebstrap  the root filesystem's tree
+#   e2fsprogs        mke2fs, e2fsck            nftables    a sandbox's network rules
+#   iproute2         `ip`, for people and tests
+#   gcc, libc6-dev   the linker that Rust uses
+packages="qemu-system-x86 mmdebstrap e2fsprogs nftables iproute2 gcc libc6-dev"
+if [ "${1:-}" = tests ]; then
+    # qemu-utils: qemu-img, which checks the overlays that we write; postgresql: the same tests on it.
+    packages="$packages qemu-utils postgresql"
+fi
+
+missing=
+for package in $packages; do
+    status=$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$status" = installed ] || missing="$missing $package"
+done
+
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" != 0 ]; then
+        echo "setup: these packages are missing and only root can install them:$missing" >&2
+        exit 1
+    fi
+    echo "setup: installing$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    log=$(mktemp)
+    trap 'rm -f "$log"' EXIT
+
+    # Unquoted where it is used: one word for each package. Recommended packages would bring a
+    # desktop's worth of display and sound libraries.
+    install() {
+        apt-get install -y -q --no-install-recommends \
+            -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300 $missing \
+            >"$log" 2>&1 </dev/null
+    }
+    update() {
+        apt-get update -q >"$log" 2>&1 </dev/null
+    }
+    # Lists that were never fetched, or that are older than the archive, make the first try fail.
+    if ! install; then
+        update || { sleep 3; update; } || { cat "$log" >&2; exit 1; }
+        install || { sleep 3; install; } || { cat "$log" >&2; exit 1; }
+    fi
+fi
+
+if ! command -v cargo >/dev/null 2>&1; then
+    cat >&2 <<'END'
+setup: cargo is missing. Rust's own installer provides it:
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y
+    . "$HOME/.cargo/env"
+END
+    exit 1
+fi

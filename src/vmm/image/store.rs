@@ -1,0 +1,475 @@
+//! The images of one directory: finding, building, checking and removing them.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use chrono::Utc;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::kernel::{self, KernelError};
+use super::manifest::{self, FORMAT, ImageManifest, KernelManifest, Part};
+use super::rootfs::{self, RootfsError, RootfsSource};
+use super::{ENVD, Image, Progress, checksum, initramfs};
+use crate::domain::name::TemplateName;
+
+/// What names of files that are not finished start with.
+pub const TEMPORARY: &str = ".part-";
+
+const MANIFEST: &str = "image.json";
+/// Directories that are no images. No template can have the name of the hidden ones.
+const KERNELS: &str = "kernels";
+const INITRAMFS: &str = "initramfs";
+const WORK: &str = ".work";
+const LOCK: &str = ".lock";
+
+/// What to do with an image that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rebuild {
+    /// Leave it.
+    IfMissing,
+    /// Build it again.
+    Always,
+}
+
+/// What a build did.
+#[derive(Debug, Clone)]
+pub enum Built {
+    /// The image was made.
+    New(Image),
+    /// The image was there.
+    Present(Image),
+}
+
+/// Why an image cannot be used or made.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// No image has this name.
+    #[error("there is no image {name}; `{}` makes one", hint(name))]
+    NotFound {
+        /// What was asked for.
+        name: TemplateName,
+    },
+    /// The name is one that the store needs itself.
+    #[error("no image can be called {name}")]
+    Reserved {
+        /// What was asked for.
+        name: TemplateName,
+    },
+    /// Files of the image are not what its manifest says.
+    #[error("image {name} is damaged: {}; build it again with --force", list(files))]
+    Damaged {
+        /// The image.
+        name: TemplateName,
+        /// The files.
+        files: Vec<PathBuf>,
+    },
+    /// The image was made by a version of Nestbox with another layout.
+    #[error("image {name} has format {found}, and this version reads {FORMAT}; build it again")]
+    Format {
+        /// The image.
+        name: TemplateName,
+        /// Its format.
+        found: u32,
+    },
+    /// A file of the store could not be read or written.
+    #[error("cannot read or write {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel could not be made.
+    #[error("cannot make the kernel of image {name}")]
+    Kernel {
+        /// The image.
+        name: TemplateName,
+        /// Why not.
+        #[source]
+        source: KernelError,
+    },
+    /// The root filesystem could not be made.
+    #[error("cannot make the root filesystem of image {name}")]
+    Rootfs {
+        /// The image.
+        name: TemplateName,
+        /// Why not.
+        #[source]
+        source: RootfsError,
+    },
+}
+
+fn hint(name: &TemplateName) -> String {
+    match name.as_str() {
+        "debian" => "nestbox image build debian".to_owned(),
+        other => format!("nestbox image build debian --name {other}"),
+    }
+}
+
+fn list(files: &[PathBuf]) -> String {
+    files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// The images under one directory.
+#[derive(Debug, Clone)]
+pub struct ImageStore {
+    dir: PathBuf,
+}
+
+impl ImageStore {
+    /// Names the directory that holds the images. It is made when the first image is.
+    pub fn open(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
+    }
+
+    /// Lists the images that are whole, by name. Damaged ones are left out; [`ImageStore::verify`]
+    /// tells about them.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`] if the directory cannot be read.
+    pub fn list(&self) -> Result<Vec<Image>, ImageError> {
+        let names = self.names()?;
+        Ok(names.iter().filter_map(|name| self.get(name).ok()).collect())
+    }
+
+    /// Returns the image called `name`, with an initramfs of this program's agent.
+    ///
+    /// Checks that the files are there and have the right size, not their sums.
+    ///
+    /// # Errors
+    /// [`ImageError::NotFound`], [`ImageError::Damaged`], [`ImageError::Format`], [`ImageError::Io`].
+    pub fn get(&self, name: &TemplateName) -> Result<Image, ImageError> {
+        let (image, kernel) = self.manifests(name)?;
+        let kernel_dir = self.dir.join(KERNELS).join(&image.kernel);
+        let rootfs = self.dir.join(name.as_str()).join(&image.rootfs.file);
+        let vmlinux = kernel_dir.join(&kernel.vmlinux.file);
+        let mut damaged = Vec::new();
+        for (path, part) in [(&rootfs, &image.rootfs), (&vmlinux, &kernel.vmlinux)] {
+            if fs::metadata(path).map(|meta| meta.len()).ok() != Some(part.bytes) {
+                damaged.push(path.clone());
+            }
+        }
+        if !damaged.is_empty() {
+            return Err(ImageError::Damaged { name: name.clone(), files: damaged });
+        }
+        Ok(Image {
+            name: name.clone(),
+            initramfs: self.ensure_initramfs(name, &kernel_dir, &kernel)?,
+            kernel: vmlinux,
+            rootfs,
+            kernel_version: kernel.version,
+            created_at: image.created_at,
+            source: image.source,
+            rootfs_bytes: image.rootfs.bytes,
+            rootfs_sha256: image.rootfs.sha256,
+            kernel_sha256: kernel.vmlinux.sha256,
+        })
+    }
+
+    /// Builds an image of Debian with Debian's kernel.
+    ///
+    /// Waits while another build runs in this directory. Takes about half a minute and needs root.
+    ///
+    /// # Errors
+    /// [`ImageError::Kernel`], [`ImageError::Rootfs`], [`ImageError::Io`], [`ImageError::Reserved`];
+    /// an image of that name that was there before still is.
+    pub fn build_debian(
+        &self,
+        name: &TemplateName,
+        rebuild: Rebuild,
+        progress: &dyn Progress,
+    ) -> Result<Built, ImageError> {
+        let session = self.session(name, progress)?;
+        if rebuild == Rebuild::IfMissing
+            && let Ok(image) = self.get(name)
+        {
+            return Ok(Built::Present(image));
+        }
+        let kernel = kernel::from_debian(&self.dir.join(KERNELS), &session.work, progress)
+            .map_err(|source| ImageError::Kernel { name: name.clone(), source })?;
+        let disk = session.work.join("rootfs.ext4");
+        rootfs::build_debian(&session.work, &disk, progress)
+            .map_err(|source| ImageError::Rootfs { name: name.clone(), source })?;
+        let source = format!("Debian {}", super::apt::SUITE);
+        self.publish(name, kernel, &disk, source, progress).map(Built::New)
+    }
+
+    /// Makes an image of somebody's root filesystem, with their kernel or else Debian's. An image
+    /// of that name that was there before is replaced.
+    ///
+    /// # Errors
+    /// As [`ImageStore::build_debian`].
+    pub fn import(
+        &self,
+        name: &TemplateName,
+        source: &RootfsSource,
+        kernel: Option<&Path>,
+        progress: &dyn Progress,
+    ) -> Result<Image, ImageError> {
+        let session = self.session(name, progress)?;
+        let disk = session.work.join("rootfs.ext4");
+        rootfs::import(source, &session.work, &disk, progress)
+            .map_err(|source| ImageError::Rootfs { name: name.clone(), source })?;
+        let kernels = self.dir.join(KERNELS);
+        let kernel = match kernel {
+            Some(path) => kernel::from_file(&kernels, &session.work, path),
+            None => kernel::from_debian(&kernels, &session.work, progress),
+        };
+        let kernel = kernel.map_err(|source| ImageError::Kernel { name: name.clone(), source })?;
+        self.publish(name, kernel, &disk, source.path().display().to_string(), progress)
+    }
+
+    /// Removes an image, and kernels that no image needs any more. Sandboxes that run from it keep
+    /// their open files; frozen ones lose their disk, so the caller asks whether there are any.
+    ///
+    /// # Errors
+    /// [`ImageError::NotFound`] or [`ImageError::Io`].
+    pub fn remove(&self, name: &TemplateName) -> Result<(), ImageError> {
+        let dir = self.dir.join(name.as_str());
+        if !dir.join(MANIFEST).exists() {
+            return Err(ImageError::NotFound { name: name.clone() });
+        }
+        let _session = self.session(name, &super::Silent)?;
+        // Without its manifest the rest is a left-over, whatever happens next.
+        match fs::remove_file(dir.join(MANIFEST)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_at(&dir)(e)),
+            _ => self.remove_leftovers(),
+        }
+    }
+
+    /// Reads every byte of an image and compares it with the manifest.
+    ///
+    /// # Errors
+    /// [`ImageError::Damaged`] names the files; others as [`ImageStore::get`].
+    pub fn verify(&self, name: &TemplateName) -> Result<(), ImageError> {
+        let (image, _) = self.manifests(name)?;
+        let kernel_dir = self.dir.join(KERNELS).join(&image.kernel);
+        let mut damaged = kernel::verify(&kernel_dir).map_err(io_at(&kernel_dir))?;
+        let rootfs = self.dir.join(name.as_str()).join(&image.rootfs.file);
+        if checksum::of_sparse_file(&rootfs).ok().as_ref() != Some(&image.rootfs.sha256) {
+            damaged.push(rootfs);
+        }
+        match damaged.is_empty() {
+            true => Ok(()),
+            false => Err(ImageError::Damaged { name: name.clone(), files: damaged }),
+        }
+    }
+
+    fn names(&self) -> Result<Vec<TemplateName>, ImageError> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(io_at(&self.dir))?,
+        };
+        let names = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+        let mut names: Vec<TemplateName> = names
+            .filter(|name: &TemplateName| self.dir.join(name.as_str()).join(MANIFEST).exists())
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    fn manifests(
+        &self,
+        name: &TemplateName,
+    ) -> Result<(ImageManifest, KernelManifest), ImageError> {
+        let path = self.dir.join(name.as_str()).join(MANIFEST);
+        let image: ImageManifest = match manifest::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(ImageError::NotFound { name: name.clone() });
+            }
+            other => other.map_err(io_at(&path))?,
+        };
+        let path = self.dir.join(KERNELS).join(&image.kernel).join("kernel.json");
+        let kernel: KernelManifest = match manifest::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(ImageError::Damaged { name: name.clone(), files: vec![path] });
+            }
+            other => other.map_err(io_at(&path))?,
+        };
+        match [image.format, kernel.format].into_iter().find(|format| *format != FORMAT) {
+            Some(found) => Err(ImageError::Format { name: name.clone(), found }),
+            None => Ok((image, kernel)),
+        }
+    }
+
+    /// Returns the initramfs of a kernel with this program's agent; makes it if it is not there.
+    fn ensure_initramfs(
+        &self,
+        name: &TemplateName,
+        kernel_dir: &Path,
+        kernel: &KernelManifest,
+    ) -> Result<PathBuf, ImageError> {
+        static ENVD_SUM: OnceLock<String> = OnceLock::new();
+        let agent = ENVD_SUM.get_or_init(|| checksum::of_bytes(ENVD));
+        let modules = kernel.modules.iter().map(|m| format!("{}={};", m.file, m.sha256));
+        let content: String = modules.chain([agent.clone()]).collect();
+        let sum = checksum::of_bytes(content.as_bytes());
+        let path = self.dir.join(INITRAMFS).join(format!("{sum}.cpio"));
+        if path.exists() {
+            return Ok(path);
+        }
+
+        let mut modules = Vec::with_capacity(kernel.modules.len());
+        for part in &kernel.modules {
+            let file = kernel_dir.join("modules").join(&part.file);
+            match fs::read(&file) {
+                Ok(object) if checksum::of_bytes(&object) == part.sha256 => {
+                    modules.push((part.file.clone(), object));
+                }
+                _ => return Err(ImageError::Damaged { name: name.clone(), files: vec![file] }),
+            }
+        }
+        let mut archive = Vec::with_capacity(ENVD.len() + (1 << 20));
+        initramfs::write(&mut archive, ENVD, &modules)
+            .and_then(|()| make_dir(&self.dir.join(INITRAMFS)))
+            .and_then(|()| manifest::replace(&path, &archive))
+            .map_err(io_at(&path))?;
+        Ok(path)
+    }
+
+    /// Waits for its turn, and begins a build on an empty work directory.
+    fn session(&self, name: &TemplateName, progress: &dyn Progress) -> Result<Session, ImageError> {
+        if [KERNELS, INITRAMFS].contains(&name.as_str()) {
+            return Err(ImageError::Reserved { name: name.clone() });
+        }
+        make_dir(&self.dir).map_err(io_at(&self.dir))?;
+        let lock = lock(&self.dir.join(LOCK), progress)?;
+        self.remove_leftovers()?;
+        let work = self.dir.join(WORK);
+        fs::create_dir(&work).map_err(io_at(&work))?;
+        // mmdebstrap's tree must be readable for apt's own user while it is made.
+        make_dir(&work).map_err(io_at(&work))?;
+        Ok(Session { work, _lock: lock })
+    }
+
+    /// Gives a finished disk its final name; the manifest, renamed last, makes it an image.
+    fn publish(
+        &self,
+        name: &TemplateName,
+        kernel: String,
+        disk: &Path,
+        source: String,
+        progress: &dyn Progress,
+    ) -> Result<Image, ImageError> {
+        progress.step("computing checksums");
+        let sha256 = checksum::of_sparse_file(disk).map_err(io_at(disk))?;
+        let bytes = fs::metadata(disk).map_err(io_at(disk))?.len();
+        let dir = self.dir.join(name.as_str());
+        make_dir(&dir).map_err(io_at(&dir))?;
+        let file = format!("rootfs-{}.ext4", &sha256[..12]);
+        fs::rename(disk, dir.join(&file)).map_err(io_at(&dir))?;
+        manifest::sync_dir(&dir).map_err(io_at(&dir))?;
+        let manifest = ImageManifest {
+            format: FORMAT,
+            name: name.clone(),
+            created_at: Utc::now(),
+            source,
+            kernel,
+            rootfs: Part { file, bytes, sha256 },
+        };
+        let path = dir.join(MANIFEST);
+        manifest::write(&path, &manifest).map_err(io_at(&path))?;
+        manifest::sync_dir(&self.dir).map_err(io_at(&self.dir))?;
+        self.get(name)
+    }
+
+    /// Removes what killed builds and removed images left behind. The caller holds the lock.
+    ///
+    /// A root filesystem that a newer build of the same image replaced stays: sandboxes may depend
+    /// on it, and only the caller's caller knows.
+    fn remove_leftovers(&self) -> Result<(), ImageError> {
+        let work = self.dir.join(WORK);
+        remove_tree(&work).map_err(io_at(&work))?;
+        let mut kernels = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(io_at(&self.dir))?.flatten() {
+            let (path, file_name) = (entry.path(), entry.file_name());
+            let Some(name) = file_name.to_str().filter(|n| n.parse::<TemplateName>().is_ok())
+            else {
+                continue;
+            };
+            if [KERNELS, INITRAMFS].contains(&name) || !path.is_dir() {
+                continue;
+            }
+            match manifest::read::<ImageManifest>(&path.join(MANIFEST)) {
+                Ok(manifest) => kernels.push(manifest.kernel),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    remove_tree(&path).map_err(io_at(&path))?;
+                }
+                // What cannot be read may still be somebody's image.
+                Err(error) => return Err(io_at(&path)(error)),
+            }
+        }
+        self.remove_unused_kernels(&kernels)
+    }
+
+    fn remove_unused_kernels(&self, used: &[String]) -> Result<(), ImageError> {
+        let dir = self.dir.join(KERNELS);
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            if !used.iter().any(|kernel| entry.file_name() == kernel.as_str()) {
+                remove_tree(&entry.path()).map_err(io_at(&entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A build in progress: its scratch directory, and the lock that makes it the only one.
+struct Session {
+    work: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // What cannot be removed now is removed by the next build.
+        let _ = remove_tree(&self.work);
+    }
+}
+
+fn lock(path: &Path, progress: &dyn Progress) -> Result<Flock<File>, ImageError> {
+    let file = File::options().create(true).append(true).open(path).map_err(io_at(path))?;
+    let failed = |errno: Errno| io_at(path)(errno.into());
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((file, Errno::EWOULDBLOCK)) => {
+            progress.step("waiting for another build in this directory");
+            Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno))
+        }
+        Err((_, errno)) => Err(failed(errno)),
+    }
+}
+
+/// Makes a directory that hypervisors, which run as other users, can pass through.
+fn make_dir(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+}
+
+/// Removes a tree if it is there. Refuses while something is mounted in it, because then it would
+/// remove what is not its own.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(path).is_err() {
+        return Ok(());
+    }
+    let path = path.canonicalize()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mounted = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    if let Some(mount) = mounted.filter(|m| Path::new(m).starts_with(&path)).last() {
+        let text = format!("{mount} is mounted; unmount it first");
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
+    }
+    match fs::remove_dir_all(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn io_at(path: &Path) -> impl FnOnce(io::Error) -> ImageError {
+    let path = path.to_owned();
+    move |source| ImageError::Io { path, source }
+}
