@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use axum::serve::ListenerExt;
 use connectrpc::Router;
+use nix::sys::signal::SigSet;
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -117,10 +118,11 @@ fn limit_memory() {
     }
 }
 
-/// Keeps descriptors, ignored signals and the file mask of whoever started the agent from the
+/// Keeps descriptors, blocked and ignored signals and the file mask of whoever started the agent from the
 /// processes that it starts itself.
 fn inherit_little() {
     umask(Mode::from_bits_truncate(0o022));
+    let _ = SigSet::empty().thread_set_mask();
     // SAFETY: marks descriptors only; none is open yet that a child should keep.
     unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
     for number in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGCHLD] {
