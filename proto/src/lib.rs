@@ -4,3 +4,6 @@
 //! It holds no behaviour and knows neither the daemon nor the agent.
 
 connectrpc::include_generated!();
+
+/// The version of E2B's agent whose features this one has. SDKs choose what to ask for by it.
+pub const ENVD_VERSION: &str = "0.6.2";

@@ -1,0 +1,299 @@
+//! Making, moving, removing and listing. Blocking; knows nothing of the wire.
+
+use std::ffi::OsString;
+use std::fs::{self, Metadata, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
+use thiserror::Error;
+
+/// Why an operation on the tree failed.
+#[derive(Debug, Error)]
+pub enum TreeError {
+    /// There is nothing at that path.
+    #[error("path not found: {}", .path.display())]
+    NotFound {
+        /// The path.
+        path: PathBuf,
+    },
+    /// There is a directory already.
+    #[error("directory already exists: {}", .path.display())]
+    DirectoryExists {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something else than a directory is where one is needed.
+    #[error("not a directory: {}", .path.display())]
+    NotDirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The root of the tree cannot be moved or removed.
+    #[error("not possible for the root directory")]
+    Root,
+    /// A directory cannot become its own descendant.
+    #[error("cannot move a directory into itself: {}", .path.display())]
+    IntoItself {
+        /// The destination.
+        path: PathBuf,
+    },
+    /// The disk or the user's share of it is full.
+    #[error("no space left on device")]
+    Full,
+    /// Anything else the kernel says.
+    #[error("{verb} {}: {source}", .path.display())]
+    Other {
+        /// What was done.
+        verb: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl TreeError {
+    /// Sorts an error of the kernel by what it means to a caller.
+    pub fn from_io(verb: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound => Self::NotFound { path },
+            io::ErrorKind::NotADirectory => Self::NotDirectory { path },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,
+            _ => Self::Other { verb, path, source },
+        }
+    }
+}
+
+/// Who owns what is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+/// Makes a directory and the parents it lacks, all owned by `owner`.
+///
+/// # Errors
+///
+/// [`TreeError::DirectoryExists`] when there is nothing to make.
+pub fn make_dir(path: &Path, owner: Owner) -> Result<(), TreeError> {
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => Err(TreeError::DirectoryExists { path: path.to_owned() }),
+        Ok(_) => Err(TreeError::NotDirectory { path: path.to_owned() }),
+        Err(_) => make_dirs(path, owner),
+    }
+}
+
+/// Makes a directory and the parents it lacks; one that exists is left as it is.
+///
+/// # Errors
+///
+/// [`TreeError::NotDirectory`] when something else is in the way.
+pub fn make_dirs(path: &Path, owner: Owner) -> Result<(), TreeError> {
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => return Ok(()),
+        Ok(_) => return Err(TreeError::NotDirectory { path: path.to_owned() }),
+        Err(_) => {}
+    }
+    if let Some(parent) = path.parent() {
+        make_dirs(parent, owner)?;
+    }
+    match fs::create_dir(path) {
+        Ok(()) => {}
+        // Somebody else was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => return Err(TreeError::from_io("cannot make", path, error)),
+    }
+    give(path, owner)
+}
+
+fn give(path: &Path, owner: Owner) -> Result<(), TreeError> {
+    lchown(path, Some(owner.uid), Some(owner.gid))
+        .map_err(|error| TreeError::from_io("cannot change the owner of", path, error))
+}
+
+/// Removes a file, or a directory with all that is in it. What is not there counts as removed.
+///
+/// # Errors
+///
+/// [`TreeError::Root`], or what the kernel says.
+pub fn remove(path: &Path) -> Result<(), TreeError> {
+    if path == Path::new("/") {
+        return Err(TreeError::Root);
+    }
+    let removed = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed.map_err(|error| TreeError::from_io("cannot remove", path, error)) {
+        Err(TreeError::NotFound { .. }) => Ok(()),
+        other => other,
+    }
+}
+
+/// Moves a file or a tree, replacing a file at the destination.
+///
+/// Across file systems it is copied beside the destination first, so that the destination is
+/// whole or not there at all.
+///
+/// # Errors
+///
+/// [`TreeError::NotFound`] when there is no source.
+pub fn rename(source: &Path, destination: &Path, owner: Owner) -> Result<(), TreeError> {
+    if source == Path::new("/") || destination == Path::new("/") {
+        return Err(TreeError::Root);
+    }
+    fs::symlink_metadata(source)
+        .map_err(|error| TreeError::from_io("cannot look at", source, error))?;
+    if destination != source && destination.starts_with(source) {
+        return Err(TreeError::IntoItself { path: destination.to_owned() });
+    }
+    let parent = destination.parent().unwrap_or(Path::new("/"));
+    make_dirs(parent, owner)?;
+    match fs::rename(source, destination) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            let mut name = OsString::from(super::UPLOAD_PREFIX);
+            name.push(format!("move-{}-", std::process::id()));
+            name.push(destination.file_name().unwrap_or_default());
+            let beside = parent.join(name);
+            let moved = copy(source, &beside).and_then(|()| {
+                fs::rename(&beside, destination)
+                    .map_err(|error| TreeError::from_io("cannot move to", destination, error))
+            });
+            if let Err(error) = moved {
+                let _ = remove(&beside);
+                return Err(error);
+            }
+            remove(source)
+        }
+        other => other.map_err(|error| TreeError::from_io("cannot move to", destination, error)),
+    }
+}
+
+/// Copies a tree with owners, modes, times, links and attributes.
+fn copy(source: &Path, destination: &Path) -> Result<(), TreeError> {
+    let failed = |error| TreeError::from_io("cannot copy", source, error);
+    let meta = fs::symlink_metadata(source).map_err(failed)?;
+    if meta.is_symlink() {
+        let target = fs::read_link(source).map_err(failed)?;
+        symlink(target, destination).map_err(failed)?;
+        return lchown(destination, Some(meta.uid()), Some(meta.gid())).map_err(failed);
+    }
+    if meta.is_dir() {
+        fs::create_dir(destination).map_err(failed)?;
+        for entry in fs::read_dir(source).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            copy(&entry.path(), &destination.join(entry.file_name()))?;
+        }
+    } else if meta.is_file() {
+        fs::copy(source, destination).map_err(failed)?;
+    } else {
+        return Err(failed(io::Error::from(io::ErrorKind::Unsupported)));
+    }
+    keep_attributes(source, destination, &meta).map_err(failed)
+}
+
+fn keep_attributes(source: &Path, destination: &Path, meta: &Metadata) -> io::Result<()> {
+    chown(destination, Some(meta.uid()), Some(meta.gid()))?;
+    // After the owner: changing it clears the set-user-id bit.
+    fs::set_permissions(destination, Permissions::from_mode(meta.mode() & 0o7777))?;
+    for name in xattr::list(source).into_iter().flatten() {
+        if let Ok(Some(value)) = xattr::get(source, &name) {
+            // The other file system may not keep this kind.
+            let _ = xattr::set(destination, &name, &value);
+        }
+    }
+    let accessed = TimeSpec::new(meta.atime(), meta.atime_nsec());
+    let modified = TimeSpec::new(meta.mtime(), meta.mtime_nsec());
+    let here = nix::fcntl::AT_FDCWD;
+    utimensat(here, destination, &accessed, &modified, UtimensatFlags::NoFollowSymlink)?;
+    Ok(())
+}
+
+/// Paths below a directory, down to `depth` levels, each directory followed by what is in it,
+/// in the order of names. Links to directories are listed but not entered.
+///
+/// # Errors
+///
+/// [`TreeError::NotFound`], [`TreeError::NotDirectory`].
+pub fn list(path: &Path, depth: u32) -> Result<Vec<PathBuf>, TreeError> {
+    let meta =
+        fs::metadata(path).map_err(|error| TreeError::from_io("cannot list", path, error))?;
+    if !meta.is_dir() {
+        return Err(TreeError::NotDirectory { path: path.to_owned() });
+    }
+    let mut found = Vec::new();
+    list_into(path, depth.max(1), &mut found)
+        .map_err(|error| TreeError::from_io("cannot list", path, error))?;
+    Ok(found)
+}
+
+fn list_into(path: &Path, depth: u32, found: &mut Vec<PathBuf>) -> io::Result<()> {
+    let mut names: Vec<_> = fs::read_dir(path)?.flatten().collect();
+    names.sort_by_key(fs::DirEntry::file_name);
+    for entry in names {
+        let path = entry.path();
+        let enter = depth > 1 && entry.file_type().is_ok_and(|kind| kind.is_dir());
+        found.push(path.clone());
+        if enter {
+            // Removed meanwhile, or not readable: it is listed, what is in it is not.
+            let _ = list_into(&path, depth - 1, found);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn me() -> Owner {
+        Owner { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() }
+    }
+
+    #[test]
+    fn a_copy_keeps_modes_times_links_and_what_is_below() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::create_dir_all(from.join("sub")).unwrap();
+        fs::write(from.join("sub/file"), "text").unwrap();
+        fs::set_permissions(from.join("sub/file"), Permissions::from_mode(0o4750)).unwrap();
+        symlink("sub/file", from.join("link")).unwrap();
+        copy(&from, &to).unwrap();
+        let (old, new) = (
+            fs::metadata(from.join("sub/file")).unwrap(),
+            fs::metadata(to.join("sub/file")).unwrap(),
+        );
+        assert_eq!(old.mode(), new.mode());
+        assert_eq!((old.mtime(), old.mtime_nsec()), (new.mtime(), new.mtime_nsec()));
+        assert_eq!(fs::read_link(to.join("link")).unwrap(), Path::new("sub/file"));
+    }
+
+    #[test]
+    fn a_directory_moves_neither_into_itself_nor_over_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("a");
+        fs::create_dir(&source).unwrap();
+        let inside = rename(&source, &source.join("b"), me());
+        assert!(matches!(inside, Err(TreeError::IntoItself { .. })));
+        assert!(matches!(rename(&source, Path::new("/"), me()), Err(TreeError::Root)));
+        assert!(matches!(remove(Path::new("/")), Err(TreeError::Root)));
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_not_taken_for_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        fs::write(&file, "").unwrap();
+        assert!(matches!(make_dir(&file, me()), Err(TreeError::NotDirectory { .. })));
+        assert!(matches!(make_dir(&file.join("d"), me()), Err(TreeError::NotDirectory { .. })));
+        assert!(matches!(list(&file, 1), Err(TreeError::NotDirectory { .. })));
+    }
+}

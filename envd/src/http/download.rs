@@ -1,0 +1,124 @@
+//! `GET /files`: streams a file, compressed if the caller wants it so.
+
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_compression::Level;
+use async_compression::tokio::bufread::GzipEncoder;
+use axum::body::Body;
+use axum::extract::{Query, State};
+use axum::response::Response;
+use http::{HeaderMap, HeaderValue, header};
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, BufReader};
+use tokio_util::io::ReaderStream;
+
+use crate::agent::settings::Context;
+
+use super::access::FileQuery;
+use super::error::HttpError;
+
+/// Read at once; what is in memory of a file at any time is a few of these.
+const CHUNK: usize = 64 * 1024;
+
+/// `GET /files`.
+///
+/// # Errors
+///
+/// 400 for what is no file, 401 for an unknown user, 404.
+pub async fn download(
+    State(context): State<Arc<Context>>,
+    query: Query<FileQuery>,
+    headers: HeaderMap,
+) -> Result<Response, HttpError> {
+    let user = context.user(query.username.as_deref())?;
+    let path = context.path(query.path.as_deref().unwrap_or_default(), &user)?;
+    let (file, length) = open(path.clone()).await?;
+
+    let mut response = Response::builder()
+        .header(header::CONTENT_TYPE, "application/octet-stream")
+        .header(header::CONTENT_DISPOSITION, disposition(&path))
+        .header(header::VARY, "Accept-Encoding");
+    let body = if wants_gzip(&headers) {
+        response = response.header(header::CONTENT_ENCODING, "gzip");
+        let reader = BufReader::with_capacity(CHUNK, file);
+        let encoder = GzipEncoder::with_quality(reader, Level::Fastest);
+        Body::from_stream(ReaderStream::with_capacity(encoder, CHUNK))
+    } else if length == 0 {
+        // Also the files of /proc, whose length nobody knows.
+        Body::from_stream(ReaderStream::with_capacity(file, CHUNK))
+    } else {
+        response = response.header(header::CONTENT_LENGTH, length);
+        // No more than was promised, should the file be growing.
+        Body::from_stream(ReaderStream::with_capacity(file.take(length), CHUNK))
+    };
+    response.body(body).map_err(|error| HttpError::invalid(error.to_string()))
+}
+
+/// Opens a regular file and tells its length.
+async fn open(path: PathBuf) -> Result<(File, u64), HttpError> {
+    let opening = tokio::task::spawn_blocking(move || {
+        let failed = |error| HttpError::from_io("cannot open", &path, error);
+        // Looked at first: opening a device can do things.
+        let kind = std::fs::metadata(&path).map_err(failed)?;
+        if kind.is_dir() {
+            return Err(HttpError::Directory { path });
+        }
+        if !kind.is_file() {
+            return Err(HttpError::NotRegular { path });
+        }
+        // In case it has become a pipe since: opening one would wait for a writer.
+        let mut options = std::fs::File::options();
+        let options = options.read(true).custom_flags(libc::O_NONBLOCK);
+        let file = options.open(&path).map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
+        Ok((File::from_std(file), length))
+    });
+    opening.await.map_err(|error| HttpError::invalid(error.to_string()))?
+}
+
+/// The file's name in ASCII; others are left out rather than misread.
+fn disposition(path: &Path) -> HeaderValue {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let plain = |c: &char| c.is_ascii_graphic() && !matches!(c, '"' | '\\') || *c == ' ';
+    let name: String = name.chars().filter(plain).collect();
+    HeaderValue::from_str(&format!("inline; filename=\"{name}\""))
+        .unwrap_or(HeaderValue::from_static("inline"))
+}
+
+/// Whether `gzip` is among the encodings the caller takes, and not at quality zero.
+fn wants_gzip(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|encoding| {
+        let mut parts = encoding.split(';').map(str::trim);
+        let name = parts.next().unwrap_or_default();
+        let quality = parts.find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok());
+        name.eq_ignore_ascii_case("gzip") && quality != Some(0.0)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gzip_is_used_only_if_it_is_taken() {
+        let wants = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(value));
+            wants_gzip(&headers)
+        };
+        assert!(wants("gzip"));
+        assert!(wants("br, GZIP;q=0.5"));
+        assert!(!wants("gzip;q=0, identity"));
+        assert!(!wants("identity"));
+        assert!(!wants_gzip(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn a_name_never_breaks_the_header() {
+        assert_eq!(disposition(Path::new("/a/b c.txt")), "inline; filename=\"b c.txt\"");
+        assert_eq!(disposition(Path::new("/a/x\"\r\n\u{e4}.txt")), "inline; filename=\"x.txt\"");
+    }
+}

@@ -1,0 +1,135 @@
+//! How the HTTP routes refuse: `{"code": <status>, "message": <text>}`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use thiserror::Error;
+
+use crate::agent::paths::PathError;
+use crate::agent::settings::RequestError;
+use crate::agent::users::UserError;
+use crate::filesystem::TreeError;
+
+/// Why a request was refused.
+#[derive(Debug, Error)]
+pub enum HttpError {
+    /// The request carries no token, or not the right one.
+    #[error("{message}")]
+    Unauthorized {
+        /// What is wrong with it.
+        message: &'static str,
+    },
+    /// There is no such user.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// The path is not usable.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// The request makes no sense.
+    #[error("{message}")]
+    Invalid {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// There is no such file.
+    #[error("path '{}' does not exist", .path.display())]
+    NotFound {
+        /// Resolved path.
+        path: PathBuf,
+    },
+    /// It is a directory where a file is needed.
+    #[error("path '{}' is a directory", .path.display())]
+    Directory {
+        /// Resolved path.
+        path: PathBuf,
+    },
+    /// It is a device, a pipe or a socket where a file is needed.
+    #[error("path '{}' is not a regular file", .path.display())]
+    NotRegular {
+        /// Resolved path.
+        path: PathBuf,
+    },
+    /// The disk or the user's share of it is full.
+    #[error("not enough disk space")]
+    Full,
+    /// Anything else the kernel says.
+    #[error("{verb} '{}': {source}", .path.display())]
+    Io {
+        /// What was done.
+        verb: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl HttpError {
+    /// A request that makes no sense.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::Invalid { message: message.into() }
+    }
+
+    /// Sorts an error of the kernel by what it means to a caller.
+    pub fn from_io(verb: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::NotFound { path },
+            io::ErrorKind::IsADirectory => Self::Directory { path },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,
+            io::ErrorKind::InvalidFilename => {
+                Self::invalid(format!("path '{}' is not a valid name", path.display()))
+            }
+            _ => Self::Io { verb, path, source },
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Unauthorized { .. } | Self::User(_) => StatusCode::UNAUTHORIZED,
+            Self::Path(_)
+            | Self::Invalid { .. }
+            | Self::Directory { .. }
+            | Self::NotRegular { .. } => StatusCode::BAD_REQUEST,
+            Self::NotFound { .. } => StatusCode::NOT_FOUND,
+            Self::Full => StatusCode::INSUFFICIENT_STORAGE,
+            Self::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl From<RequestError> for HttpError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Authorization => Self::invalid(error.to_string()),
+            RequestError::User(error) => error.into(),
+            RequestError::Path(error) => error.into(),
+        }
+    }
+}
+
+impl From<TreeError> for HttpError {
+    fn from(error: TreeError) -> Self {
+        let message = error.to_string();
+        match error {
+            TreeError::NotFound { path } => Self::NotFound { path },
+            TreeError::Full => Self::Full,
+            TreeError::Other { verb, path, source } => Self::from_io(verb, &path, source),
+            TreeError::DirectoryExists { .. }
+            | TreeError::NotDirectory { .. }
+            | TreeError::Root
+            | TreeError::IntoItself { .. } => Self::invalid(message),
+        }
+    }
+}
+
+impl IntoResponse for HttpError {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let body = serde_json::json!({ "code": status.as_u16(), "message": self.to_string() });
+        (status, Json(body)).into_response()
+    }
+}

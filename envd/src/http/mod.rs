@@ -1,0 +1,45 @@
+//! The plain HTTP routes: health, metrics, environment, `POST /init`, contents of files.
+//!
+//! - `access`: who may call
+//! - `error`: how refusals look
+//! - `download`, `upload`: contents
+//! - `identity`: `POST /init`
+//! - `metrics`: what the guest uses
+
+mod access;
+mod download;
+mod error;
+mod identity;
+mod metrics;
+mod upload;
+
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, State};
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+use connectrpc::{ConnectRpcService, DeadlinePolicy};
+use http::StatusCode;
+
+use crate::agent::settings::Context;
+
+/// All routes of the agent: these, and the rpcs of `rpc` for every other path.
+pub fn router(context: Arc<Context>, rpc: connectrpc::Router) -> Router {
+    let policy = DeadlinePolicy::new().with_enforce_on_streams(true);
+    let rpc = ConnectRpcService::new(rpc).with_deadline_policy(policy);
+    Router::new()
+        .route("/health", get(async || StatusCode::NO_CONTENT))
+        .route("/metrics", get(metrics::metrics))
+        .route("/envs", get(envs))
+        .route("/init", post(identity::init))
+        .route("/files", get(download::download).post(upload::upload))
+        // An upload is as long as the disk has room.
+        .layer(DefaultBodyLimit::disable())
+        .fallback_service(rpc)
+        .layer(middleware::from_fn_with_state(Arc::clone(&context), access::check))
+        .with_state(context)
+}
+
+async fn envs(State(context): State<Arc<Context>>) -> Json<serde_json::Value> {
+    Json(serde_json::json!(context.settings().env))
+}

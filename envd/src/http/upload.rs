@@ -1,0 +1,316 @@
+//! `POST /files`: writes one file from a plain body, or several from a multipart one.
+//!
+//! A file is written under a hidden name beside its target and put in place when it is whole. If
+//! the caller vanishes halfway, what was there before is still there.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_compression::tokio::bufread::GzipDecoder;
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, Multipart, Query, Request, State};
+use futures::{Stream, StreamExt, TryStreamExt};
+use http::{HeaderMap, header};
+use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
+use serde::Serialize;
+use tokio::fs::File;
+use tokio::io::AsyncWriteExt;
+use tokio_util::io::{ReaderStream, StreamReader};
+
+use crate::agent::settings::Context;
+use crate::agent::users::User;
+use crate::filesystem::{METADATA_PREFIX, Owner, UPLOAD_PREFIX, make_dirs};
+
+use super::access::FileQuery;
+use super::error::HttpError;
+
+/// Headers that become metadata begin with this.
+const METADATA_HEADER: &str = "x-metadata-";
+/// Bytes of all keys, with their prefix, and values together.
+const METADATA_LIMIT: usize = 4096;
+/// Bytes of one key: what the kernel allows for a name, less the prefix.
+const KEY_LIMIT: usize = 255 - METADATA_PREFIX.len();
+/// A refused body is read on for this long: a caller that is still sending would otherwise see a
+/// broken connection instead of the reason.
+const DRAIN: Duration = Duration::from_secs(20);
+/// Written at once.
+const CHUNK: usize = 128 * 1024;
+
+/// One file that was written.
+#[derive(Debug, Serialize)]
+pub struct Written {
+    path: String,
+    name: String,
+    r#type: &'static str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<String, String>,
+}
+
+type Chunks<'a> = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send + 'a>>;
+
+/// `POST /files`.
+///
+/// # Errors
+///
+/// 400 for a body or path that makes no sense, 401 for an unknown user, 507 when the disk is full.
+pub async fn upload(
+    State(context): State<Arc<Context>>,
+    query: Query<FileQuery>,
+    request: Request,
+) -> Result<Json<Vec<Written>>, HttpError> {
+    let user = context.user(query.username.as_deref())?;
+    let target = Target { user, metadata: metadata(request.headers())?, context };
+    let path = query.path.as_deref().filter(|path| !path.is_empty());
+    let request = decoded(request)?;
+    if is_multipart(request.headers()) {
+        let form = Multipart::from_request(request, &())
+            .await
+            .map_err(|error| HttpError::invalid(error.body_text()))?;
+        return Ok(Json(target.write_form(form, path).await?));
+    }
+    let path = path.ok_or_else(|| HttpError::invalid("path is missing"))?;
+    let body = request.into_body().into_data_stream().map_err(io::Error::other);
+    Ok(Json(vec![target.write(path, Box::pin(body)).await?]))
+}
+
+fn is_multipart(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    kind.is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("multipart/"))
+}
+
+/// Undoes the compression of a body.
+fn decoded(request: Request) -> Result<Request, HttpError> {
+    match request.headers().get(header::CONTENT_ENCODING).map(|value| value.as_bytes()) {
+        None | Some(b"" | b"identity") => Ok(request),
+        Some(b"gzip") => {
+            let (parts, body) = request.into_parts();
+            let reader = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
+            let decoder = ReaderStream::with_capacity(GzipDecoder::new(reader), CHUNK);
+            Ok(Request::from_parts(parts, Body::from_stream(decoder)))
+        }
+        Some(other) => {
+            let name = String::from_utf8_lossy(other);
+            Err(HttpError::invalid(format!("content encoding '{name}' is not supported")))
+        }
+    }
+}
+
+/// Collects `X-Metadata-*` headers.
+fn metadata(headers: &HeaderMap) -> Result<BTreeMap<String, String>, HttpError> {
+    let mut metadata = BTreeMap::new();
+    let mut size = 0;
+    for name in headers.keys() {
+        let Some(key) = name.as_str().strip_prefix(METADATA_HEADER) else { continue };
+        let value = headers.get(name).map(|value| value.as_bytes()).unwrap_or_default();
+        let printable = value.iter().all(|byte| (0x20..=0x7E).contains(byte));
+        if key.is_empty() || key.len() > KEY_LIMIT || !printable {
+            return Err(HttpError::invalid(format!("metadata '{key}' is not printable ASCII")));
+        }
+        size += METADATA_PREFIX.len() + key.len() + value.len();
+        metadata.insert(key.to_owned(), String::from_utf8_lossy(value).into_owned());
+    }
+    if size > METADATA_LIMIT {
+        return Err(HttpError::invalid(format!("metadata exceeds {METADATA_LIMIT} bytes")));
+    }
+    Ok(metadata)
+}
+
+/// For whom files are written, and with what.
+struct Target {
+    context: Arc<Context>,
+    user: Arc<User>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Target {
+    async fn write_form(
+        &self,
+        mut form: Multipart,
+        path: Option<&str>,
+    ) -> Result<Vec<Written>, HttpError> {
+        let mut written = Vec::new();
+        loop {
+            let field = form.next_field().await;
+            let field = field.map_err(|error| HttpError::invalid(error.body_text()))?;
+            let Some(field) = field else { break };
+            if field.name() != Some("file") {
+                continue;
+            }
+            let result = match (path, field.file_name().map(str::to_owned), written.is_empty()) {
+                (Some(_), _, false) => Err(HttpError::invalid("one path for several files")),
+                (Some(path), _, true) => self.write(path, chunks(field)).await,
+                (None, Some(name), _) if !name.is_empty() => self.write(&name, chunks(field)).await,
+                (None, _, _) => Err(HttpError::invalid("file has neither path nor file name")),
+            };
+            match result {
+                Ok(one) => written.push(one),
+                Err(error) => {
+                    let rest = async {
+                        while let Ok(Some(mut field)) = form.next_field().await {
+                            while let Ok(Some(_)) = field.chunk().await {}
+                        }
+                    };
+                    let _ = tokio::time::timeout(DRAIN, rest).await;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(written)
+    }
+
+    async fn write(&self, path: &str, mut body: Chunks<'_>) -> Result<Written, HttpError> {
+        let result = self.write_whole(path, &mut body).await;
+        if result.is_err() {
+            let rest = async { while let Some(Ok(_)) = body.next().await {} };
+            let _ = tokio::time::timeout(DRAIN, rest).await;
+        }
+        result
+    }
+
+    async fn write_whole(&self, path: &str, body: &mut Chunks<'_>) -> Result<Written, HttpError> {
+        let path = self.context.path(path, &self.user)?;
+        let owner = Owner { uid: self.user.uid, gid: self.user.gid };
+        let preparing = path.clone();
+        let pending = blocking(move || Pending::new(&preparing, owner)).await?;
+        let failed = |error| HttpError::from_io("cannot write", &path, error);
+        let mut file = File::from_std(pending.file.try_clone().map_err(failed)?);
+        file.set_max_buf_size(CHUNK);
+        while let Some(chunk) = body.next().await {
+            let chunk =
+                chunk.map_err(|error| HttpError::invalid(format!("body ended early: {error}")))?;
+            file.write_all(&chunk).await.map_err(failed)?;
+        }
+        // Only this tells whether the last write succeeded.
+        file.flush().await.map_err(failed)?;
+        let metadata = self.metadata.clone();
+        blocking(move || pending.put_in_place(&metadata)).await?;
+        Ok(Written {
+            name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            path: path.to_string_lossy().into_owned(),
+            r#type: "file",
+            metadata: self.metadata.clone(),
+        })
+    }
+}
+
+fn chunks(field: axum::extract::multipart::Field<'_>) -> Chunks<'_> {
+    Box::pin(field.map_err(io::Error::other))
+}
+
+async fn blocking<T, F>(work: F) -> Result<T, HttpError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, HttpError> + Send + 'static,
+{
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| HttpError::invalid(error.to_string()))?
+}
+
+/// A file that is not in place yet. Dropping it removes what was written.
+struct Pending {
+    file: std::fs::File,
+    hidden: PathBuf,
+    target: PathBuf,
+    owner: Owner,
+    /// Permission bits of the file that is there already.
+    mode: Option<u32>,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        // Gone already if it was renamed.
+        let _ = std::fs::remove_file(&self.hidden);
+    }
+}
+
+impl Pending {
+    fn new(path: &Path, owner: Owner) -> Result<Self, HttpError> {
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let failed = |error| HttpError::from_io("cannot write", path, error);
+        // A link stays a link: what it leads to is written.
+        let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let mode = match std::fs::metadata(&target) {
+            Ok(meta) if meta.is_file() => Some(meta.mode() & 0o7777),
+            Ok(meta) if meta.is_dir() => return Err(HttpError::Directory { path: target }),
+            Ok(_) => return Err(HttpError::NotRegular { path: target }),
+            Err(_) => None,
+        };
+        let parent = target.parent().unwrap_or(Path::new("/"));
+        make_dirs(parent, owner)?;
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let hidden = parent.join(format!("{UPLOAD_PREFIX}{}-{number}", std::process::id()));
+        let file = std::fs::File::options().write(true).create_new(true).open(&hidden);
+        let file = file.map_err(failed)?;
+        Ok(Self { file, hidden, target, owner, mode })
+    }
+
+    /// Gives the file its owner, mode, metadata and name.
+    ///
+    /// A watcher of the directory sees what it would see of a file written in place: a new one is
+    /// created, changes its owner and is written; one that was there is written.
+    fn put_in_place(self, metadata: &BTreeMap<String, String>) -> Result<(), HttpError> {
+        let failed = |error| HttpError::from_io("cannot write", &self.target, error);
+        let mode = std::fs::Permissions::from_mode(self.mode.unwrap_or(0o644));
+        for (key, value) in metadata {
+            let name = format!("{METADATA_PREFIX}{key}");
+            xattr::set(&self.hidden, name, value.as_bytes()).map_err(|error| {
+                match error.raw_os_error() {
+                    Some(libc::EOPNOTSUPP) => HttpError::invalid(format!(
+                        "no metadata can be kept where '{}' is",
+                        self.target.display()
+                    )),
+                    _ => failed(error),
+                }
+            })?;
+        }
+        let own = |path| lchown(path, Some(self.owner.uid), Some(self.owner.gid));
+        if self.mode.is_none() && std::fs::hard_link(&self.hidden, &self.target).is_ok() {
+            std::fs::set_permissions(&self.hidden, mode).map_err(failed)?;
+            own(&self.target).map_err(failed)?;
+            return touch(&self.target).map_err(failed);
+        }
+        own(&self.hidden).map_err(failed)?;
+        // After the owner: changing it clears the set-user-id bit.
+        std::fs::set_permissions(&self.hidden, mode).map_err(failed)?;
+        std::fs::rename(&self.hidden, &self.target).map_err(failed)
+    }
+}
+
+/// Sets the time of modification alone, which watchers see as a write.
+fn touch(path: &Path) -> io::Result<()> {
+    let here = nix::fcntl::AT_FDCWD;
+    let (keep, now) = (TimeSpec::UTIME_OMIT, TimeSpec::UTIME_NOW);
+    Ok(utimensat(here, path, &keep, &now, UtimensatFlags::NoFollowSymlink)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&str, &str)| {
+            (name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap())
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn metadata_is_bounded_and_printable() {
+        let found = metadata(&headers(&[("X-Metadata-Author", "me"), ("X-Other", "x")])).unwrap();
+        assert_eq!(found, BTreeMap::from([("author".to_owned(), "me".to_owned())]));
+        let long = "v".repeat(METADATA_LIMIT);
+        assert!(metadata(&headers(&[("x-metadata-k", &long)])).is_err());
+        assert!(metadata(&headers(&[("x-metadata-k", "tab\there")])).is_err());
+        assert!(metadata(&headers(&[("x-metadata-", "v")])).is_err());
+    }
+}

@@ -1,0 +1,157 @@
+//! A cgroup for each process, so that a kill reaches descendants that left its session.
+//!
+//! Making and removing a cgroup costs more than starting a small program, so an empty one is used
+//! again. One that still holds descendants of an ended process is kept aside until they are gone.
+//! Where cgroup2 is missing or not writable there are none, and a kill goes to the process group.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::Mode;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use nix::unistd::write;
+
+/// Where cgroup2 is mounted: in our guests, and beside the older hierarchy on some hosts.
+const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+/// The directory that holds all of ours.
+const PARENT: &str = "nestbox";
+/// Empty ones kept for the next start.
+const READY: usize = 8;
+
+/// One cgroup, owned by whoever runs a process in it.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+    dir: OwnedFd,
+    events: OwnedFd,
+}
+
+impl Cgroup {
+    /// Its directory, to be born in.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Kills every process in it, and those they are starting (`cgroup.kill`, Linux 5.14).
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, e.g. when it is older.
+    pub fn kill(&self) -> io::Result<()> {
+        let file =
+            openat(&self.dir, c"cgroup.kill", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        write(&file, b"1")?;
+        Ok(())
+    }
+
+    fn is_empty(&self) -> bool {
+        let mut text = [0u8; 128];
+        let Ok(length) = nix::sys::uio::pread(&self.events, &mut text, 0) else { return false };
+        text[..length].split(|&byte| byte == b'\n').any(|line| line == b"populated 0")
+    }
+}
+
+/// The cgroups of all processes.
+#[derive(Debug)]
+pub struct Cgroups {
+    parent: Option<PathBuf>,
+    pool: Mutex<Pool>,
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    made: u64,
+    ready: Vec<Cgroup>,
+    lingering: Vec<Cgroup>,
+}
+
+impl Cgroups {
+    /// Finds cgroup2, and removes what agents before this one left empty.
+    pub fn new() -> Self {
+        let parent = MOUNTS
+            .iter()
+            .find(|mount| {
+                statfs(**mount).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC)
+            })
+            .map(|mount| Path::new(mount).join(PARENT))
+            .filter(|parent| {
+                std::fs::create_dir(parent).is_ok() || parent.join("cgroup.procs").exists()
+            });
+        if let Some(parent) = &parent {
+            remove_orphans(parent);
+        }
+        Self { parent, pool: Mutex::new(Pool::default()) }
+    }
+
+    /// Makes one ahead of the first start.
+    pub fn prepare(&self) {
+        if let Some(cgroup) = self.acquire() {
+            self.release(cgroup);
+        }
+    }
+
+    /// An empty cgroup, or `None` where there are none to be had.
+    pub fn acquire(&self) -> Option<Cgroup> {
+        let parent = self.parent.as_ref()?;
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cgroup) = pool.ready.pop() {
+            return Some(cgroup);
+        }
+        pool.made += 1;
+        // The pid tells apart agents that share a host, and a restarted one from its predecessor.
+        make(&parent.join(format!("{}-{}", std::process::id(), pool.made))).ok()
+    }
+
+    /// Takes one back, whose process has been waited for.
+    pub fn release(&self, cgroup: Cgroup) {
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        pool.lingering.push(cgroup);
+        let (empty, lingering): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut pool.lingering).into_iter().partition(Cgroup::is_empty);
+        pool.lingering = lingering;
+        for cgroup in empty {
+            if pool.ready.len() < READY {
+                pool.ready.push(cgroup);
+            } else {
+                let _ = std::fs::remove_dir(&cgroup.path);
+            }
+        }
+    }
+
+    /// Removes those that are empty; called when the agent ends.
+    pub fn remove_all(&self) {
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let Pool { ready, lingering, .. } = std::mem::take(&mut *pool);
+        for cgroup in ready.into_iter().chain(lingering) {
+            let _ = std::fs::remove_dir(&cgroup.path);
+        }
+    }
+}
+
+fn make(path: &Path) -> io::Result<Cgroup> {
+    std::fs::create_dir(path)?;
+    let read = |dir: Option<&OwnedFd>, name: &CStr| match dir {
+        Some(dir) => openat(dir, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()),
+        None => open(name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()),
+    };
+    let name = CString::new(path.as_os_str().as_encoded_bytes())?;
+    let dir = read(None, &name)?;
+    let events = read(Some(&dir), c"cgroup.events")?;
+    debug_assert!(events.as_raw_fd() > 2, "the agent's own standard streams stay open");
+    Ok(Cgroup { path: path.to_owned(), dir, events })
+}
+
+fn remove_orphans(parent: &Path) {
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_string_lossy().split('-').next().map(str::to_owned);
+        let alive = owner.is_some_and(|pid| Path::new("/proc").join(pid).exists());
+        if !alive {
+            let _ = std::fs::remove_dir(entry.path());
+        }
+    }
+}
