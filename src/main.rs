@@ -1,1 +1,51 @@
-fn main() {}
+//! The one program: daemon and command line.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use nestbox::cli::{self, Cli, Command};
+use nestbox::config::Config;
+use nestbox::startup;
+
+fn main() -> ExitCode {
+    let cli = match Cli::read() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    let data_dir = cli.global.data_dir.clone();
+    match &cli.command {
+        // The daemon brings a runtime of its own.
+        Command::Serve(args) => {
+            let outcome = Config::load(args, data_dir.as_deref()).map_err(anyhow::Error::from);
+            report(outcome.and_then(|config| startup::serve(&config)).map(|()| true))
+        }
+        Command::Doctor(args) => {
+            let outcome = Config::load(args, data_dir.as_deref()).map_err(anyhow::Error::from);
+            let json = cli.global.json;
+            report(outcome.and_then(|config| block_on(startup::doctor(&config, json))?))
+        }
+        _ => match block_on(cli::run(cli)) {
+            Ok(code) => code,
+            Err(error) => report(Err(error)),
+        },
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(work);
+    // A read of standard input may still hang in a thread of its own.
+    runtime.shutdown_background();
+    Ok(outcome)
+}
+
+fn report(outcome: Result<bool>) -> ExitCode {
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(cli::NESTBOX_FAILED)
+        }
+    }
+}

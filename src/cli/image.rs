@@ -1,31 +1,24 @@
 //! `nestbox image`: makes, lists, checks and removes images. Works on the image directory itself;
 //! needs no running daemon.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use super::output::Format;
+use super::progress::Steps;
 use crate::domain::name::TemplateName;
-use crate::vmm::image::{Built, Image, ImageStore, Progress, Rebuild, RootfsSource};
-
-/// How a command prints what it found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OutputFormat {
-    /// For people.
-    Text,
-    /// For programs: one JSON document on standard output.
-    Json,
-}
+use crate::vmm::image::{Built, Image, ImageStore, Rebuild, RootfsSource};
 
 /// Make, list, check and remove images.
 #[derive(Debug, Args)]
 pub struct ImageArgs {
+    /// Where images are kept [default: images in the data directory]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(super) image_dir: Option<PathBuf>,
     #[command(subcommand)]
     command: ImageCommand,
 }
@@ -86,7 +79,7 @@ struct ImportArgs {
 ///
 /// # Errors
 /// What the command could not do, as a chain of causes.
-pub async fn run(args: ImageArgs, image_dir: &Path, format: OutputFormat) -> anyhow::Result<()> {
+pub(super) async fn run(args: ImageArgs, image_dir: &Path, format: Format) -> anyhow::Result<()> {
     let store = ImageStore::open(image_dir);
     // Images are made by programs that run for seconds: off the threads that serve others.
     tokio::task::spawn_blocking(move || execute(args.command, &store, format))
@@ -94,12 +87,12 @@ pub async fn run(args: ImageArgs, image_dir: &Path, format: OutputFormat) -> any
         .context("the image command did not finish")?
 }
 
-fn execute(command: ImageCommand, store: &ImageStore, format: OutputFormat) -> anyhow::Result<()> {
+fn execute(command: ImageCommand, store: &ImageStore, format: Format) -> anyhow::Result<()> {
     match command {
         ImageCommand::Build(args) => build(args, store, format),
         ImageCommand::Import(args) => {
             let source = RootfsSource::detect(&args.rootfs)?;
-            let progress = Terminal::start();
+            let progress = Steps::start();
             let image = store.import(&args.name, &source, args.kernel.as_deref(), &progress)?;
             progress.finish();
             report(&image, "made", format)
@@ -109,21 +102,21 @@ fn execute(command: ImageCommand, store: &ImageStore, format: OutputFormat) -> a
         ImageCommand::Verify { name } => {
             store.verify(&name)?;
             match format {
-                OutputFormat::Text => say(&format!("{name}: every file is as it was made")),
-                OutputFormat::Json => say(&json!({"name": name, "intact": true}).to_string()),
+                Format::Text => say(&format!("{name}: every file is as it was made")),
+                Format::Json => say(&json!({"name": name, "intact": true}).to_string()),
             }
         }
     }
 }
 
-fn build(args: BuildArgs, store: &ImageStore, format: OutputFormat) -> anyhow::Result<()> {
+fn build(args: BuildArgs, store: &ImageStore, format: Format) -> anyhow::Result<()> {
     let Distribution::Debian = args.distribution;
     let name = match args.name {
         Some(name) => name,
         None => "debian".parse()?,
     };
     let rebuild = if args.force { Rebuild::Always } else { Rebuild::IfMissing };
-    let progress = Terminal::start();
+    let progress = Steps::start();
     let built = store.build_debian(&name, rebuild, &progress)?;
     progress.finish();
     match built {
@@ -132,20 +125,20 @@ fn build(args: BuildArgs, store: &ImageStore, format: OutputFormat) -> anyhow::R
     }
 }
 
-fn report(image: &Image, what: &str, format: OutputFormat) -> anyhow::Result<()> {
+fn report(image: &Image, what: &str, format: Format) -> anyhow::Result<()> {
     match format {
-        OutputFormat::Text => say(&format!(
+        Format::Text => say(&format!(
             "image {} {what}: kernel {}, {}",
             image.name,
             image.kernel_version,
             image.rootfs.display()
         )),
-        OutputFormat::Json => say(&describe(image).to_string()),
+        Format::Json => say(&describe(image).to_string()),
     }
 }
 
-fn list(images: &[Image], format: OutputFormat) -> anyhow::Result<()> {
-    if format == OutputFormat::Json {
+fn list(images: &[Image], format: Format) -> anyhow::Result<()> {
+    if format == Format::Json {
         let images: Vec<_> = images.iter().map(describe).collect();
         return say(&serde_json::Value::from(images).to_string());
     }
@@ -182,65 +175,14 @@ fn say(text: &str) -> anyhow::Result<()> {
     writeln!(io::stdout(), "{text}").context("cannot write to standard output")
 }
 
-/// Shows the steps of a build on standard error: a spinner on a terminal, lines elsewhere.
-struct Terminal {
-    bar: Option<ProgressBar>,
-    current: Mutex<Option<(String, Instant)>>,
-}
-
-impl Terminal {
-    fn start() -> Self {
-        let bar = io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new_spinner();
-            let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})");
-            bar.set_style(style.expect("the template is a constant"));
-            bar.enable_steady_tick(Duration::from_millis(100));
-            bar
-        });
-        Self { bar, current: Mutex::new(None) }
-    }
-
-    /// Ends the last step.
-    fn finish(&self) {
-        self.enter(None);
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-
-    /// Replaces the step at hand, and leaves a line about the one that ended.
-    fn enter(&self, next: Option<&str>) {
-        let next = next.map(|text| (text.to_owned(), Instant::now()));
-        // A poisoned lock only means that a thread panicked between two lines.
-        let mut current = self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let before = std::mem::replace(&mut *current, next);
-        if let Some((text, since)) = before {
-            let line = format!("{:6.1} s  {text}", since.elapsed().as_secs_f64());
-            match &self.bar {
-                Some(bar) => bar.println(line),
-                None => eprintln!("{line}"),
-            }
-        }
-    }
-}
-
-impl Progress for Terminal {
-    fn step(&self, text: &str) {
-        self.enter(Some(text));
-        match &self.bar {
-            Some(bar) => {
-                bar.reset_elapsed();
-                bar.set_message(text.to_owned());
-            }
-            None => eprintln!("          {text} ..."),
-        }
-    }
-
-    fn detail(&self, text: &str) {
-        if let Some(bar) = &self.bar {
-            let current = self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let step = current.as_ref().map_or("", |(text, _)| text.as_str());
-            bar.set_message(format!("{step}: {text}"));
-        }
-    }
+/// Sees to it that the default image is there; shows how it gets on.
+pub(super) async fn ensure_debian(image_dir: &Path) -> anyhow::Result<()> {
+    let store = ImageStore::open(image_dir);
+    let build = move || -> anyhow::Result<()> {
+        let progress = Steps::start();
+        store.build_debian(&"debian".parse()?, Rebuild::IfMissing, &progress)?;
+        progress.finish();
+        Ok(())
+    };
+    tokio::task::spawn_blocking(build).await.context("the image command did not finish")?
 }

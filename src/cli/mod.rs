@@ -7,14 +7,17 @@
 mod client;
 mod cp;
 mod create;
+mod demo;
 mod discover;
 mod exec;
 mod exit;
 mod get;
+mod image;
 mod key;
 mod ls;
 mod output;
 mod pairs;
+mod progress;
 mod resolve;
 mod rm;
 mod run;
@@ -26,6 +29,8 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use client::Client;
+
+use crate::config::{Config, ConfigArgs};
 pub use exit::NESTBOX_FAILED;
 
 /// Sandboxes for untrusted code, each in a microVM of its own.
@@ -64,6 +69,14 @@ pub struct Global {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the daemon in the foreground
+    Serve(ConfigArgs),
+    /// Say what this machine can do, and what to do about what it cannot
+    Doctor(ConfigArgs),
+    /// Build, import, list and remove images
+    Image(image::ImageArgs),
+    /// Show on a daemon of its own that everything works, from create to destroy
+    Demo(demo::DemoArgs),
     /// Create a sandbox and print its id
     Create(create::CreateArgs),
     /// List sandboxes
@@ -109,6 +122,15 @@ async fn dispatch(Cli { global, command }: Cli) -> Result<ExitCode> {
     // Only for the verbs that need one: others work without a daemon.
     let client = || -> Result<Client> { Ok(Client::new(discover::find(&global)?)?) };
     match command {
+        Command::Serve(_) | Command::Doctor(_) => unreachable!("they do not start here"),
+        Command::Image(args) => {
+            let image_dir = args.image_dir.clone();
+            let settings = ConfigArgs { image_dir, ..ConfigArgs::default() };
+            let config = Config::load(&settings, global.data_dir.as_deref())?;
+            image::run(args, &config.image_dir(), format).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Demo(args) => demo::run(args, global.data_dir.clone()).await,
         Command::Create(args) => create::run(&client()?, format, args).await,
         Command::Ls(args) => ls::run(&client()?, format, args).await,
         Command::Get(args) => get::run(&client()?, format, args).await,

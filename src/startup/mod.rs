@@ -1,5 +1,8 @@
 //! The only place that picks concrete parts and starts actors.
 
+mod doctor;
+mod serve;
+
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -25,6 +28,9 @@ use crate::vmm::host::{HostMachines, HostSettings};
 use crate::vmm::host_memory::host_memory;
 use crate::vmm::image::ImageStore;
 use crate::vmm::machine::Machines;
+
+pub use doctor::doctor;
+pub use serve::serve;
 
 /// Name of the file with the first API key, in the data directory.
 pub const API_KEY_FILE: &str = "api-key";

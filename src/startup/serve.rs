@@ -1,0 +1,102 @@
+//! `nestbox serve`: the daemon in the foreground, from its first line to an orderly end.
+
+use std::io::IsTerminal;
+use std::path::Path;
+
+use actix_web::HttpServer;
+use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::{Daemon, bind};
+use crate::config::{Config, LogFormat};
+use crate::http::create_app;
+
+/// Threads that speak HTTP: they only pass bytes on, so a few are enough for any host.
+const HTTP_THREADS: usize = 2;
+
+/// Requests under way get this many seconds to end when the daemon does.
+const SHUTDOWN_SECONDS: u64 = 5;
+
+/// Runs the daemon until it is told to end.
+///
+/// # Errors
+///
+/// What kept it from starting, with what to do about it.
+pub fn serve(config: &Config) -> Result<()> {
+    log_to_stderr(config)?;
+    actix_web::rt::System::new().block_on(run(config))
+}
+
+async fn run(config: &Config) -> Result<()> {
+    // Before anything is started, so that a signal in the meantime is not lost.
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+
+    let daemon = Daemon::start(config).await?;
+    let (listener, url) = match bind(config) {
+        Ok(bound) => bound,
+        Err(error) => {
+            daemon.shut_down().await;
+            return Err(error);
+        }
+    };
+    let key_file = daemon.ensure_key(&config.data_dir).await?;
+    announce(&daemon, &url, &key_file);
+
+    let control = daemon.control.clone();
+    let server = HttpServer::new(move || create_app(control.clone()))
+        .workers(HTTP_THREADS)
+        .shutdown_timeout(SHUTDOWN_SECONDS)
+        .disable_signals()
+        .listen(listener)
+        .context("cannot serve HTTP")?
+        .run();
+    let handle = server.handle();
+    let served = tokio::spawn(server);
+
+    let by = tokio::select! {
+        _ = interrupt.recv() => "SIGINT",
+        _ = terminate.recv() => "SIGTERM",
+    };
+    tracing::info!(by, "ending: requests under way are finished, sandboxes run on");
+    handle.stop(true).await;
+    served.await.context("the HTTP server panicked")?.context("the HTTP server failed")?;
+    let left = daemon.control.population().values().sum::<usize>();
+    daemon.shut_down().await;
+    // A URL that nobody answers at only misleads.
+    if let Err(error) = std::fs::remove_file(config.data_dir.join(super::URL_FILE)) {
+        tracing::debug!(%error, "the file with the URL stays");
+    }
+    if left > 0 {
+        eprintln!("{left} sandboxes run on; start the daemon again to use them");
+    }
+    Ok(())
+}
+
+fn announce(daemon: &Daemon, url: &str, key_file: &Path) {
+    println!("Nestbox {} listens on {url}", env!("CARGO_PKG_VERSION"));
+    println!("API key:    {}", key_file.display());
+    println!("Hypervisor: {}, {}", daemon.engine(), daemon.reason);
+    let (adopted, lost) = (daemon.adoption.adopted.len(), &daemon.adoption.lost);
+    if adopted > 0 {
+        println!("Sandboxes:  {adopted} of a former daemon run on");
+    }
+    for (id, reason) in lost {
+        println!("Lost:       {id}: {reason}");
+    }
+}
+
+fn log_to_stderr(config: &Config) -> Result<()> {
+    let filter = EnvFilter::try_new(&config.log)
+        .with_context(|| format!("{:?} is no filter for the log", config.log))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match config.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
