@@ -320,6 +320,7 @@ fn large_transfers_get_through_a_host_link_with_small_frames() {
         guest.run(|| {
             let mut stream =
                 std::net::TcpStream::connect((Outside::ADDRESS, 7000)).expect("connected");
+            stream.set_write_timeout(Some(Duration::from_secs(2))).expect("a timeout");
             io::Write::write_all(&mut stream, &vec![7; 1 << 20]).expect("sent");
         });
         assert_eq!(sent.join().expect("received"), 1 << 20);
