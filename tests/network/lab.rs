@@ -80,7 +80,7 @@ impl Traces {
             ("claims", names("/run/nestbox/slots")),
             ("links", lines(run("ip -br link"))),
             ("routes", lines(run("ip route show table all"))),
-            ("neighbours", lines(run("ip neigh show nud all dev lo"))),
+            ("neighbours", lines(run("ip neigh show nud permanent"))),
             ("filters", lines(run("nft list ruleset"))),
             ("mounts", mounts),
         ]))

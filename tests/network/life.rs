@@ -11,6 +11,7 @@ use futures::future::{join_all, try_join_all};
 use nestbox::domain::slot::{SLOT_COUNT, SlotIndex};
 use nestbox::vmm::network::{NetworkError, SlotPool};
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
 use crate::lab::{Guest, Traces, config, eventually, on_own_machine, run};
 
@@ -67,15 +68,36 @@ fn twenty_acquires_at_once_get_twenty_whole_slots() {
     on_own_machine(|| async {
         let data = data_dir();
         let pool = start(&data, 3).await;
-        let slots = try_join_all((0..20).map(|_| pool.acquire())).await.expect("twenty slots");
+        let mut users = JoinSet::new();
+        for _ in 0..20 {
+            let pool = pool.clone();
+            users.spawn(async move {
+                let slot = pool.acquire().await.expect("a slot");
+                drop(slot.tap().await.expect("its tap"));
+                slot
+            });
+        }
+        let slots = users.join_all().await;
         let addresses: HashSet<_> = slots.iter().map(|slot| slot.address()).collect();
         assert_eq!(addresses.len(), 20);
-        let taps = try_join_all(slots.iter().map(|slot| slot.tap())).await.expect("twenty taps");
-        drop(taps);
         for released in join_all(slots.into_iter().map(|slot| slot.release())).await {
             released.expect("a clean release");
         }
         pool.shutdown().await.expect("a clean shutdown");
+    });
+}
+
+#[test]
+fn a_slot_has_no_ipv6_address_anywhere() {
+    on_own_machine(|| async {
+        let data = data_dir();
+        let pool = start(&data, 0).await;
+        let slot = pool.acquire().await.expect("a slot");
+        let _guest = Guest::attach(&slot).await;
+        let (name, link) = (slot.index().namespace_name(), slot.index().host_link_name());
+        assert_eq!(run(&format!("ip -6 -n {name} addr")), "");
+        assert_eq!(run(&format!("ip -6 addr show dev {link}")), "");
+        slot.release().await.expect("a clean release");
     });
 }
 
@@ -321,6 +343,56 @@ fn what_a_killed_daemon_left_is_reaped_by_its_next_start_except_what_is_adopted(
         adopted.release().await.expect("a clean release");
         pool.shutdown().await.expect("a clean shutdown");
         assert_eq!(Traces::now(), before);
+    });
+}
+
+#[test]
+fn what_a_daemon_left_that_was_killed_halfway_is_reaped() {
+    on_own_machine(|| async {
+        let data = data_dir();
+        let before = Traces::now();
+        // What is there after each step: the claim, the mount point, the namespace, the link.
+        fs::create_dir_all(CLAIMS).expect("the claims");
+        for number in 0..4 {
+            std::os::unix::fs::symlink(data.path(), format!("{CLAIMS}/{number}")).expect("a claim");
+        }
+        run("ip netns add nestbox-2");
+        run("ip netns add nestbox-3");
+        run("ip link add nb3 type veth peer name veth0 netns nestbox-3");
+        fs::write("/run/netns/nestbox-1", "").expect("a mount point");
+
+        let pool = start(&data, 0).await;
+        pool.shutdown().await.expect("a clean shutdown");
+        assert_eq!(Traces::now(), before);
+    });
+}
+
+#[test]
+fn a_slot_that_vanished_with_a_reboot_is_discarded() {
+    on_own_machine(|| async {
+        let data = data_dir();
+        let pool = SlotPool::start(config(data.path(), 0), &[slot(5)]).await.expect("a start");
+        let error = pool.adopt(slot(5)).await.expect_err("there is nothing");
+        assert!(matches!(error, NetworkError::NotAdoptable { .. }), "{error}");
+        pool.discard(slot(5)).await.expect("nothing is left");
+        assert!(claims().is_empty());
+        pool.shutdown().await.expect("a clean shutdown");
+    });
+}
+
+#[test]
+fn a_closed_pool_hands_out_nothing_but_takes_slots_back() {
+    on_own_machine(|| async {
+        let data = data_dir();
+        let pool = start(&data, 1).await;
+        let slot = pool.acquire().await.expect("a slot");
+        let handle = pool.clone();
+        pool.shutdown().await.expect("a clean shutdown");
+        handle.shutdown().await.expect("once is enough");
+        let error = handle.acquire().await.expect_err("it is closed");
+        assert!(matches!(error, NetworkError::Closed), "{error}");
+        slot.release().await.expect("a clean release");
+        assert!(claims().is_empty());
     });
 }
 

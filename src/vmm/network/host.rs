@@ -22,7 +22,7 @@ pub(super) enum Filter {
 ///
 /// The filter comes first: from the moment that the host forwards, it does so by our rules.
 pub(super) fn prepare() -> Result<(), NetworkError> {
-    rules::of_host().load(PLACE)?;
+    rules::of_host().replace(PLACE)?;
     ensure_forwarding()
 }
 
@@ -32,7 +32,7 @@ pub(super) fn ensure() -> Result<Filter, NetworkError> {
     let filter = if vocabulary::is_loaded(PLACE)? {
         Filter::WasLoaded
     } else {
-        rules::of_host().load(PLACE)?;
+        rules::of_host().replace(PLACE)?;
         Filter::WasMissing
     };
     ensure_forwarding()?;

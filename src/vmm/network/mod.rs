@@ -9,9 +9,10 @@
 //!
 //! What belongs to slot `n` is known from its number alone ([`crate::domain::slot`]), and a claim
 //! file under `/run/nestbox` says which daemon's data directory owns the number, so whatever a crash
-//! leaves behind can be found and removed. A namespace is never used twice: making a new one takes
-//! as long as scrubbing an old one would, and cannot forget to scrub something. Numbers are handed
-//! out round robin, so that an address comes back as late as possible.
+//! leaves behind can be found and removed. A namespace is never used twice. Scrubbing an old one would
+//! be cheaper than making a new one, but it would have to know of everything that a guest can leave
+//! in a kernel: tracked connections, learned path sizes, settings of the tap. The pool hides the
+//! difference. Numbers are handed out round robin, so that an address comes back as late as possible.
 //!
 //! All work with the kernel runs on threads of its own that end with the work; a thread that entered
 //! a namespace is never used for anything else. This module knows no VM and no sandbox.

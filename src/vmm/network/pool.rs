@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
 use rand::Rng;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -62,14 +63,15 @@ pub struct PoolStatus {
     pub ready: usize,
 }
 
-/// Hands out network slots. One for each daemon.
-#[derive(Debug)]
+/// Hands out network slots. One for each daemon; clones are handles to the same pool.
+#[derive(Debug, Clone)]
 pub struct SlotPool {
     shared: Arc<Shared>,
-    /// What ends with the pool; taken by the first [`SlotPool::shutdown`].
-    running: Mutex<Option<Running>>,
+    /// `None` once the pool was shut down.
+    running: Arc<Mutex<Option<Running>>>,
 }
 
+/// What a pool has to end when it is shut down.
 #[derive(Debug)]
 struct Running {
     presence: Presence,
@@ -89,6 +91,8 @@ pub(super) struct Shared {
     workers: Semaphore,
     janitor: mpsc::UnboundedSender<SlotIndex>,
     closing: CancellationToken,
+    /// The executor that the pool was started on, which outlives those of single actors.
+    executor: Handle,
 }
 
 #[derive(Debug)]
@@ -140,6 +144,7 @@ impl SlotPool {
             workers: Semaphore::new(PARALLEL),
             janitor,
             closing: CancellationToken::new(),
+            executor: Handle::current(),
         });
         shared.reap(leftovers).await;
         let tasks = vec![
@@ -147,16 +152,24 @@ impl SlotPool {
             tokio::spawn(clean(shared.clone(), dropped)),
             tokio::spawn(keep(shared.clone())),
         ];
-        Ok(SlotPool { shared, running: Mutex::new(Some(Running { presence, tasks })) })
+        let running = Arc::new(Mutex::new(Some(Running { presence, tasks })));
+        Ok(SlotPool { shared, running })
     }
 
     /// Hands out a slot: a ready one at once, else one that is built now.
     ///
     /// # Errors
     ///
-    /// [`NetworkError::Exhausted`] when the machine has no number left, or why none could be built.
+    /// [`NetworkError::Exhausted`] when the machine has no number left, [`NetworkError::Closed`] after
+    /// shutdown, or why none could be built.
     pub async fn acquire(&self) -> Result<Slot, NetworkError> {
-        let ready = self.shared.state().ready.pop_front();
+        let ready = {
+            let mut state = self.shared.state();
+            if state.phase == Phase::Closed {
+                return Err(NetworkError::Closed);
+            }
+            state.ready.pop_front()
+        };
         self.shared.taken.notify_one();
         let index = match ready {
             Some(index) => index,
@@ -177,11 +190,11 @@ impl SlotPool {
         Ok(Slot::new(index, self.shared.clone()))
     }
 
-    /// Removes what is left of a slot of this daemon that cannot be adopted.
+    /// Removes what is left of a slot that could not be adopted. Its VM has to be gone.
     ///
     /// # Errors
     ///
-    /// [`NetworkError::Incomplete`] when something is left; the janitor keeps trying then.
+    /// As for [`Slot::release`].
     pub async fn discard(&self, index: SlotIndex) -> Result<(), NetworkError> {
         self.shared.clone().release(index).await
     }
@@ -192,8 +205,8 @@ impl SlotPool {
     }
 
     /// Removes the ready slots and stops. Slots in use stay as they are, also when they are dropped
-    /// from now on, for the next daemon to adopt. The last daemon on the machine without any slot
-    /// left removes the host's packet filter. Idempotent.
+    /// from now on, for the next daemon to adopt; so this comes before whatever drops them. The last daemon on the machine without any slot
+    /// left removes the host's packet filter.
     ///
     /// # Errors
     ///
@@ -230,7 +243,7 @@ impl Shared {
     pub(super) async fn release(self: Arc<Self>, index: SlotIndex) -> Result<(), NetworkError> {
         // A task of its own, so that it is not lost with a caller that stops waiting.
         let pool = self.clone();
-        let removal = tokio::spawn(async move {
+        let removal = self.executor.spawn(async move {
             let removed = pool.remove(index).await;
             if removed.is_err() {
                 pool.hand_to_janitor(index);
@@ -328,7 +341,10 @@ fn prepare(
     }
     host::prepare()?;
     for index in in_use {
-        claims.ensure(*index)?;
+        // Adopting it will say so, too; the others need not suffer.
+        if let Err(error) = claims.ensure(*index) {
+            tracing::warn!(%error, "a network slot to adopt is not ours");
+        }
     }
     claims.take_over_abandoned()?;
     let mut leftovers = claims.own()?;

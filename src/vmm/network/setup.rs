@@ -85,7 +85,7 @@ pub(super) fn adopt(claims: &Claims, slot: SlotIndex) -> Result<(), NetworkError
     namespace::enter_slot(slot).map_err(missing("namespace"))?;
     link::index_of(UPLINK_NAME).map_err(missing("uplink"))?;
     link::index_of(TAP_NAME).map_err(missing("tap device"))?;
-    rules::of_slot(slot).load(&place(slot))
+    rules::of_slot(slot).replace(&place(slot))
 }
 
 fn place(slot: SlotIndex) -> String {

@@ -10,7 +10,7 @@ use nftables::expr::{
     Prefix, RT, RTKey, SetItem, TcpOption,
 };
 use nftables::helper::{self, NftablesError};
-use nftables::schema::{Chain, NfListObject, Rule, Table};
+use nftables::schema::{Chain, NfListObject, NfObject, Nftables, Rule, Table};
 use nftables::stmt::{
     Accept, Drop, Mangle, Match, NAT, NATFamily, Operator, Reject, RejectType, Statement,
 };
@@ -36,16 +36,12 @@ pub(super) struct Hook {
     pub(super) policy: NfChainPolicy,
 }
 
-/// Our table as it should be. Loading it replaces what was there in one step: no packet sees a state
-/// in between.
+/// Our table as it should be.
 pub(super) struct Ruleset(Batch<'static>);
 
 impl Ruleset {
     pub(super) fn new() -> Self {
         let mut batch = Batch::new();
-        // Deleting a table that is missing is an error, adding one that exists is not.
-        batch.add(table());
-        batch.delete(table());
         batch.add(table());
         Self(batch)
     }
@@ -74,19 +70,35 @@ impl Ruleset {
         self
     }
 
-    /// Loads the table into the namespace of the calling thread. Blocks while `nft` runs, a child of
-    /// this thread and therefore in its namespace.
+    /// Loads the table into the namespace of the calling thread, where there is none yet. Blocks
+    /// while `nft` runs, a child of this thread and therefore in its namespace.
     pub(super) fn load(self, place: &str) -> Result<(), NetworkError> {
         helper::apply_ruleset(&self.0.to_nftables()).map_err(|e| filter_error("load", place, e))
     }
+
+    /// Like [`Ruleset::load`], in the place of what may be there, in one step: no packet sees a state
+    /// in between. Takes three times as long, because the kernel waits until no processor uses the
+    /// old table.
+    pub(super) fn replace(self, place: &str) -> Result<(), NetworkError> {
+        let mut batch = removal();
+        let Nftables { objects } = self.0.to_nftables();
+        batch.add_all(objects.into_owned());
+        helper::apply_ruleset(&batch.to_nftables()).map_err(|e| filter_error("load", place, e))
+    }
+}
+
+/// Removes our table, whether it is there or not: deleting one that is missing is an error, adding
+/// one that exists is none.
+fn removal() -> Batch<'static> {
+    let mut batch = Batch::new();
+    batch.add(table());
+    batch.delete(table());
+    batch
 }
 
 /// Removes our table from the namespace of the calling thread; not there is done.
 pub(super) fn unload(place: &str) -> Result<(), NetworkError> {
-    let mut batch = Batch::new();
-    batch.add(table());
-    batch.delete(table());
-    helper::apply_ruleset(&batch.to_nftables()).map_err(|e| filter_error("remove", place, e))
+    helper::apply_ruleset(&removal().to_nftables()).map_err(|e| filter_error("remove", place, e))
 }
 
 /// Whether our table is in the namespace of the calling thread.
@@ -97,9 +109,10 @@ pub(super) fn is_loaded(place: &str) -> Result<bool, NetworkError> {
     )
     .map_err(|e| filter_error("list", place, e))?;
     let ours = |table: &Table<'_>| table.name == TABLE && table.family == NfFamily::INet;
-    Ok(listing.objects.iter().any(|object| {
-        matches!(object, nftables::schema::NfObject::ListObject(NfListObject::Table(t)) if ours(t))
-    }))
+    Ok(listing
+        .objects
+        .iter()
+        .any(|object| matches!(object, NfObject::ListObject(NfListObject::Table(t)) if ours(t))))
 }
 
 fn table() -> NfListObject<'static> {
