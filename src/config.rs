@@ -71,7 +71,7 @@ impl Default for Config {
             memory_reserve_mib: None,
             slot_pool: 8,
             boot_timeout_sec: 60,
-            log: "info".to_owned(),
+            log: "info,actix_server=warn,sea_orm_migration=warn".to_owned(),
             log_format: LogFormat::Text,
         }
     }
@@ -144,7 +144,10 @@ impl Config {
         match &args.config {
             Some(file) if !file.is_file() => return Err(ConfigError::NoFile(file.clone())),
             Some(file) => figment = figment.merge(Toml::file_exact(file)),
-            None => figment = figment.merge(Toml::file_exact(DEFAULT_FILE)),
+            None if Path::new(DEFAULT_FILE).is_file() => {
+                figment = figment.merge(Toml::file_exact(DEFAULT_FILE));
+            }
+            None => {}
         }
         // Only our own names: NESTBOX_URL and NESTBOX_API_KEY are the client's.
         let names: Vec<String> = field_names();

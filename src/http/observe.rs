@@ -20,7 +20,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 ///
 /// # Errors
 ///
-/// None of its own: every error becomes an answer.
+/// None of its own; what handlers and extractors fail with has become an answer before.
 pub async fn observe(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
@@ -30,17 +30,8 @@ pub async fn observe(
     let span = tracing::info_span!("request", request_id = %id,
         method = %request.method(), path = request.path());
     let control = request.app_data::<web::Data<ControlPlane>>().cloned();
-    let original = request.request().clone();
-
-    let outcome = next.call(request).instrument(span.clone()).await;
-    let mut response = match outcome {
-        Ok(response) => in_one_form(response.map_into_boxed_body(), &id, &span),
-        // An extractor or middleware below failed without making an answer of it.
-        Err(error) => {
-            let response = ServiceResponse::from_err(error, original);
-            in_one_form(response, &id, &span)
-        }
-    };
+    let response = next.call(request).instrument(span.clone()).await?;
+    let mut response = in_one_form(response.map_into_boxed_body(), &id, &span);
     let value = HeaderValue::from_str(&id).expect("hexadecimal digits make a header");
     response.headers_mut().insert(REQUEST_ID, value);
     if let Some(control) = control {

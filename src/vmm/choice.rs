@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::hypervisor::{Hypervisor, HypervisorError};
 use super::kvm::{self, Check, Outcome};
-use super::qemu::{Accel, Qemu, trial_command};
+use super::qemu::{Accel, Qemu};
 
 /// A guest that works is up long before that, with hardware virtualization at least.
 const TRIAL_LIMIT: Duration = Duration::from_secs(30);
@@ -97,7 +97,7 @@ async fn verdict(image: Option<TrialImage<'_>>) -> Result<Check, ChoiceError> {
         return Ok(Check { what: what.to_owned(), outcome: Outcome::Unknown, found });
     };
     let qemu = Qemu::find(Accel::Kvm).await.map_err(ChoiceError::None)?;
-    let verdict = Check::of(what, trial(&qemu, Accel::Kvm, &image).await);
+    let verdict = Check::of(what, trial(&qemu, &image).await);
     if let Err(error) = kvm::keep_verdict(&verdict) {
         tracing::warn!(%error, "the outcome of the trial boot is not kept");
     }
@@ -105,9 +105,9 @@ async fn verdict(image: Option<TrialImage<'_>>) -> Result<Check, ChoiceError> {
 }
 
 /// Boots an image without network until its agent speaks.
-async fn trial(qemu: &Qemu, accel: Accel, image: &TrialImage<'_>) -> Result<String, String> {
+async fn trial(qemu: &Qemu, image: &TrialImage<'_>) -> Result<String, String> {
     let mut process = Command::new(qemu.program())
-        .args(trial_command(accel, image.kernel, image.initramfs, image.rootfs))
+        .args(qemu.trial_command(image.kernel, image.initramfs, image.rootfs))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -205,8 +205,8 @@ impl SlotPool {
     }
 
     /// Removes the ready slots and stops. Slots in use stay as they are, also when they are dropped
-    /// from now on, for the next daemon to adopt; so this comes before whatever drops them. The last daemon on the machine without any slot
-    /// left removes the host's packet filter.
+    /// from now on, for the next daemon to adopt; so this comes before whatever drops them. The last
+    /// daemon on the machine without any slot left removes the host's packet filter.
     ///
     /// # Errors
     ///

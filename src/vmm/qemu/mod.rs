@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use self::command::trial_command;
 use self::command::{Descriptors, command_line};
 use super::console::{self, Console};
 use super::hypervisor::{BootPlan, Engine, Hypervisor, HypervisorError, Vm};
 use super::process::{Confinement, ProcessId, VmProcess};
+use super::tsc;
 
 /// The program, looked up in `PATH`.
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -26,7 +26,7 @@ const LOG: &str = "qemu.log";
 /// A killed process is gone in milliseconds, unless the host is in trouble.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// How QEMU executes the guest's instructions.
+/// How QEMU is to execute the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accel {
     /// On the CPU, through `/dev/kvm`.
@@ -40,7 +40,7 @@ pub enum Accel {
 pub struct Qemu {
     program: PathBuf,
     version: String,
-    accel: Accel,
+    accel: command::Engine,
 }
 
 impl Qemu {
@@ -69,7 +69,21 @@ impl Qemu {
                 source: std::io::Error::other(format!("unexpected answer {text:?}")),
             })?
             .to_owned();
+        let accel = match accel {
+            Accel::Kvm => command::Engine::Kvm,
+            Accel::Tcg => {
+                let measure = tokio::task::spawn_blocking(tsc::measure_khz);
+                let tsc_khz = measure.await.expect("measuring does not panic");
+                command::Engine::Tcg { tsc_khz }
+            }
+        };
         Ok(Self { program, version, accel })
+    }
+
+    /// Arguments of a VM without network whose changes are thrown away, its console on standard
+    /// output: to see whether a guest boots at all.
+    pub fn trial_command(&self, kernel: &Path, initramfs: &Path, rootfs: &Path) -> Vec<String> {
+        command::trial_command(self.accel, kernel, initramfs, rootfs)
     }
 
     /// The program's path.
@@ -82,8 +96,8 @@ impl Qemu {
 impl Hypervisor for Qemu {
     fn engine(&self) -> Engine {
         match self.accel {
-            Accel::Kvm => Engine::QemuKvm,
-            Accel::Tcg => Engine::QemuTcg,
+            command::Engine::Kvm => Engine::QemuKvm,
+            command::Engine::Tcg { .. } => Engine::QemuTcg,
         }
     }
 
@@ -143,8 +157,10 @@ impl Qemu {
     fn device_groups(&self) -> Vec<u32> {
         use std::os::unix::fs::MetadataExt;
         match self.accel {
-            Accel::Kvm => std::fs::metadata("/dev/kvm").map(|kvm| kvm.gid()).into_iter().collect(),
-            Accel::Tcg => Vec::new(),
+            command::Engine::Kvm => {
+                std::fs::metadata("/dev/kvm").map(|kvm| kvm.gid()).into_iter().collect()
+            }
+            command::Engine::Tcg { .. } => Vec::new(),
         }
     }
 }
