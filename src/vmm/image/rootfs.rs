@@ -146,6 +146,9 @@ pub fn build_debian(work: &Path, disk: &Path, progress: &dyn Progress) -> Result
             }
         })
         .map_err(RootfsError::Install)?;
+    // mmdebstrap leaves a copy of the sources it was given.
+    let given = tree.join("etc/apt/sources.list.d/0000sources.list");
+    fs::remove_file(&given).map_err(|source| RootfsError::Io { path: given, source })?;
     write(&tree.join("etc/apt/sources.list"), mirrors.guest_sources().as_bytes())?;
     format_tree(&tree, disk, progress)
 }
@@ -242,8 +245,9 @@ fn format_tree(tree: &Path, disk: &Path, progress: &dyn Progress) -> Result<(), 
         .map_err(|source| RootfsError::Io { path: disk.to_owned(), source })?;
     Tool::new("mke2fs", "e2fsprogs")
         .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "1", "-L", "root", "-O", FEATURES])
-        // Everything is initialized now: else each guest would do it again in its own overlay.
-        .args(["-E", "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0"])
+        // Inode tables count as initialized: else each guest would write them all into its overlay.
+        // The journal reads as zero without being written, because the file is new.
+        .args(["-E", "lazy_itable_init=0,lazy_journal_init=1,root_owner=0:0"])
         .args(["-J", "size=32", "-d"])
         .args([tree, disk])
         .run()
