@@ -2,7 +2,7 @@
 //! one read-only ext4 file.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -79,6 +79,15 @@ pub enum RootfsError {
         /// The archive.
         path: PathBuf,
         /// What tar said.
+        #[source]
+        source: CommandError,
+    },
+    /// The disk could not be copied.
+    #[error("cannot copy {}", path.display())]
+    Copy {
+        /// The disk.
+        path: PathBuf,
+        /// What cp said.
         #[source]
         source: CommandError,
     },
@@ -203,8 +212,12 @@ pub fn import(
         }
         RootfsSource::Ext4(file) => {
             progress.step("copying the disk");
-            copy_sparse(file, disk)
-                .map_err(|e| RootfsError::Io { path: file.clone(), source: e })?;
+            Tool::new("cp", "coreutils")
+                .args(["--sparse=always", "--reflink=auto", "--no-preserve=all", "--"])
+                .arg(file)
+                .arg(disk)
+                .run()
+                .map_err(|e| RootfsError::Copy { path: file.clone(), source: e })?;
             // A filesystem that was not unmounted needs its journal replayed, and a read-only
             // base can never have that done.
             Tool::new("e2fsck", "e2fsprogs")
@@ -292,23 +305,6 @@ fn is_ext4(path: &Path) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-/// Copies a file and leaves out blocks of zeros.
-fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
-    const CHUNK: usize = 1 << 20;
-    let mut source = File::open(from)?;
-    let mut copy = File::create_new(to)?;
-    let zeros = vec![0; CHUNK];
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        match source.read(&mut buffer)? {
-            0 => break,
-            n if buffer[..n] == zeros[..n] => copy.seek_relative(n as i64)?,
-            n => copy.write_all(&buffer[..n])?,
-        }
-    }
-    copy.set_len(source.metadata()?.len())
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), RootfsError> {
