@@ -110,7 +110,9 @@ fn a_disk_becomes_an_image_and_stays_as_it_was() {
     let lab = Lab::new();
     let first = lab.import_tree("first");
     let disk = lab.path("disk");
-    fs::copy(&first.rootfs, &disk).unwrap();
+    let mut copy = Command::new("cp");
+    copy.arg("--sparse=always").args([&first.rootfs, &disk]);
+    assert!(copy.status().unwrap().success());
     let source = RootfsSource::detect(&disk).unwrap();
     assert_eq!(source, RootfsSource::Ext4(disk.clone()));
     let before = fs::metadata(&disk).unwrap().modified().unwrap();

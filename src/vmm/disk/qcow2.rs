@@ -35,7 +35,7 @@ pub fn write_overlay(file: &File, backing: &Path, size: u64) -> io::Result<()> {
     let name = backing.as_os_str().as_bytes();
     // A second-level table is one cluster of 8-byte entries.
     let l1_entries = size.div_ceil(CLUSTER * (CLUSTER / 8));
-    if size % 512 != 0 || l1_entries > CLUSTER / 8 || name.len() > MAX_NAME {
+    if !size.is_multiple_of(512) || l1_entries > CLUSTER / 8 || name.len() > MAX_NAME {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let mut extensions = Vec::new();

@@ -15,11 +15,13 @@ mod apt;
 mod bzimage;
 mod checksum;
 mod command;
+mod error;
 mod initramfs;
 mod kernel;
 mod manifest;
 mod modules;
 mod rootfs;
+mod session;
 mod store;
 
 use std::path::PathBuf;
@@ -29,10 +31,11 @@ use chrono::{DateTime, Utc};
 use crate::domain::name::TemplateName;
 
 pub use command::CommandError;
+pub use error::ImageError;
 pub use kernel::KernelError;
 pub use manifest::Part;
 pub use rootfs::{RootfsError, RootfsSource};
-pub use store::{Built, ImageError, ImageStore, Rebuild};
+pub use store::{Built, ImageStore, Rebuild};
 
 /// The guest agent, a static binary: `/init` of every initramfs.
 pub static ENVD: &[u8] = include_bytes!(env!("NESTBOX_ENVD"));

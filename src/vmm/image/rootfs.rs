@@ -2,7 +2,7 @@
 //! one read-only ext4 file.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -82,6 +82,15 @@ pub enum RootfsError {
         #[source]
         source: CommandError,
     },
+    /// The disk could not be copied.
+    #[error("cannot copy {}", path.display())]
+    Copy {
+        /// The disk.
+        path: PathBuf,
+        /// What cp said.
+        #[source]
+        source: CommandError,
+    },
     /// The tree could not be put into a filesystem.
     #[error("cannot make an ext4 filesystem of {}", path.display())]
     Format {
@@ -146,6 +155,9 @@ pub fn build_debian(work: &Path, disk: &Path, progress: &dyn Progress) -> Result
             }
         })
         .map_err(RootfsError::Install)?;
+    // mmdebstrap leaves a copy of the sources it was given.
+    let given = tree.join("etc/apt/sources.list.d/0000sources.list");
+    fs::remove_file(&given).map_err(|source| RootfsError::Io { path: given, source })?;
     write(&tree.join("etc/apt/sources.list"), mirrors.guest_sources().as_bytes())?;
     format_tree(&tree, disk, progress)
 }
@@ -200,8 +212,12 @@ pub fn import(
         }
         RootfsSource::Ext4(file) => {
             progress.step("copying the disk");
-            copy_sparse(file, disk)
-                .map_err(|e| RootfsError::Io { path: file.clone(), source: e })?;
+            Tool::new("cp", "coreutils")
+                .args(["--sparse=always", "--reflink=auto", "--no-preserve=all", "--"])
+                .arg(file)
+                .arg(disk)
+                .run()
+                .map_err(|e| RootfsError::Copy { path: file.clone(), source: e })?;
             // A filesystem that was not unmounted needs its journal replayed, and a read-only
             // base can never have that done.
             Tool::new("e2fsck", "e2fsprogs")
@@ -242,8 +258,9 @@ fn format_tree(tree: &Path, disk: &Path, progress: &dyn Progress) -> Result<(), 
         .map_err(|source| RootfsError::Io { path: disk.to_owned(), source })?;
     Tool::new("mke2fs", "e2fsprogs")
         .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "1", "-L", "root", "-O", FEATURES])
-        // Everything is initialized now: else each guest would do it again in its own overlay.
-        .args(["-E", "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0"])
+        // Inode tables count as initialized: else each guest would write them all into its overlay.
+        // The journal reads as zero without being written, because the file is new.
+        .args(["-E", "lazy_itable_init=0,lazy_journal_init=1,root_owner=0:0"])
         .args(["-J", "size=32", "-d"])
         .args([tree, disk])
         .run()
@@ -288,23 +305,6 @@ fn is_ext4(path: &Path) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-/// Copies a file and leaves out blocks of zeros.
-fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
-    const CHUNK: usize = 1 << 20;
-    let mut source = File::open(from)?;
-    let mut copy = File::create_new(to)?;
-    let zeros = vec![0; CHUNK];
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        match source.read(&mut buffer)? {
-            0 => break,
-            n if buffer[..n] == zeros[..n] => copy.seek_relative(n as i64)?,
-            n => copy.write_all(&buffer[..n])?,
-        }
-    }
-    copy.set_len(source.metadata()?.len())
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), RootfsError> {

@@ -1,17 +1,17 @@
 //! The images of one directory: finding, building, checking and removing them.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use chrono::Utc;
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 
-use super::kernel::{self, KernelError};
+use super::error::{ImageError, io_at};
+use super::kernel;
 use super::manifest::{self, FORMAT, ImageManifest, KernelManifest, Part};
-use super::rootfs::{self, RootfsError, RootfsSource};
+use super::rootfs::{self, RootfsSource};
+use super::session::{Session, make_dir, remove_tree};
 use super::{ENVD, Image, Progress, checksum, initramfs};
 use crate::domain::name::TemplateName;
 
@@ -22,8 +22,6 @@ const MANIFEST: &str = "image.json";
 /// Directories that are no images. No template can have the name of the hidden ones.
 const KERNELS: &str = "kernels";
 const INITRAMFS: &str = "initramfs";
-const WORK: &str = ".work";
-const LOCK: &str = ".lock";
 
 /// What to do with an image that is there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,77 +39,6 @@ pub enum Built {
     New(Image),
     /// The image was there.
     Present(Image),
-}
-
-/// Why an image cannot be used or made.
-#[derive(Debug, thiserror::Error)]
-pub enum ImageError {
-    /// No image has this name.
-    #[error("there is no image {name}; `{}` makes one", hint(name))]
-    NotFound {
-        /// What was asked for.
-        name: TemplateName,
-    },
-    /// The name is one that the store needs itself.
-    #[error("no image can be called {name}")]
-    Reserved {
-        /// What was asked for.
-        name: TemplateName,
-    },
-    /// Files of the image are not what its manifest says.
-    #[error("image {name} is damaged: {}; build it again with --force", list(files))]
-    Damaged {
-        /// The image.
-        name: TemplateName,
-        /// The files.
-        files: Vec<PathBuf>,
-    },
-    /// The image was made by a version of Nestbox with another layout.
-    #[error("image {name} has format {found}, and this version reads {FORMAT}; build it again")]
-    Format {
-        /// The image.
-        name: TemplateName,
-        /// Its format.
-        found: u32,
-    },
-    /// A file of the store could not be read or written.
-    #[error("cannot read or write {}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel could not be made.
-    #[error("cannot make the kernel of image {name}")]
-    Kernel {
-        /// The image.
-        name: TemplateName,
-        /// Why not.
-        #[source]
-        source: KernelError,
-    },
-    /// The root filesystem could not be made.
-    #[error("cannot make the root filesystem of image {name}")]
-    Rootfs {
-        /// The image.
-        name: TemplateName,
-        /// Why not.
-        #[source]
-        source: RootfsError,
-    },
-}
-
-fn hint(name: &TemplateName) -> String {
-    match name.as_str() {
-        "debian" => "nestbox image build debian".to_owned(),
-        other => format!("nestbox image build debian --name {other}"),
-    }
-}
-
-fn list(files: &[PathBuf]) -> String {
-    files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// The images under one directory.
@@ -189,10 +116,10 @@ impl ImageStore {
         {
             return Ok(Built::Present(image));
         }
-        let kernel = kernel::from_debian(&self.dir.join(KERNELS), &session.work, progress)
+        let kernel = kernel::from_debian(&self.dir.join(KERNELS), session.work(), progress)
             .map_err(|source| ImageError::Kernel { name: name.clone(), source })?;
-        let disk = session.work.join("rootfs.ext4");
-        rootfs::build_debian(&session.work, &disk, progress)
+        let disk = session.work().join("rootfs.ext4");
+        rootfs::build_debian(session.work(), &disk, progress)
             .map_err(|source| ImageError::Rootfs { name: name.clone(), source })?;
         let source = format!("Debian {}", super::apt::SUITE);
         self.publish(name, kernel, &disk, source, progress).map(Built::New)
@@ -211,13 +138,13 @@ impl ImageStore {
         progress: &dyn Progress,
     ) -> Result<Image, ImageError> {
         let session = self.session(name, progress)?;
-        let disk = session.work.join("rootfs.ext4");
-        rootfs::import(source, &session.work, &disk, progress)
+        let disk = session.work().join("rootfs.ext4");
+        rootfs::import(source, session.work(), &disk, progress)
             .map_err(|source| ImageError::Rootfs { name: name.clone(), source })?;
         let kernels = self.dir.join(KERNELS);
         let kernel = match kernel {
-            Some(path) => kernel::from_file(&kernels, &session.work, path),
-            None => kernel::from_debian(&kernels, &session.work, progress),
+            Some(path) => kernel::from_file(&kernels, session.work(), path),
+            None => kernel::from_debian(&kernels, session.work(), progress),
         };
         let kernel = kernel.map_err(|source| ImageError::Kernel { name: name.clone(), source })?;
         self.publish(name, kernel, &disk, source.path().display().to_string(), progress)
@@ -236,7 +163,7 @@ impl ImageStore {
         let _session = self.session(name, &super::Silent)?;
         // Without its manifest the rest is a left-over, whatever happens next.
         match fs::remove_file(dir.join(MANIFEST)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_at(&dir)(e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_at(&dir)(e)),
             _ => self.remove_leftovers(),
         }
     }
@@ -336,14 +263,9 @@ impl ImageStore {
         if [KERNELS, INITRAMFS].contains(&name.as_str()) {
             return Err(ImageError::Reserved { name: name.clone() });
         }
-        make_dir(&self.dir).map_err(io_at(&self.dir))?;
-        let lock = lock(&self.dir.join(LOCK), progress)?;
+        let session = Session::begin(&self.dir, progress)?;
         self.remove_leftovers()?;
-        let work = self.dir.join(WORK);
-        fs::create_dir(&work).map_err(io_at(&work))?;
-        // mmdebstrap's tree must be readable for apt's own user while it is made.
-        make_dir(&work).map_err(io_at(&work))?;
-        Ok(Session { work, _lock: lock })
+        Ok(session)
     }
 
     /// Gives a finished disk its final name; the manifest, renamed last, makes it an image.
@@ -382,8 +304,6 @@ impl ImageStore {
     /// A root filesystem that a newer build of the same image replaced stays: sandboxes may depend
     /// on it, and only the caller's caller knows.
     fn remove_leftovers(&self) -> Result<(), ImageError> {
-        let work = self.dir.join(WORK);
-        remove_tree(&work).map_err(io_at(&work))?;
         let mut kernels = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(io_at(&self.dir))?.flatten() {
             let (path, file_name) = (entry.path(), entry.file_name());
@@ -415,61 +335,4 @@ impl ImageStore {
         }
         Ok(())
     }
-}
-
-/// A build in progress: its scratch directory, and the lock that makes it the only one.
-struct Session {
-    work: PathBuf,
-    _lock: Flock<File>,
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        // What cannot be removed now is removed by the next build.
-        let _ = remove_tree(&self.work);
-    }
-}
-
-fn lock(path: &Path, progress: &dyn Progress) -> Result<Flock<File>, ImageError> {
-    let file = File::options().create(true).append(true).open(path).map_err(io_at(path))?;
-    let failed = |errno: Errno| io_at(path)(errno.into());
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((file, Errno::EWOULDBLOCK)) => {
-            progress.step("waiting for another build in this directory");
-            Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno))
-        }
-        Err((_, errno)) => Err(failed(errno)),
-    }
-}
-
-/// Makes a directory that hypervisors, which run as other users, can pass through.
-fn make_dir(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::create_dir_all(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
-}
-
-/// Removes a tree if it is there. Refuses while something is mounted in it, because then it would
-/// remove what is not its own.
-fn remove_tree(path: &Path) -> io::Result<()> {
-    if fs::symlink_metadata(path).is_err() {
-        return Ok(());
-    }
-    let path = path.canonicalize()?;
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let mounted = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-    if let Some(mount) = mounted.filter(|m| Path::new(m).starts_with(&path)).last() {
-        let text = format!("{mount} is mounted; unmount it first");
-        return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
-    }
-    match fs::remove_dir_all(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn io_at(path: &Path) -> impl FnOnce(io::Error) -> ImageError {
-    let path = path.to_owned();
-    move |source| ImageError::Io { path, source }
 }
