@@ -14,8 +14,7 @@ fn code<T: std::fmt::Debug>(result: Result<T, (String, String)>) -> String {
 
 fn is_running(pid: &str) -> bool {
     // A zombie has ended, whoever should have waited for it.
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.contains(") Z"))
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z"))
 }
 
 #[test]
@@ -55,7 +54,8 @@ fn the_environment_is_a_fresh_login_with_what_was_asked_for() {
         "process": { "cmd": "env", "envs": { "B": "own", "EMPTY": "" }, "cwd": "/" }
     }));
     let text = done.text();
-    let mut names: Vec<&str> = text.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
+    let mut names: Vec<&str> =
+        text.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
     names.sort_unstable();
     assert_eq!(names, ["A", "B", "EMPTY", "HOME", "LOGNAME", "PATH", "SHELL", "USER"]);
     for line in ["A=global", "B=own", "EMPTY=", "HOME=/root", "USER=root"] {
@@ -93,7 +93,10 @@ fn a_process_runs_as_the_user_of_the_request_with_its_groups() {
     agent.set_user("no-such-user");
     let mut events = agent.stream("process.Process/Start", json!({ "process": { "cmd": "id" } }));
     let (code, message) = events.next().unwrap().unwrap_err();
-    assert_eq!((code.as_str(), message.as_str()), ("invalid_argument", "user not found: no-such-user"));
+    assert_eq!(
+        (code.as_str(), message.as_str()),
+        ("invalid_argument", "user not found: no-such-user")
+    );
 }
 
 #[test]
@@ -101,17 +104,53 @@ fn a_start_that_cannot_work_says_why() {
     let agent = Agent::start();
     let cases = [
         (json!({}), "invalid_argument", "command is missing"),
-        (json!({ "process": { "cmd": "no-such-cmd" } }), "not_found", "command not found: no-such-cmd"),
+        (
+            json!({ "process": { "cmd": "no-such-cmd" } }),
+            "not_found",
+            "command not found: no-such-cmd",
+        ),
         (json!({ "process": { "cmd": "/no/such" } }), "not_found", "command not found: /no/such"),
-        (json!({ "process": { "cmd": "/etc/passwd" } }), "permission_denied", "permission denied: "),
+        (
+            json!({ "process": { "cmd": "/etc/passwd" } }),
+            "permission_denied",
+            "permission denied: ",
+        ),
         (json!({ "process": { "cmd": "/tmp" } }), "permission_denied", "permission denied: /tmp"),
-        (json!({ "process": { "cmd": "ls", "cwd": "/no/such" } }), "invalid_argument", "cwd /no/such: "),
-        (json!({ "process": { "cmd": "ls", "cwd": "/etc/passwd" } }), "invalid_argument", "cwd /etc/passwd: "),
-        (json!({ "process": { "cmd": "l\0s" } }), "invalid_argument", "command contains a NUL byte"),
-        (json!({ "process": { "cmd": "ls", "args": ["\0"] } }), "invalid_argument", "argument contains a NUL"),
-        (json!({ "process": { "cmd": "ls", "envs": { "A=B": "" } } }), "invalid_argument", "not a name of an"),
-        (json!({ "process": { "cmd": "ls", "envs": { "": "x" } } }), "invalid_argument", "not a name of an"),
-        (json!({ "process": { "cmd": "ls", "cwd": "~x" } }), "invalid_argument", "only one's own home"),
+        (
+            json!({ "process": { "cmd": "ls", "cwd": "/no/such" } }),
+            "invalid_argument",
+            "cwd /no/such: ",
+        ),
+        (
+            json!({ "process": { "cmd": "ls", "cwd": "/etc/passwd" } }),
+            "invalid_argument",
+            "cwd /etc/passwd: ",
+        ),
+        (
+            json!({ "process": { "cmd": "l\0s" } }),
+            "invalid_argument",
+            "command contains a NUL byte",
+        ),
+        (
+            json!({ "process": { "cmd": "ls", "args": ["\0"] } }),
+            "invalid_argument",
+            "argument contains a NUL",
+        ),
+        (
+            json!({ "process": { "cmd": "ls", "envs": { "A=B": "" } } }),
+            "invalid_argument",
+            "not a name of an",
+        ),
+        (
+            json!({ "process": { "cmd": "ls", "envs": { "": "x" } } }),
+            "invalid_argument",
+            "not a name of an",
+        ),
+        (
+            json!({ "process": { "cmd": "ls", "cwd": "~x" } }),
+            "invalid_argument",
+            "only one's own home",
+        ),
     ];
     for (request, code, message) in cases {
         let error = agent.stream("process.Process/Start", request.clone()).next().unwrap();
@@ -139,7 +178,10 @@ fn a_process_that_is_not_there_is_not_found() {
             ("CloseStdin", by(json!({}))),
         ];
         for (method, request) in calls {
-            assert_eq!(code(agent.call(&format!("process.Process/{method}"), request)), "not_found");
+            assert_eq!(
+                code(agent.call(&format!("process.Process/{method}"), request)),
+                "not_found"
+            );
         }
         let mut events = agent.stream("process.Process/Connect", by(json!({})));
         assert_eq!(code(events.next().unwrap()), "not_found");
@@ -167,7 +209,8 @@ fn a_list_shows_what_runs_until_it_ends() {
 #[test]
 fn signals_other_than_the_two_are_refused() {
     let agent = Agent::start();
-    let (pid, _events) = agent.start_process(json!({ "process": { "cmd": "sleep", "args": ["100"] } }));
+    let (pid, _events) =
+        agent.start_process(json!({ "process": { "cmd": "sleep", "args": ["100"] } }));
     for signal in [json!("SIGNAL_UNSPECIFIED"), json!(1)] {
         let request = json!({ "process": { "pid": pid }, "signal": signal });
         assert_eq!(code(agent.call("process.Process/SendSignal", request)), "invalid_argument");
@@ -250,7 +293,8 @@ fn output_nobody_follows_is_thrown_away() {
     let dir = tempfile::tempdir().unwrap();
     let mark = dir.path().join("done");
     let script = format!("head -c 20000000 /dev/zero; touch {}", mark.display());
-    let (_, events) = agent.start_process(json!({ "process": { "cmd": "sh", "args": ["-c", script] } }));
+    let (_, events) =
+        agent.start_process(json!({ "process": { "cmd": "sh", "args": ["-c", script] } }));
     drop(events);
     eventually("the process is not held up", || mark.exists());
 }
@@ -263,7 +307,8 @@ fn a_slow_reader_slows_the_process_and_costs_no_memory() {
     let dir = tempfile::tempdir().unwrap();
     let mark = dir.path().join("done");
     let script = format!("head -c {size} /dev/zero; touch {}", mark.display());
-    let (_, events) = agent.start_process(json!({ "process": { "cmd": "sh", "args": ["-c", script] } }));
+    let (_, events) =
+        agent.start_process(json!({ "process": { "cmd": "sh", "args": ["-c", script] } }));
     std::thread::sleep(Duration::from_secs(2));
     assert!(!mark.exists(), "the process waits for its reader");
     let done = events.finish();
@@ -275,8 +320,9 @@ fn a_slow_reader_slows_the_process_and_costs_no_memory() {
 #[test]
 fn a_stuck_follower_does_not_keep_the_end_from_others() {
     let agent = Agent::start();
-    let script = "read line; head -c 3000000 /dev/zero";
-    let (pid, events) = agent.start_process(json!({ "process": { "cmd": "sh", "args": ["-c", script] } }));
+    let script = "read line; head -c 60000000 /dev/zero";
+    let (pid, events) =
+        agent.start_process(json!({ "process": { "cmd": "sh", "args": ["-c", script] } }));
     let stuck = agent.stream("process.Process/Connect", json!({ "process": { "pid": pid } }));
     let input = json!({ "process": { "pid": pid }, "input": { "stdin": "Cg==" } });
     agent.call("process.Process/SendInput", input).unwrap();

@@ -34,7 +34,8 @@ fn input_reaches_the_process_until_it_is_closed() {
 #[test]
 fn closed_input_takes_nothing_more_and_closes_again_without_harm() {
     let agent = Agent::start();
-    let (pid, _events) = agent.start_process(json!({ "process": { "cmd": "sleep", "args": ["100"] } }));
+    let (pid, _events) =
+        agent.start_process(json!({ "process": { "cmd": "sleep", "args": ["100"] } }));
     let close = json!({ "process": { "pid": pid } });
     agent.call("process.Process/CloseStdin", close.clone()).unwrap();
     agent.call("process.Process/CloseStdin", close).unwrap();
@@ -64,7 +65,8 @@ fn input_of_the_wrong_kind_is_refused() {
 #[test]
 fn input_that_is_not_read_waits_and_ends_with_the_process() {
     let agent = Agent::start();
-    let (pid, _events) = agent.start_process(json!({ "process": { "cmd": "sleep", "args": ["0.7"] } }));
+    let (pid, _events) =
+        agent.start_process(json!({ "process": { "cmd": "sleep", "args": ["0.7"] } }));
     let big = "x".repeat(1_000_000);
     let result = agent.call("process.Process/SendInput", input(pid, "stdin", &big));
     let code = refused(result);
@@ -93,7 +95,8 @@ fn a_stream_of_input_names_its_process_first() {
     let (pid, mut events) = cat(&agent);
     let start = json!({ "start": { "process": { "pid": pid } } });
     let data = |text: &str| json!({ "data": { "input": { "stdin": STANDARD.encode(text) } } });
-    let end = stream_input(&agent, &[start.clone(), data("a"), json!({ "keepalive": {} }), data("b")]);
+    let end =
+        stream_input(&agent, &[start.clone(), data("a"), json!({ "keepalive": {} }), data("b")]);
     assert_eq!(end.get("error"), None, "{end}");
     assert_eq!(events.until_output(2).text(), "ab");
     assert_eq!(stream_input(&agent, &[data("c")])["error"]["code"], "invalid_argument");
@@ -107,7 +110,8 @@ fn a_terminal_has_the_size_it_was_given_and_can_be_resized() {
     let agent = Agent::start();
     let size = |cols: u32, rows: u32| json!({ "size": { "cols": cols, "rows": rows } });
     let script = "stty size; read line; stty size; tty; echo term=$TERM";
-    let request = json!({ "process": { "cmd": "sh", "args": ["-c", script] }, "pty": size(101, 33) });
+    let request =
+        json!({ "process": { "cmd": "sh", "args": ["-c", script] }, "pty": size(101, 33) });
     let (pid, mut events) = agent.start_process(request);
     let mut seen = events.until_output("33 101\r\n".len());
     assert_eq!(seen.terminal_text(), "33 101\r\n");

@@ -45,10 +45,8 @@ struct Interface {
 
 impl Interface {
     fn new(name: &'static str) -> Result<Self, InitError> {
-        let socket =
-            socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).map_err(
-                |source| InitError::Network { interface: name, step: "socket", source },
-            )?;
+        let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+            .map_err(|source| InitError::Network { interface: name, step: "socket", source })?;
         Ok(Self { name, socket })
     }
 
@@ -104,7 +102,8 @@ impl Interface {
 
     fn ioctl<T>(&self, call: c_ulong, request: &T, step: &'static str) -> Result<(), InitError> {
         // SAFETY: each caller passes the structure that its call reads.
-        let result = unsafe { libc::ioctl(self.socket.as_raw_fd(), call, std::ptr::from_ref(request)) };
+        let result =
+            unsafe { libc::ioctl(self.socket.as_raw_fd(), call, std::ptr::from_ref(request)) };
         match Errno::result(result) {
             // The route of a guest that was set up before.
             Ok(_) | Err(Errno::EEXIST) => Ok(()),

@@ -50,8 +50,8 @@ pub fn enter(cmdline: &Cmdline) -> Result<(), InitError> {
 
 /// Gives back the memory of the modules. This program's own stays in use for as long as it runs.
 fn forget_initramfs() {
-    let in_memory = statfs("/")
-        .is_ok_and(|fs| [RAMFS_MAGIC, TMPFS_MAGIC].contains(&fs.filesystem_type()));
+    let in_memory =
+        statfs("/").is_ok_and(|fs| [RAMFS_MAGIC, TMPFS_MAGIC].contains(&fs.filesystem_type()));
     if in_memory {
         let _ = fs::remove_dir_all(Path::new("/lib"));
         let _ = fs::remove_file("/init");

@@ -353,7 +353,8 @@ impl Events {
     pub fn add_next(&mut self, finished: &mut Finished) -> bool {
         let message = self.next().expect("an end event").expect("no error");
         let event = &message["event"];
-        let bytes = |name: &str| STANDARD.decode(event["data"][name].as_str().unwrap_or("")).unwrap();
+        let bytes =
+            |name: &str| STANDARD.decode(event["data"][name].as_str().unwrap_or("")).unwrap();
         finished.stdout.extend(bytes("stdout"));
         finished.stderr.extend(bytes("stderr"));
         finished.terminal.extend(bytes("pty"));
