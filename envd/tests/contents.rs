@@ -259,6 +259,19 @@ fn large_files_pass_through_in_flat_memory() {
     assert_eq!(Reply::read(stream).status, 200);
     assert_eq!(fs::metadata(&file).unwrap().len(), piece.len() as u64 * count as u64);
 
+    // The same as a form, whose reader must not run ahead of the disk.
+    let (kind, empty) = form(&[("file", file.to_str().unwrap(), b"")]);
+    let (head, tail) = empty.split_at(empty.len() - "\r\n--XYZ--\r\n".len());
+    let whole = (empty.len() + piece.len() * count).to_string();
+    let headers = [("Content-Type", kind.as_str()), ("Content-Length", whole.as_str())];
+    let mut stream = agent.begin("POST", "/files?username=root", &headers);
+    stream.write_all(head).unwrap();
+    for _ in 0..count {
+        stream.write_all(&piece).unwrap();
+    }
+    stream.write_all(tail).unwrap();
+    assert_eq!(Reply::read(stream).status, 200);
+
     // Read slowly, so that all buffers on the way fill up.
     let (status, _, mut body) = Body::read_head(agent.begin("GET", &target(&file), &[]));
     std::thread::sleep(Duration::from_millis(500));
