@@ -1,7 +1,10 @@
 //! What the host told this guest about itself, and what follows from it for each request.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use base64::Engine;
@@ -9,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use connectrpc::ConnectError;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::paths::{self, PathError};
@@ -23,11 +27,16 @@ pub enum Place {
     Host,
 }
 
+/// Where a guest's agent leaves its settings for its successor: one that dies must not be followed
+/// by one that asks for no token. In memory, and gone with the guest.
+const KEPT: &str = "/run/envd.json";
+
 /// The user named where nothing else names one, if the guest has it.
 const USUAL_USER: &str = "user";
 
 /// What `POST /init` sets.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Settings {
     /// Environment of every process that is started.
     pub env: BTreeMap<String, String>,
@@ -70,12 +79,16 @@ pub struct Context {
 }
 
 impl Context {
-    /// Starts with nothing set.
+    /// Starts with nothing set, or in a guest with what an agent before this one was told.
     pub fn new(place: Place) -> Self {
+        let settings = match place {
+            Place::Guest => load(Path::new(KEPT)),
+            Place::Host => Settings::default(),
+        };
         Self {
             place,
             users: Users::new("/etc/passwd", "/etc/group"),
-            settings: RwLock::new(Arc::new(Settings::default())),
+            settings: RwLock::new(Arc::new(settings)),
         }
     }
 
@@ -85,8 +98,17 @@ impl Context {
     }
 
     /// Replaces the settings.
-    pub fn set(&self, settings: Settings) {
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, when a guest's could not be kept; nothing has changed then.
+    pub fn set(&self, settings: Settings) -> io::Result<()> {
+        match self.place {
+            Place::Guest => keep(Path::new(KEPT), &settings)?,
+            Place::Host => {}
+        }
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+        Ok(())
     }
 
     /// The user a request acts as: the one it names, or else the default.
@@ -125,6 +147,19 @@ impl Context {
     }
 }
 
+fn load(path: &Path) -> Settings {
+    let text = fs::read(path).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
+}
+
+fn keep(path: &Path, settings: &Settings) -> io::Result<()> {
+    let beside = path.with_extension("new");
+    let mut file =
+        fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    file.write_all(&serde_json::to_vec(settings)?)?;
+    fs::rename(beside, path)
+}
+
 fn basic_user(headers: &HeaderMap) -> Result<Option<String>, RequestError> {
     let Some(value) = headers.get(AUTHORIZATION) else { return Ok(None) };
     let value = value.to_str().map_err(|_| RequestError::Authorization)?;
@@ -141,6 +176,22 @@ fn basic_user(headers: &HeaderMap) -> Result<Option<String>, RequestError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_outlive_an_agent_and_are_for_root_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("envd.json");
+        assert_eq!(load(&path), Settings::default());
+        let settings = Settings {
+            token: Some("secret".to_owned()),
+            env: BTreeMap::from([("A".to_owned(), "b".to_owned())]),
+            ..Settings::default()
+        };
+        keep(&path, &settings).unwrap();
+        assert_eq!(load(&path), settings);
+        let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(&path).unwrap());
+        assert_eq!(mode & 0o777, 0o600);
+    }
 
     #[test]
     fn basic_authentication_names_the_user_and_other_schemes_do_not() {

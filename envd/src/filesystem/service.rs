@@ -139,6 +139,12 @@ fn reach(recursive: bool) -> Reach {
     if recursive { Reach::Below } else { Reach::Here }
 }
 
+/// Sets up a watch away from the runtime's thread: a tree may be large.
+async fn watch(path: PathBuf, reach: Reach, network: Network) -> Result<Watch, ConnectError> {
+    let watch = tokio::task::spawn_blocking(move || Watch::new(&path, reach, network)).await;
+    Ok(watch.map_err(|error| ConnectError::internal(error.to_string()))??)
+}
+
 fn event(change: Change, root: &Path, entries: Entries, context: &Context) -> FilesystemEvent {
     let name = match change.path.strip_prefix(root) {
         Ok(rest) if !rest.as_os_str().is_empty() => rest.to_string_lossy().into_owned(),
@@ -232,7 +238,7 @@ impl wire::Filesystem for Files {
     ) -> ServiceResult<ServiceStream<impl Encodable<wire::WatchDirResponse> + Send + use<>>> {
         let (_, path) = self.request(context.headers(), request.path)?;
         let network = network(request.allow_network_mounts);
-        let watch = Watch::new(&path, reach(request.recursive), network)?;
+        let watch = watch(path, reach(request.recursive), network).await?;
         let interval = keepalive::interval(context.headers());
         let entries = request.include_entry.into();
         let shared = Arc::clone(&self.context);
@@ -253,7 +259,7 @@ impl wire::Filesystem for Files {
         if self.lock().len() >= WATCHERS {
             return Err(WatchError::TooMany.into());
         }
-        let watch = Arc::new(Watch::new(&path, reach(request.recursive), network)?);
+        let watch = Arc::new(watch(path, reach(request.recursive), network).await?);
         let collecting = CancellationToken::new();
         tokio::spawn(collecting.clone().run_until_cancelled_owned(collect(Arc::clone(&watch))));
         let watcher = Watcher {

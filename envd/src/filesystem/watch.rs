@@ -123,7 +123,8 @@ struct State {
 }
 
 impl Watch {
-    /// Watches `root` from now on.
+    /// Watches `root` from now on. Blocks for as long as it takes to walk the tree, but must be
+    /// called where a runtime is.
     ///
     /// # Errors
     ///
@@ -150,6 +151,9 @@ impl Watch {
             watch.add(&mut state, root)?;
             if reach == Reach::Below {
                 watch.add_below(&mut state, root, Existing::Known);
+            }
+            if let Some(error) = state.failed.take() {
+                return Err(error);
             }
         }
         Ok(watch)

@@ -75,7 +75,7 @@ async fn open(path: PathBuf) -> Result<(File, u64), HttpError> {
         let length = file.metadata().map_err(failed)?.len();
         Ok((File::from_std(file), length))
     });
-    opening.await.map_err(|error| HttpError::invalid(error.to_string()))?
+    opening.await?
 }
 
 /// The file's name in ASCII; others are left out rather than misread.

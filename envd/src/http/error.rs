@@ -55,6 +55,9 @@ pub enum HttpError {
     /// The disk or the user's share of it is full.
     #[error("not enough disk space")]
     Full,
+    /// The agent itself failed.
+    #[error("internal error")]
+    Internal(#[from] tokio::task::JoinError),
     /// Anything else the kernel says.
     #[error("{verb} '{}': {source}", .path.display())]
     Io {
@@ -96,7 +99,7 @@ impl HttpError {
             | Self::NotRegular { .. } => StatusCode::BAD_REQUEST,
             Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::Full => StatusCode::INSUFFICIENT_STORAGE,
-            Self::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Internal(_) | Self::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 }

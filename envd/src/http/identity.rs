@@ -96,7 +96,9 @@ pub async fn init(
         Place::Guest => apply(&system, Path::new("/"))?,
         Place::Host => {}
     }
-    context.set(settings);
+    context
+        .set(settings)
+        .map_err(|error| HttpError::from_io("cannot keep settings in", Path::new("/run"), error))?;
     Ok(StatusCode::NO_CONTENT)
 }
 

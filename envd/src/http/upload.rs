@@ -210,8 +210,7 @@ where
     T: Send + 'static,
     F: FnOnce() -> Result<T, HttpError> + Send + 'static,
 {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| HttpError::invalid(error.to_string()))?
+    tokio::task::spawn_blocking(work).await?
 }
 
 /// A file that is not in place yet. Dropping it removes what was written.

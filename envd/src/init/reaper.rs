@@ -3,6 +3,7 @@
 //! Architecture invariant: this is the only place that calls `waitpid(-1)`. The agent waits for
 //! its own children by their pidfds, in its own process.
 
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -107,6 +108,7 @@ impl Agent {
     fn start() -> Result<Self, InitError> {
         // A path to this very program, although it is in no directory any more.
         let child = Command::new("/proc/self/exe")
+            .arg0("envd")
             .args(["agent", "--guest"])
             .env_clear()
             .spawn()

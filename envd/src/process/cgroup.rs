@@ -1,13 +1,16 @@
 //! A cgroup for each process, so that a kill reaches descendants that left its session.
 //!
 //! Making and removing a cgroup costs more than starting a small program, so an empty one is used
-//! again. One that still holds descendants of an ended process is kept aside until they are gone.
+//! again. One that still holds descendants of an ended process is kept aside until they are gone,
+//! and one that was ever killed is removed: seen with Linux 6.18, whatever is born into it by
+//! `CLONE_INTO_CGROUP` later on is killed as well.
 //! Where cgroup2 is missing or not writable there are none, and a kill goes to the process group.
 
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use nix::fcntl::{OFlag, open, openat};
@@ -28,6 +31,7 @@ pub struct Cgroup {
     path: PathBuf,
     dir: OwnedFd,
     events: OwnedFd,
+    killed: AtomicBool,
 }
 
 impl Cgroup {
@@ -45,6 +49,7 @@ impl Cgroup {
         let file =
             openat(&self.dir, c"cgroup.kill", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
         write(&file, b"1")?;
+        self.killed.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -114,7 +119,8 @@ impl Cgroups {
             std::mem::take(&mut pool.lingering).into_iter().partition(Cgroup::is_empty);
         pool.lingering = lingering;
         for cgroup in empty {
-            if pool.ready.len() < READY {
+            let reusable = !cgroup.killed.load(Ordering::Relaxed);
+            if reusable && pool.ready.len() < READY {
                 pool.ready.push(cgroup);
             } else {
                 let _ = std::fs::remove_dir(&cgroup.path);
@@ -142,7 +148,7 @@ fn make(path: &Path) -> io::Result<Cgroup> {
     let dir = read(None, &name)?;
     let events = read(Some(&dir), c"cgroup.events")?;
     debug_assert!(events.as_raw_fd() > 2, "the agent's own standard streams stay open");
-    Ok(Cgroup { path: path.to_owned(), dir, events })
+    Ok(Cgroup { path: path.to_owned(), dir, events, killed: AtomicBool::new(false) })
 }
 
 fn remove_orphans(parent: &Path) {

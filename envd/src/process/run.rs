@@ -270,17 +270,18 @@ impl Process {
 
 /// The next bytes of whichever stream has some; never returns once all have ended.
 async fn next_of(sources: &mut [Source]) -> (Kind, Bytes) {
-    let mut reads: FuturesUnordered<_> = sources
-        .iter_mut()
-        .filter(|source| source.is_open())
-        .map(async |source| (source.kind(), source.next().await))
-        .collect();
+    let open = sources.iter_mut().filter(|source| source.is_open());
+    let mut reads: FuturesUnordered<_> = open.map(read_one).collect();
     while let Some((kind, chunk)) = reads.next().await {
         if let Some(chunk) = chunk {
             return (kind, chunk);
         }
     }
     std::future::pending().await
+}
+
+async fn read_one(source: &mut Source) -> (Kind, Option<Bytes>) {
+    (source.kind(), source.next().await)
 }
 
 /// Passes on what the process has left behind in a stream.
@@ -306,6 +307,9 @@ async fn drain(process: &Process, source: &mut Source, watch: &mut Watch<'_>) {
 /// Reads what descendants of an ended process still write, and throws it away: closing their
 /// output would kill them.
 pub async fn discard(sources: Vec<Source>) {
-    let each = sources.into_iter().map(async |mut source| while source.next().await.is_some() {});
-    futures::future::join_all(each).await;
+    futures::future::join_all(sources.into_iter().map(read_to_end)).await;
+}
+
+async fn read_to_end(mut source: Source) {
+    while source.next().await.is_some() {}
 }

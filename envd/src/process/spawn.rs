@@ -380,8 +380,13 @@ unsafe fn execute(
 ) -> Errno {
     let mut outcome = Errno::ENOENT;
     for candidate in candidates {
-        // SAFETY: both arrays end with a null pointer and point to live strings.
-        unsafe { libc::execve(candidate.as_ptr(), args.as_ptr(), env.as_ptr()) };
+        // Looked at first: a failed `execve` costs as much memory work as a successful one.
+        // SAFETY: both arrays end with a null pointer, and all of it points to live strings.
+        unsafe {
+            if libc::access(candidate.as_ptr(), libc::X_OK) == 0 {
+                libc::execve(candidate.as_ptr(), args.as_ptr(), env.as_ptr());
+            }
+        }
         match Errno::last() {
             Errno::ENOENT | Errno::ENOTDIR => {}
             // A later directory may have one that is allowed; if not, this is the better answer.
