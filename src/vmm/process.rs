@@ -63,8 +63,8 @@ pub struct Confinement {
     pub uid: u32,
     /// Supplementary groups, for devices that only a group may open.
     pub groups: Vec<u32>,
-    /// Working directory: the only place where the process may make files. It is entered while
-    /// still root, so that directories above it need not be open to `uid`.
+    /// Working directory. It is entered while still root, so that directories above it need not be
+    /// open to `uid`.
     pub dir: PathBuf,
     /// Descriptors that the process inherits under their present numbers.
     pub inherited: Vec<OwnedFd>,

@@ -4,6 +4,9 @@
 //! {data_dir}/sandboxes/{id}/   sandbox.json  overlay.qcow2  console.log  qemu.log  *.sock
 //! ```
 //!
+//! The directory and all in it but the overlay belong to root: a hypervisor that a guest has broken
+//! out into can neither put a link where the daemon writes, nor change what it will read.
+//!
 //! Everything is made in one order and taken away in the other; what a machine consists of at any
 //! moment is in [`parts::Parts`], so that a failure half-way leaves nothing behind.
 
@@ -151,9 +154,6 @@ impl HostMachines {
         let overlay = Overlay::create(&image.rootfs, &parts.dir.join(OVERLAY), owner);
         let overlay = parts.overlay.insert(overlay.map_err(disk_error)?);
         let lock = overlay.lock_fd().try_clone_to_owned();
-        std::os::unix::fs::chown(&parts.dir, Some(uid), Some(uid))
-            .map_err(|error| MachineError::Disk { source: Box::new(error) })?;
-
         let plan = BootPlan {
             shape: spec.shape,
             kernel: &image.kernel,

@@ -28,10 +28,11 @@ impl Parts {
         Self { dir, record: None, slot: None, cgroup: None, overlay: None, vm: None }
     }
 
-    /// Makes the machine's directory, for root alone as yet.
+    /// Makes the machine's directory. The VM's user may pass through it to its overlay, no more;
+    /// everybody else is kept out by the data directory.
     pub fn make_dir(&self) -> io::Result<()> {
         use std::os::unix::fs::DirBuilderExt;
-        std::fs::DirBuilder::new().mode(0o700).create(&self.dir)
+        std::fs::DirBuilder::new().mode(0o711).create(&self.dir)
     }
 
     /// Ends the VM, and whatever else runs in its cgroup.
