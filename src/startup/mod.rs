@@ -9,10 +9,11 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::{Arbiter, ArbiterHandle};
 use anyhow::{Context, Result, bail};
-use chrono::Utc;
+use chrono::{TimeDelta, Utc};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::actors::control_plane::{ControlPlane, DatabaseSink};
@@ -36,6 +37,10 @@ pub use serve::serve;
 pub const API_KEY_FILE: &str = "api-key";
 /// Name of the file with the daemon's URL, in the data directory.
 pub const URL_FILE: &str = "url";
+/// Records of sandboxes that are over are kept for a week, and looked through once an hour.
+const RETENTION: TimeDelta = TimeDelta::days(7);
+const RETENTION_PERIOD: Duration = Duration::from_secs(3600);
+
 const LOCK_FILE: &str = "daemon.lock";
 const HOST_ID_FILE: &str = "host-id";
 
@@ -73,7 +78,7 @@ impl Daemon {
         let settings = HostSettings {
             data_dir: config.data_dir.clone(),
             slot_pool: config.slot_pool,
-            boot_timeout: std::time::Duration::from_secs(config.boot_timeout_sec),
+            boot_timeout: Duration::from_secs(config.boot_timeout_sec),
         };
         let machines = HostMachines::start(settings, choice.hypervisor, images).await?;
         let machines: Arc<dyn Machines> = Arc::new(machines);
@@ -87,6 +92,7 @@ impl Daemon {
         for id in control.reconcile(&adoption).await? {
             tracing::warn!(sandbox_id = %id, "recorded as living here, but it is not there");
         }
+        tokio::spawn(forget_old(database.clone()));
         Ok(Self {
             control,
             adoption,
@@ -218,6 +224,21 @@ pub fn bind(config: &Config) -> Result<(std::net::TcpListener, String)> {
     let url = format!("http://{address}");
     write_private(&config.data_dir.join(URL_FILE), &format!("{url}\n"))?;
     Ok((listener, url))
+}
+
+/// Deletes records of sandboxes that are long over, again and again.
+async fn forget_old(database: Database) {
+    let mut period = tokio::time::interval(RETENTION_PERIOD);
+    loop {
+        period.tick().await;
+        match database.sandboxes().delete_over_before(Utc::now() - RETENTION).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "old records were deleted"),
+            Err(error) => {
+                tracing::warn!(error = %crate::chain(&error), "old records were not deleted");
+            }
+        }
+    }
 }
 
 /// Makes the data directory and sees to it that no other daemon uses it.

@@ -8,9 +8,11 @@ use connectrpc::{ConnectError, ErrorCode};
 use nestbox_proto::process::__buffa::oneof::process_event::Event;
 use nestbox_proto::process::__buffa::oneof::process_event::data_event::Output;
 use nestbox_proto::process::__buffa::oneof::process_selector::Selector;
+use nestbox_proto::process::process_event::EndEvent;
 use nestbox_proto::process::{
-    ProcessConfig, ProcessSelector, SendSignalRequest, Signal, StartRequest,
+    ProcessConfig, ProcessSelector, SendSignalRequest, Signal as Wanted, StartRequest,
 };
+use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -114,7 +116,7 @@ impl Agent {
                     Some(Output::Stderr(data)) => stderr.push(&data),
                     Some(Output::Pty(_)) | None => {}
                 },
-                Some(Event::End(end)) => break ExecEnd::Exited(end.exit_code),
+                Some(Event::End(end)) => break ExecEnd::Exited(exit_code(&end)),
                 Some(Event::Keepalive(_)) | None => {}
             }
         };
@@ -134,7 +136,7 @@ impl Agent {
         let process = ProcessSelector { selector: Some(Selector::Pid(pid)), ..Default::default() };
         let request = SendSignalRequest {
             process: process.into(),
-            signal: Signal::SIGNAL_SIGKILL.into(),
+            signal: Wanted::SIGNAL_SIGKILL.into(),
             ..Default::default()
         };
         match timeout(KILL_LIMIT, self.processes.send_signal(request)).await {
@@ -164,6 +166,26 @@ impl Agent {
     }
 }
 
+/// A shell's exit code: that of the process, or 128 and the number of the signal that ended it.
+fn exit_code(end: &EndEvent) -> i32 {
+    let Some(signal) = end.status.strip_prefix("signal: ") else { return end.exit_code };
+    let number = match signal {
+        "hangup" => Signal::SIGHUP,
+        "interrupt" => Signal::SIGINT,
+        "aborted" => Signal::SIGABRT,
+        "killed" => Signal::SIGKILL,
+        "segmentation fault" => Signal::SIGSEGV,
+        "broken pipe" => Signal::SIGPIPE,
+        "terminated" => Signal::SIGTERM,
+        // The agent has words for the common ones only.
+        name => match name.parse() {
+            Ok(signal) => signal,
+            Err(_) => return end.exit_code,
+        },
+    };
+    128 + number as i32
+}
+
 async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
@@ -174,6 +196,19 @@ async fn until(deadline: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signal_is_told_as_a_shell_does() {
+        let end = |status: &str| EndEvent {
+            exit_code: -1,
+            status: status.to_owned(),
+            ..Default::default()
+        };
+        assert_eq!(exit_code(&end("signal: killed")), 137);
+        assert_eq!(exit_code(&end("signal: SIGUSR1")), 138);
+        let exited = EndEvent { exit_code: 3, exited: true, ..end("exit status 3") };
+        assert_eq!(exit_code(&exited), 3);
+    }
 
     #[test]
     fn output_beyond_the_limit_is_counted_not_kept() {
