@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use axum::serve::ListenerExt;
 use connectrpc::Router;
+use nix::sys::prctl::set_name;
 use nix::sys::signal::SigSet;
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
@@ -53,6 +54,8 @@ pub fn run(address: SocketAddr, place: Place) -> Result<(), AgentError> {
     limit_memory();
     inherit_little();
     if place == Place::Guest {
+        // Started as `/proc/self/exe`, it would be listed as `exe`.
+        let _ = set_name(c"envd");
         // The guest is of no use without its agent. Processes get their usual score back.
         let _ = fs::write("/proc/self/oom_score_adj", "-1000");
     }

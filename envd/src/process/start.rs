@@ -154,15 +154,18 @@ impl Starter {
             return Err(StartError::NoCommand);
         }
         let settings = self.context.settings();
-        let env = environment(&settings, user, &config, pty.is_set());
+        let mut env = environment(&settings, user, &config);
+        if pty.is_set() {
+            env.entry("TERM".to_owned()).or_insert_with(|| TERM.to_owned());
+        }
         let workdirs = self.workdirs(&settings, user, &config)?;
         let candidates = candidates(&config.cmd, env.get("PATH").map_or("", |path| path))?;
         let args = std::iter::once(&config.cmd).chain(&config.args);
         let args = args.map(|arg| c_string("argument", arg)).collect::<Result<Vec<_>, _>>()?;
         let env = variables(&env)?;
 
-        let stdin = stdin.unwrap_or(true);
-        let plumbing = self.plumbing(pty.as_option(), stdin, user).map_err(StartError::Streams)?;
+        let wanted = Wanted::of(pty.as_option(), stdin);
+        let plumbing = plumbing(wanted, user).map_err(StartError::Streams)?;
         let cgroup = self.cgroups.acquire();
         let program = Program {
             candidates: &candidates,
@@ -216,10 +219,33 @@ impl Starter {
         }
         Ok(workdirs)
     }
+}
 
-    fn plumbing(&self, pty: Option<&PTY>, stdin: bool, user: &User) -> io::Result<Plumbing> {
-        if let Some(pty) = pty {
-            let (ours, theirs) = stream::terminal(window(pty), user.uid)?;
+/// Which streams a process gets.
+#[derive(Debug, Clone, Copy)]
+enum Wanted {
+    /// Pipes, with standard input to be written to by callers.
+    Pipes,
+    /// Pipes, with nothing to read from standard input.
+    OutputOnly,
+    /// A terminal of this size.
+    Terminal(Winsize),
+}
+
+impl Wanted {
+    fn of(pty: Option<&PTY>, stdin: Option<bool>) -> Self {
+        match (pty, stdin) {
+            (Some(pty), _) => Self::Terminal(window(pty)),
+            (None, Some(false)) => Self::OutputOnly,
+            (None, None | Some(true)) => Self::Pipes,
+        }
+    }
+}
+
+fn plumbing(wanted: Wanted, user: &User) -> io::Result<Plumbing> {
+    let (input, stdin) = match wanted {
+        Wanted::Terminal(size) => {
+            let (ours, theirs) = stream::terminal(size, user.uid)?;
             return Ok(Plumbing {
                 input: Input::Terminal(Arc::clone(&ours)),
                 sources: vec![Source::new(Kind::Terminal, Arc::clone(&ours))],
@@ -227,21 +253,20 @@ impl Starter {
                 theirs: Theirs::Terminal(theirs),
             });
         }
-        let (input, stdin) = if stdin {
+        Wanted::Pipes => {
             let (ours, theirs) = stream::input_pipe()?;
             (Input::Pipe(ours), Some(theirs))
-        } else {
-            (Input::Closed, None)
-        };
-        let (stdout, stdout_theirs) = stream::output_pipe()?;
-        let (stderr, stderr_theirs) = stream::output_pipe()?;
-        Ok(Plumbing {
-            input,
-            terminal: None,
-            sources: vec![Source::new(Kind::Stdout, stdout), Source::new(Kind::Stderr, stderr)],
-            theirs: Theirs::Pipes { stdin, stdout: stdout_theirs, stderr: stderr_theirs },
-        })
-    }
+        }
+        Wanted::OutputOnly => (Input::Closed, None),
+    };
+    let (stdout, stdout_theirs) = stream::output_pipe()?;
+    let (stderr, stderr_theirs) = stream::output_pipe()?;
+    Ok(Plumbing {
+        input,
+        terminal: None,
+        sources: vec![Source::new(Kind::Stdout, stdout), Source::new(Kind::Stderr, stderr)],
+        theirs: Theirs::Pipes { stdin, stdout: stdout_theirs, stderr: stderr_theirs },
+    })
 }
 
 /// Has the runtime watch a child. One that cannot be watched could never be waited for, so it is
@@ -302,7 +327,6 @@ fn environment(
     settings: &Settings,
     user: &User,
     config: &ProcessConfig,
-    on_terminal: bool,
 ) -> BTreeMap<String, String> {
     let mut env = BTreeMap::from([
         ("PATH".to_owned(), PATH.to_owned()),
@@ -311,9 +335,6 @@ fn environment(
         ("LOGNAME".to_owned(), user.name.clone()),
         ("SHELL".to_owned(), user.shell.clone()),
     ]);
-    if on_terminal {
-        env.insert("TERM".to_owned(), TERM.to_owned());
-    }
     env.extend(settings.env.clone());
     env.extend(config.envs.clone());
     env
