@@ -9,9 +9,6 @@ use super::command::{CommandError, Tool};
 pub const SUITE: &str = "bookworm";
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-/// Debian's own names for its archive, for hosts whose sources name no usable mirror.
-const MAIN_MIRROR: &str = "http://deb.debian.org/debian";
-const SECURITY_MIRROR: &str = "http://deb.debian.org/debian-security";
 
 /// The two archives that a Debian release is served from.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,30 +22,31 @@ pub struct Mirrors {
 impl Mirrors {
     /// Finds the mirrors that this machine installs Debian's packages from.
     ///
-    /// Only Debian's own archive counts; other vendors' sources are passed over. A machine without
-    /// a usable entry gets Debian's default.
-    pub fn of_host() -> Self {
+    /// Only Debian's own archive counts; other vendors' sources are passed over.
+    ///
+    /// # Errors
+    /// [`AptError::NoMirror`] on a machine that installs Debian's packages from nowhere.
+    pub fn of_host() -> Result<Self, AptError> {
         Self::from_etc(Path::new("/etc/apt"))
     }
 
-    fn from_etc(etc: &Path) -> Self {
+    fn from_etc(etc: &Path) -> Result<Self, AptError> {
         let mut files = vec![etc.join("sources.list")];
         let parts = fs::read_dir(etc.join("sources.list.d")).into_iter().flatten().flatten();
         let mut parts: Vec<PathBuf> = parts.map(|entry| entry.path()).collect();
         parts.sort();
         files.extend(parts);
-        let uris: Vec<String> = files.iter().flat_map(|file| uris(file)).collect();
-        let pick = |archive: &str, default: &str| {
+        let uris: Vec<String> =
+            files.iter().flat_map(|file| uris(file)).flat_map(mirror_list).collect();
+        let pick = |archive: &'static str| {
             let found = uris.iter().find(|uri| {
                 uri.trim_end_matches('/').rsplit('/').next() == Some(archive)
                     && ["http://", "https://"].iter().any(|scheme| uri.starts_with(scheme))
             });
-            found.map_or(default, |uri| uri.trim_end_matches('/')).to_owned()
+            let found = found.map(|uri| uri.trim_end_matches('/').to_owned());
+            found.ok_or(AptError::NoMirror { archive })
         };
-        Self {
-            main: pick("debian", MAIN_MIRROR),
-            security: pick("debian-security", SECURITY_MIRROR),
-        }
+        Ok(Self { main: pick("debian")?, security: pick("debian-security")? })
     }
 
     /// The mirrors as one-line apt sources for [`SUITE`].
@@ -64,11 +62,8 @@ impl Mirrors {
     /// The same for `/etc/apt/sources.list` of a guest, where the keys are apt's own and a login
     /// of this machine's to its mirror has no place.
     pub fn guest_sources(&self) -> String {
-        let public = |uri: &str, default: &str| {
-            if uri.contains('@') { default.to_owned() } else { uri.to_owned() }
-        };
-        let main = public(&self.main, MAIN_MIRROR);
-        let security = public(&self.security, SECURITY_MIRROR);
+        let main = without_login(&self.main);
+        let security = without_login(&self.security);
         Self { main, security }.lines("")
     }
 
@@ -81,6 +76,24 @@ impl Mirrors {
             security = self.security,
         )
     }
+}
+
+/// A URI without the name and password that may stand before its host.
+fn without_login(uri: &str) -> String {
+    let Some((scheme, rest)) = uri.split_once("://") else { return uri.to_owned() };
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    format!("{scheme}://{host}/{path}")
+}
+
+/// The URIs in a list of mirrors, which images for clouds name in place of one mirror:
+/// apt-transport-mirror(1).
+fn mirror_list(uri: String) -> Vec<String> {
+    let Some(path) = uri.strip_prefix("mirror+file:") else { return vec![uri] };
+    let path = Path::new("/").join(path.trim_start_matches('/'));
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let words = text.lines().filter_map(|line| line.split_whitespace().next());
+    words.filter(|word| !word.starts_with('#')).map(str::to_owned).collect()
 }
 
 /// Returns the URIs of the enabled binary-package sources in one file of either format.
@@ -119,6 +132,12 @@ fn stanza_uris(lines: &[&str]) -> Vec<String> {
 /// Why a package could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum AptError {
+    /// The machine's apt sources name no mirror of Debian's archive.
+    #[error("no apt source of this machine is a mirror that ends in /{archive}: add one")]
+    NoMirror {
+        /// Last part of the mirror's path.
+        archive: &'static str,
+    },
     /// The meta-package is unknown or depends on no package of the wanted kind.
     #[error("apt knows no package that {meta} depends on and that starts with {prefix}")]
     NoDependency {
@@ -203,6 +222,10 @@ mod tests {
     use super::*;
 
     fn etc(files: &[(&str, &str)]) -> Mirrors {
+        try_etc(files).unwrap()
+    }
+
+    fn try_etc(files: &[(&str, &str)]) -> Result<Mirrors, AptError> {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("sources.list.d")).unwrap();
         for (name, text) in files {
@@ -212,12 +235,21 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_sources_gets_the_default() {
-        let mirrors = etc(&[]);
-        assert_eq!(
-            (mirrors.main.as_str(), mirrors.security.as_str()),
-            (MAIN_MIRROR, SECURITY_MIRROR)
-        );
+    fn a_machine_without_sources_is_told_so() {
+        let error = try_etc(&[]).unwrap_err();
+        assert!(matches!(error, AptError::NoMirror { archive: "debian" }), "{error}");
+    }
+
+    #[test]
+    fn a_list_of_mirrors_stands_for_its_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let (main, security) = (dir.path().join("main"), dir.path().join("security"));
+        fs::write(&main, "# near ones first\nhttp://near.example/debian priority:1\n").unwrap();
+        fs::write(&security, "http://sec.example/debian-security\n").unwrap();
+        let source = |path: &Path| format!("deb mirror+file:{} x main\n", path.display());
+        let mirrors = etc(&[("sources.list", &(source(&main) + &source(&security)))]);
+        assert_eq!(mirrors.main, "http://near.example/debian");
+        assert_eq!(mirrors.security, "http://sec.example/debian-security");
     }
 
     #[test]
@@ -245,9 +277,13 @@ mod tests {
 
     #[test]
     fn a_login_to_the_mirror_stays_out_of_guests() {
-        let mirrors =
-            etc(&[("sources.list", "deb http://me:secret@mirror.example/debian x main\n")]);
+        let mirrors = etc(&[(
+            "sources.list",
+            "deb http://me:secret@mirror.example/debian x main\n\
+             deb http://mirror.example/debian-security x main\n",
+        )]);
         assert!(mirrors.sources().contains("secret"));
+        assert!(mirrors.guest_sources().contains("http://mirror.example/debian "));
         assert!(!mirrors.guest_sources().contains("secret"));
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::Progress;
-use super::apt::{Mirrors, SUITE};
+use super::apt::{AptError, Mirrors, SUITE};
 use super::command::{CommandError, Tool};
 
 /// Apparent size of a root filesystem in bytes, unless its content needs more. It is sparse, so a
@@ -70,6 +70,9 @@ impl RootfsSource {
 /// Why no root filesystem could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum RootfsError {
+    /// It is not known where to get Debian's packages.
+    #[error("cannot find out where Debian's packages come from")]
+    Sources(#[source] AptError),
     /// Debian's packages could not be installed into a tree.
     #[error("cannot install Debian {SUITE}")]
     Install(#[source] CommandError),
@@ -132,7 +135,7 @@ pub enum RootfsError {
 /// [`RootfsError`].
 pub fn build_debian(work: &Path, disk: &Path, progress: &dyn Progress) -> Result<(), RootfsError> {
     let tree = work.join("tree");
-    let mirrors = Mirrors::of_host();
+    let mirrors = Mirrors::of_host().map_err(RootfsError::Sources)?;
     let sources = work.join("sources.list");
     write(&sources, mirrors.sources().as_bytes())?;
     let hooks = work.join("customize.sh");
