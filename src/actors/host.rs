@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, Addr, ArbiterHandle, AsyncContext, Context, Handler, Message};
+use actix::{Actor, ArbiterHandle, AsyncContext, Context, Handler, Message};
 use chrono::Utc;
 
 use super::mailbox::{CAPACITY, CallError, Reply, call};
 use super::sandbox::SandboxHandle;
 use super::sandbox_manager::ManagerHandle;
+use super::supervisor::{ExitSignal, Supervised};
 use crate::domain::id::SandboxId;
 use crate::domain::shape::Shape;
 use crate::entity::Database;
@@ -65,6 +66,7 @@ struct HostActor {
     database: Database,
     /// Memory of sandboxes that are starting: they have not taken it yet.
     promised_mib: HashMap<SandboxId, u64>,
+    _exit: ExitSignal,
 }
 
 /// What others hold of a host.
@@ -72,7 +74,7 @@ struct HostActor {
 pub struct HostHandle {
     id: String,
     limits: Limits,
-    address: Addr<HostActor>,
+    actor: Supervised<HostActor>,
     manager: ManagerHandle,
 }
 
@@ -85,9 +87,18 @@ impl HostHandle {
         database: Database,
         manager: ManagerHandle,
     ) -> Self {
-        let actor = HostActor { id: id.clone(), limits, database, promised_mib: HashMap::new() };
-        let address = HostActor::start_in_arbiter(arbiter, |_| actor);
-        Self { id, limits, address, manager }
+        let make = {
+            let id = id.clone();
+            move |exit| HostActor {
+                id: id.clone(),
+                limits,
+                database: database.clone(),
+                promised_mib: HashMap::new(),
+                _exit: exit,
+            }
+        };
+        let actor = Supervised::start(arbiter, "host", make);
+        Self { id, limits, actor, manager }
     }
 
     /// The host's id.
@@ -122,9 +133,10 @@ impl HostHandle {
     pub async fn create(&self, spec: MachineSpec) -> Result<(), HostError> {
         let id = spec.id.clone();
         let memory_mib = u64::from(spec.shape.memory_mib) + VM_OVERHEAD_MIB;
-        call(&self.address, |reply| Promise { id: id.clone(), memory_mib, reply }).await??;
+        call(&self.actor.address(), |reply| Promise { id: id.clone(), memory_mib, reply })
+            .await??;
         let outcome = self.manager.create(spec).await;
-        self.address.do_send(Kept(id));
+        self.actor.address().do_send(Kept(id));
         outcome?.map_err(HostError::Machine)
     }
 

@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, Addr, ArbiterHandle, AsyncContext, Context, Handler, Message};
+use actix::{Actor, ArbiterHandle, AsyncContext, Context, Handler, Message};
 
 use super::mailbox::{CAPACITY, post};
+use super::supervisor::{ExitSignal, Supervised};
 use crate::domain::id::SandboxId;
 use crate::vmm::machine::Machines;
 
@@ -20,21 +21,24 @@ struct Janitor {
     machines: Arc<dyn Machines>,
     /// What is being taken away, and how long to wait before the next attempt.
     jobs: HashMap<SandboxId, Duration>,
+    _exit: ExitSignal,
 }
 
 /// What others hold of the janitor.
 #[derive(Clone)]
-pub struct JanitorHandle(Addr<Janitor>);
+pub struct JanitorHandle(Supervised<Janitor>);
 
 impl JanitorHandle {
     /// Starts the janitor.
     pub fn start(arbiter: &ArbiterHandle, machines: Arc<dyn Machines>) -> Self {
-        Self(Janitor::start_in_arbiter(arbiter, |_| Janitor { machines, jobs: HashMap::new() }))
+        let make =
+            move |exit| Janitor { machines: machines.clone(), jobs: HashMap::new(), _exit: exit };
+        Self(Supervised::start(arbiter, "janitor", make))
     }
 
     /// Has everything taken away that is left of a sandbox.
     pub fn sweep(&self, id: SandboxId) {
-        if let Err(error) = post(&self.0, Sweep(id.clone())) {
+        if let Err(error) = post(&self.0.address(), Sweep(id.clone())) {
             // It is found again when the daemon starts the next time.
             tracing::error!(sandbox_id = %id, %error, "the janitor did not take a job");
         }

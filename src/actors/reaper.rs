@@ -6,11 +6,12 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use actix::{Actor, Addr, ArbiterHandle, AsyncContext, Context, Handler, Message, SpawnHandle};
+use actix::{Actor, ArbiterHandle, AsyncContext, Context, Handler, Message, SpawnHandle};
 use chrono::{DateTime, Utc};
 
 use super::mailbox::{CAPACITY, post};
 use super::registry::Registry;
+use super::supervisor::{ExitSignal, Supervised};
 use crate::domain::id::SandboxId;
 
 /// A reminder that could not be delivered is tried again after this long.
@@ -21,26 +22,29 @@ struct Reaper {
     by_deadline: BTreeSet<(DateTime<Utc>, SandboxId)>,
     by_id: HashMap<SandboxId, DateTime<Utc>>,
     timer: Option<SpawnHandle>,
+    _exit: ExitSignal,
 }
 
 /// What others hold of the reaper.
 #[derive(Clone)]
-pub struct ReaperHandle(Addr<Reaper>);
+pub struct ReaperHandle(Supervised<Reaper>);
 
 impl ReaperHandle {
     /// Starts the reaper.
     pub fn start(arbiter: &ArbiterHandle, registry: Registry) -> Self {
-        Self(Reaper::start_in_arbiter(arbiter, |_| Reaper {
-            registry,
+        let make = move |exit| Reaper {
+            registry: registry.clone(),
             by_deadline: BTreeSet::new(),
             by_id: HashMap::new(),
             timer: None,
-        }))
+            _exit: exit,
+        };
+        Self(Supervised::start(arbiter, "reaper", make))
     }
 
     /// Has the sandbox reminded at `deadline`, instead of at any earlier one.
     pub fn arm(&self, id: SandboxId, deadline: DateTime<Utc>) {
-        if let Err(error) = post(&self.0, Arm { id: id.clone(), deadline }) {
+        if let Err(error) = post(&self.0.address(), Arm { id: id.clone(), deadline }) {
             tracing::error!(sandbox_id = %id, %error, "a deadline was not taken");
         }
     }
@@ -97,6 +101,11 @@ impl Actor for Reaper {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.set_mailbox_capacity(CAPACITY);
+        // A predecessor may have forgotten deadlines: each sandbox, once reminded, sets its own anew.
+        for handle in self.registry.all() {
+            self.set(handle.id().clone(), Utc::now());
+        }
+        self.schedule(ctx);
     }
 }
 

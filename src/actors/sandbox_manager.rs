@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use actix::{Actor, Addr, ArbiterHandle, AsyncContext, Context, Handler, Message};
+use actix::{Actor, ArbiterHandle, Context, Handler, Message};
 
 use super::janitor::JanitorHandle;
 use super::mailbox::{CAPACITY, CallError, Reply, call};
 use super::reaper::ReaperHandle;
 use super::registry::Registry;
 use super::sandbox::{self, Beginning, Outfit, SandboxHandle, StatusSink};
+use super::supervisor::{ExitSignal, Supervised};
 use crate::domain::id::SandboxId;
 use crate::vmm::machine::{MachineError, MachineSpec, Machines};
 use crate::vmm::record::Life;
@@ -18,12 +19,13 @@ struct SandboxManager {
     arbiter: ArbiterHandle,
     registry: Registry,
     outfit: Outfit,
+    _exit: ExitSignal,
 }
 
 /// What others hold of the manager.
 #[derive(Clone)]
 pub struct ManagerHandle {
-    address: Addr<SandboxManager>,
+    actor: Supervised<SandboxManager>,
     registry: Registry,
     machines: Arc<dyn Machines>,
 }
@@ -51,10 +53,17 @@ impl ManagerHandle {
             reaper: ReaperHandle::start(arbiter, registry.clone()),
             janitor: JanitorHandle::start(arbiter, machines.clone()),
         };
-        let manager =
-            SandboxManager { arbiter: arbiter.clone(), registry: registry.clone(), outfit };
-        let address = SandboxManager::start_in_arbiter(arbiter, |_| manager);
-        Self { address, registry, machines }
+        let make = {
+            let (arbiter, registry) = (arbiter.clone(), registry.clone());
+            move |exit| SandboxManager {
+                arbiter: arbiter.clone(),
+                registry: registry.clone(),
+                outfit: outfit.clone(),
+                _exit: exit,
+            }
+        };
+        let actor = Supervised::start(arbiter, "sandbox manager", make);
+        Self { actor, registry, machines }
     }
 
     /// The sandbox called `id`, if it lives on this host.
@@ -78,7 +87,7 @@ impl ManagerHandle {
         &self,
         spec: MachineSpec,
     ) -> Result<Result<(), Arc<MachineError>>, CallError> {
-        call(&self.address, |reply| Create(Box::new(spec), reply)).await
+        call(&self.actor.address(), |reply| Create(Box::new(spec), reply)).await
     }
 
     /// Takes over what a former daemon left; called once, before the first create.
@@ -98,7 +107,7 @@ impl ManagerHandle {
                 }
             };
             let message = |reply| Begin { id: id.clone(), life, beginning, reply };
-            if let Err(error) = call(&self.address, message).await {
+            if let Err(error) = call(&self.actor.address(), message).await {
                 tracing::error!(sandbox_id = %id, %error, "a sandbox got no actor");
             }
         }
@@ -119,19 +128,15 @@ struct Begin {
     reply: Reply<()>,
 }
 
-#[derive(Message)]
-#[rtype(result = "()")]
-struct Finished(SandboxId);
-
 impl SandboxManager {
-    fn begin(&mut self, id: SandboxId, life: Life, beginning: Beginning, ctx: &mut Context<Self>) {
+    fn begin(&mut self, id: SandboxId, life: Life, beginning: Beginning) {
         let (handle, supervision) =
             sandbox::start(&self.arbiter, id.clone(), self.outfit.clone(), beginning, life);
         self.registry.insert(handle);
-        let address = ctx.address();
+        let registry = self.registry.clone();
         tokio::spawn(async move {
             supervision.await;
-            address.do_send(Finished(id));
+            registry.remove(&id);
         });
     }
 }
@@ -147,26 +152,18 @@ impl Actor for SandboxManager {
 impl Handler<Create> for SandboxManager {
     type Result = ();
 
-    fn handle(&mut self, Create(spec, reply): Create, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Create(spec, reply): Create, _: &mut Context<Self>) {
         let (id, life) = (spec.id.clone(), spec.life.clone());
-        self.begin(id, life, Beginning::Boot(spec, reply), ctx);
+        self.begin(id, life, Beginning::Boot(spec, reply));
     }
 }
 
 impl Handler<Begin> for SandboxManager {
     type Result = ();
 
-    fn handle(&mut self, message: Begin, ctx: &mut Context<Self>) {
+    fn handle(&mut self, message: Begin, _: &mut Context<Self>) {
         let Begin { id, life, beginning, reply } = message;
-        self.begin(id, life, beginning, ctx);
+        self.begin(id, life, beginning);
         let _ = reply.send(());
-    }
-}
-
-impl Handler<Finished> for SandboxManager {
-    type Result = ();
-
-    fn handle(&mut self, Finished(id): Finished, _: &mut Context<Self>) {
-        self.registry.remove(&id);
     }
 }
