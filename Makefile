@@ -31,7 +31,7 @@ test: ## run every test, on real microVMs
 
 bench: build ## measure; writes bench/results.json
 	@target/release/nestbox image build debian
-	@cargo bench
+	@cargo bench --bench sandboxes
 
 lint: ## check the format and what clippy finds
 	@scripts/setup.sh
