@@ -8,7 +8,7 @@ use chrono::{TimeDelta, Utc};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::handle::{Lease, WorkError};
+use super::lease::{Lease, WorkError};
 use super::ledger::{Idleness, Ledger};
 use super::publisher::{Publisher, StatusSink};
 use crate::actors::janitor::JanitorHandle;

@@ -6,10 +6,12 @@
 
 mod actor;
 mod handle;
+mod lease;
 mod ledger;
 mod publisher;
 
-pub use handle::{Lease, SandboxHandle, WorkError};
+pub use handle::SandboxHandle;
+pub use lease::{Lease, WorkError};
 pub use publisher::{SinkError, StatusSink};
 
 pub(super) use actor::{Beginning, Outfit};
