@@ -1,5 +1,6 @@
 //! Commands in a guest, run to their end with bounded output.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -11,6 +12,7 @@ use nestbox_proto::process::__buffa::oneof::process_selector::Selector;
 use nestbox_proto::process::{
     ProcessConfig, ProcessSelector, SendSignalRequest, Signal, StartRequest,
 };
+use nix::sys::signal::Signal as Number;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +24,8 @@ const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// Shells' word for "there is no such command".
 const NOT_FOUND_CODE: i32 = 127;
+/// Shells add the number of the signal that ended a command.
+const SIGNALLED_CODE: i32 = 128;
 /// Shells' word for "it is there, but cannot be executed".
 const NOT_EXECUTABLE_CODE: i32 = 126;
 
@@ -114,7 +118,8 @@ impl Agent {
                     Some(Output::Stderr(data)) => stderr.push(&data),
                     Some(Output::Pty(_)) | None => {}
                 },
-                Some(Event::End(end)) => break ExecEnd::Exited(end.exit_code),
+                Some(Event::End(end)) if end.exited => break ExecEnd::Exited(end.exit_code),
+                Some(Event::End(end)) => break ExecEnd::Exited(signal_code(&end.status)),
                 Some(Event::Keepalive(_)) | None => {}
             }
         };
@@ -164,6 +169,24 @@ impl Agent {
     }
 }
 
+/// The exit code of a shell whose command was ended by a signal. The agent names signals as people
+/// do, or as signal(7) does where people have no word.
+fn signal_code(status: &str) -> i32 {
+    let name = status.strip_prefix("signal: ").unwrap_or(status);
+    let number = match name {
+        "killed" => Ok(Number::SIGKILL),
+        "terminated" => Ok(Number::SIGTERM),
+        "interrupt" => Ok(Number::SIGINT),
+        "hangup" => Ok(Number::SIGHUP),
+        "segmentation fault" => Ok(Number::SIGSEGV),
+        "aborted" => Ok(Number::SIGABRT),
+        "broken pipe" => Ok(Number::SIGPIPE),
+        other => Number::from_str(other),
+    };
+    // A signal without a name is a real-time one; its number did not come through.
+    number.map_or(SIGNALLED_CODE, |number| SIGNALLED_CODE + number as i32)
+}
+
 async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
@@ -174,6 +197,13 @@ async fn until(deadline: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_end_by_a_signal_has_the_code_that_shells_give_it() {
+        assert_eq!(signal_code("signal: killed"), 137);
+        assert_eq!(signal_code("signal: SIGUSR1"), 138);
+        assert_eq!(signal_code("signal: 34"), 128);
+    }
 
     #[test]
     fn output_beyond_the_limit_is_counted_not_kept() {
