@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::auth::Caller;
-use super::error::ApiError;
+use super::error::{ApiError, only};
 use crate::actors::control_plane::ControlPlane;
 
 const MAX_NAME: usize = 100;
@@ -84,4 +84,5 @@ async fn remove(
 /// The routes of this file.
 pub fn routes(config: &mut web::ServiceConfig) {
     config.service(create).service(list).service(remove);
+    config.service(only("/api-keys", "GET, POST")).service(only("/api-keys/{id}", "DELETE"));
 }

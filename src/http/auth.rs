@@ -1,11 +1,15 @@
-//! Who may ask: an API key in `X-API-Key`. A handler that takes a [`Caller`] cannot be reached
-//! without one.
+//! Who may ask: an API key in `X-API-Key`.
+//!
+//! The key is looked at before anything else of a request, so that a stranger neither learns from
+//! errors nor has bodies read. A handler that takes a [`Caller`] cannot be reached without one.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Ready, ready};
 
-use actix_web::dev::Payload;
-use actix_web::{FromRequest, HttpRequest, web};
+use actix_web::body::{BoxBody, MessageBody};
+use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
+use actix_web::http::header::HeaderValue;
+use actix_web::middleware::Next;
+use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 
 use super::error::{ApiError, Code};
 use crate::actors::control_plane::{CallerId, ControlPlane};
@@ -14,27 +18,51 @@ use crate::actors::control_plane::{CallerId, ControlPlane};
 pub const API_KEY_HEADER: &str = "X-API-Key";
 
 /// Somebody with a valid API key.
+#[derive(Clone)]
 pub struct Caller(pub CallerId);
+
+/// The middleware: lets requests with a valid key pass.
+///
+/// # Errors
+///
+/// Those of what comes after it; its own are answers.
+pub async fn authenticate(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
+    match caller(&request).await {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            Ok(next.call(request).await?.map_into_boxed_body())
+        }
+        Err(error) => Ok(request.error_response(error)),
+    }
+}
+
+async fn caller(request: &ServiceRequest) -> Result<Caller, ApiError> {
+    let control = request.app_data::<web::Data<ControlPlane>>();
+    let control = control.expect("every app is made with a control plane").clone();
+    let Some(key) = request.headers().get(API_KEY_HEADER).map(HeaderValue::to_str) else {
+        return Err(refused("an API key is needed in the header X-API-Key"));
+    };
+    let caller = match key {
+        Ok(key) => control.authenticate(key).await?,
+        Err(_) => None,
+    };
+    caller.map(Caller).ok_or_else(|| refused("the API key is not valid"))
+}
+
+fn refused(message: &str) -> ApiError {
+    ApiError::new(Code::Unauthorized, message)
+}
 
 impl FromRequest for Caller {
     type Error = ApiError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self, ApiError>>>>;
+    type Future = Ready<Result<Self, ApiError>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let control = request.app_data::<web::Data<ControlPlane>>().cloned();
-        let key = request.headers().get(API_KEY_HEADER).map(|key| key.to_str().map(str::to_owned));
-        Box::pin(async move {
-            let control = control.expect("every app is made with a control plane");
-            let refused = |message: &str| ApiError::new(Code::Unauthorized, message);
-            let key = match key {
-                Some(Ok(key)) => key,
-                Some(Err(_)) => return Err(refused("the API key is not valid")),
-                None => return Err(refused("an API key is needed in the header X-API-Key")),
-            };
-            match control.authenticate(&key).await? {
-                Some(caller) => Ok(Self(caller)),
-                None => Err(refused("the API key is not valid")),
-            }
-        })
+        let caller = request.extensions().get::<Caller>().cloned();
+        // A route outside the middleware lets nobody in.
+        ready(caller.ok_or_else(|| refused("an API key is needed in the header X-API-Key")))
     }
 }

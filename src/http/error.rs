@@ -4,7 +4,7 @@ use std::fmt;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
-use actix_web::{HttpResponse, ResponseError};
+use actix_web::{HttpResponse, Resource, ResponseError, web};
 use serde::Serialize;
 
 use crate::actors::control_plane::{ControlError, ErrorKind};
@@ -125,6 +125,15 @@ impl ApiError {
         }
         response
     }
+}
+
+/// Answers requests for `path` whose method none of the handlers takes that were registered before.
+pub fn only(path: &str, allowed: &'static str) -> Resource {
+    web::resource(path).to(move || async move {
+        let mut response = ApiError::foreign(StatusCode::METHOD_NOT_ALLOWED).response(None);
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+        response
+    })
 }
 
 impl fmt::Display for ApiError {

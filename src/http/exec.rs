@@ -8,7 +8,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde::{Deserialize, Serialize};
 
 use super::auth::Caller;
-use super::error::ApiError;
+use super::error::{ApiError, only};
 use super::sandboxes::check_environment;
 use crate::actors::control_plane::ControlPlane;
 use crate::domain::exec::{Exec, ExecEnd, ExecOutput};
@@ -75,7 +75,7 @@ async fn exec(
 
 /// The routes of this file.
 pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(exec);
+    config.service(exec).service(only("/sandboxes/{id}/exec", "POST"));
 }
 
 fn command(body: ExecBody) -> Result<Exec, ApiError> {

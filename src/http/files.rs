@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::auth::Caller;
-use super::error::{ApiError, Code};
+use super::error::{ApiError, Code, only};
 use crate::actors::control_plane::ControlPlane;
 use crate::domain::id::SandboxId;
 
@@ -82,6 +82,8 @@ async fn write(
 /// The routes of this file.
 pub fn routes(config: &mut web::ServiceConfig) {
     config.service(read).service(write);
+    config.service(only("/sandboxes/{id}/files/read", "POST"));
+    config.service(only("/sandboxes/{id}/files/write", "POST"));
 }
 
 fn check_path(path: &str) -> Result<(), ApiError> {

@@ -11,10 +11,13 @@ mod health;
 mod observe;
 mod sandboxes;
 
+use std::io;
+use std::net::TcpListener;
+
 use actix_web::body::MessageBody;
-use actix_web::dev::{ServiceFactory, ServiceRequest, ServiceResponse};
+use actix_web::dev::{Server, ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::middleware::from_fn;
-use actix_web::{App, web};
+use actix_web::{App, HttpServer, web};
 
 use self::error::{ApiError, Code};
 use crate::actors::control_plane::ControlPlane;
@@ -24,6 +27,30 @@ pub use exec::OUTPUT_LIMIT;
 
 /// The largest JSON body, in bytes.
 pub const JSON_LIMIT: usize = 2 << 20;
+
+/// Requests under way get this many seconds to end when the daemon does.
+const SHUTDOWN_SECONDS: u64 = 5;
+
+/// Serves the application on `listener` with so many threads, until it is stopped.
+///
+/// # Errors
+///
+/// If the listener cannot be used.
+pub fn create_server(
+    control: ControlPlane,
+    listener: TcpListener,
+    threads: usize,
+) -> io::Result<Server> {
+    let server = HttpServer::new(move || create_app(control.clone()))
+        .workers(threads)
+        .shutdown_timeout(SHUTDOWN_SECONDS)
+        // Else a client that hangs up looks like one that has sent all it has to send, and nobody
+        // would end the command that it no longer waits for.
+        .h1_allow_half_closed(false)
+        .disable_signals()
+        .listen(listener)?;
+    Ok(server.run())
+}
 
 /// Builds the application: the daemon serves it, and tests call the same one.
 pub fn create_app(
@@ -45,6 +72,7 @@ pub fn create_app(
         .configure(health::routes)
         .service(
             web::scope("/v1")
+                .wrap(from_fn(auth::authenticate))
                 .configure(sandboxes::routes)
                 .configure(exec::routes)
                 .configure(files::routes)

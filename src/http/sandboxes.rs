@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::auth::Caller;
-use super::error::ApiError;
+use super::error::{ApiError, only};
 use crate::actors::control_plane::{ControlPlane, CreateSandbox};
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
@@ -140,6 +140,7 @@ async fn destroy(
 /// The routes of this file.
 pub fn routes(config: &mut web::ServiceConfig) {
     config.service(create).service(list).service(get).service(destroy);
+    config.service(only("/sandboxes", "GET, POST")).service(only("/sandboxes/{id}", "GET, DELETE"));
 }
 
 fn create_sandbox(

@@ -3,20 +3,16 @@
 use std::io::IsTerminal;
 use std::path::Path;
 
-use actix_web::HttpServer;
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::{Daemon, bind};
 use crate::config::{Config, LogFormat};
-use crate::http::create_app;
+use crate::http::create_server;
 
 /// Threads that speak HTTP: they only pass bytes on, so a few are enough for any host.
 const HTTP_THREADS: usize = 2;
-
-/// Requests under way get this many seconds to end when the daemon does.
-const SHUTDOWN_SECONDS: u64 = 5;
 
 /// Runs the daemon until it is told to end.
 ///
@@ -44,14 +40,8 @@ async fn run(config: &Config) -> Result<()> {
     let key_file = daemon.ensure_key(&config.data_dir).await?;
     announce(&daemon, &url, &key_file);
 
-    let control = daemon.control.clone();
-    let server = HttpServer::new(move || create_app(control.clone()))
-        .workers(HTTP_THREADS)
-        .shutdown_timeout(SHUTDOWN_SECONDS)
-        .disable_signals()
-        .listen(listener)
-        .context("cannot serve HTTP")?
-        .run();
+    let server = create_server(daemon.control.clone(), listener, HTTP_THREADS)
+        .context("cannot serve HTTP")?;
     let handle = server.handle();
     let served = tokio::spawn(server);
 

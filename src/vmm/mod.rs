@@ -15,6 +15,7 @@ pub mod network;
 pub mod process;
 pub mod qemu;
 pub mod record;
+pub mod simulated;
 mod tsc;
 
 use std::path::PathBuf;

@@ -223,7 +223,7 @@ fn reap(pidfd: BorrowedFd<'_>) -> String {
 }
 
 /// Start time of a process in clock ticks since boot; `None` if there is no such process.
-fn start_ticks(pid: i32) -> Option<u64> {
+pub(super) fn start_ticks(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the name in parentheses, which may itself hold spaces and parentheses.
     let (_, after_name) = stat.rsplit_once(')')?;

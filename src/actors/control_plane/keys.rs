@@ -78,6 +78,7 @@ impl ControlPlane {
     ///
     /// [`ControlError::NoKey`], or [`ControlError::LastKey`] rather than locking everybody out.
     pub async fn delete_key(&self, id: &str) -> Result<(), ControlError> {
+        let _alone = self.key_removal.lock().await;
         let keys = self.database.api_keys();
         let all = keys.list().await?;
         if all.len() == 1 && all[0].id == id {

@@ -65,6 +65,8 @@ pub struct ControlPlane {
     host: HostHandle,
     machines: Arc<dyn Machines>,
     metrics: Arc<Metrics>,
+    /// Held while a key is deleted: of two at once, neither would see that the other takes the last.
+    key_removal: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl ControlPlane {
@@ -75,7 +77,7 @@ impl ControlPlane {
         machines: Arc<dyn Machines>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { database, host, machines, metrics }
+        Self { database, host, machines, metrics, key_removal: Arc::default() }
     }
 
     /// What is counted and timed.

@@ -1,5 +1,6 @@
 //! Commands in a guest, run to their end with bounded output.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -8,11 +9,10 @@ use connectrpc::{ConnectError, ErrorCode};
 use nestbox_proto::process::__buffa::oneof::process_event::Event;
 use nestbox_proto::process::__buffa::oneof::process_event::data_event::Output;
 use nestbox_proto::process::__buffa::oneof::process_selector::Selector;
-use nestbox_proto::process::process_event::EndEvent;
 use nestbox_proto::process::{
-    ProcessConfig, ProcessSelector, SendSignalRequest, Signal as Wanted, StartRequest,
+    ProcessConfig, ProcessSelector, SendSignalRequest, Signal, StartRequest,
 };
-use nix::sys::signal::Signal;
+use nix::sys::signal::Signal as Number;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +24,8 @@ const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// Shells' word for "there is no such command".
 const NOT_FOUND_CODE: i32 = 127;
+/// Shells add the number of the signal that ended a command.
+const SIGNALLED_CODE: i32 = 128;
 /// Shells' word for "it is there, but cannot be executed".
 const NOT_EXECUTABLE_CODE: i32 = 126;
 
@@ -116,7 +118,8 @@ impl Agent {
                     Some(Output::Stderr(data)) => stderr.push(&data),
                     Some(Output::Pty(_)) | None => {}
                 },
-                Some(Event::End(end)) => break ExecEnd::Exited(exit_code(&end)),
+                Some(Event::End(end)) if end.exited => break ExecEnd::Exited(end.exit_code),
+                Some(Event::End(end)) => break ExecEnd::Exited(signal_code(&end.status)),
                 Some(Event::Keepalive(_)) | None => {}
             }
         };
@@ -136,7 +139,7 @@ impl Agent {
         let process = ProcessSelector { selector: Some(Selector::Pid(pid)), ..Default::default() };
         let request = SendSignalRequest {
             process: process.into(),
-            signal: Wanted::SIGNAL_SIGKILL.into(),
+            signal: Signal::SIGNAL_SIGKILL.into(),
             ..Default::default()
         };
         match timeout(KILL_LIMIT, self.processes.send_signal(request)).await {
@@ -166,24 +169,22 @@ impl Agent {
     }
 }
 
-/// A shell's exit code: that of the process, or 128 and the number of the signal that ended it.
-fn exit_code(end: &EndEvent) -> i32 {
-    let Some(signal) = end.status.strip_prefix("signal: ") else { return end.exit_code };
-    let number = match signal {
-        "hangup" => Signal::SIGHUP,
-        "interrupt" => Signal::SIGINT,
-        "aborted" => Signal::SIGABRT,
-        "killed" => Signal::SIGKILL,
-        "segmentation fault" => Signal::SIGSEGV,
-        "broken pipe" => Signal::SIGPIPE,
-        "terminated" => Signal::SIGTERM,
-        // The agent has words for the common ones only.
-        name => match name.parse() {
-            Ok(signal) => signal,
-            Err(_) => return end.exit_code,
-        },
+/// The exit code of a shell whose command was ended by a signal. The agent names signals as people
+/// do, or as signal(7) does where people have no word.
+fn signal_code(status: &str) -> i32 {
+    let name = status.strip_prefix("signal: ").unwrap_or(status);
+    let number = match name {
+        "killed" => Ok(Number::SIGKILL),
+        "terminated" => Ok(Number::SIGTERM),
+        "interrupt" => Ok(Number::SIGINT),
+        "hangup" => Ok(Number::SIGHUP),
+        "segmentation fault" => Ok(Number::SIGSEGV),
+        "aborted" => Ok(Number::SIGABRT),
+        "broken pipe" => Ok(Number::SIGPIPE),
+        other => Number::from_str(other),
     };
-    128 + number as i32
+    // A signal without a name is a real-time one; its number did not come through.
+    number.map_or(SIGNALLED_CODE, |number| SIGNALLED_CODE + number as i32)
 }
 
 async fn until(deadline: Option<Instant>) {
@@ -198,16 +199,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signal_is_told_as_a_shell_does() {
-        let end = |status: &str| EndEvent {
-            exit_code: -1,
-            status: status.to_owned(),
-            ..Default::default()
-        };
-        assert_eq!(exit_code(&end("signal: killed")), 137);
-        assert_eq!(exit_code(&end("signal: SIGUSR1")), 138);
-        let exited = EndEvent { exit_code: 3, exited: true, ..end("exit status 3") };
-        assert_eq!(exit_code(&exited), 3);
+    fn an_end_by_a_signal_has_the_code_that_shells_give_it() {
+        assert_eq!(signal_code("signal: killed"), 137);
+        assert_eq!(signal_code("signal: SIGUSR1"), 138);
+        assert_eq!(signal_code("signal: 34"), 128);
     }
 
     #[test]

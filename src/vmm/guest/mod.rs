@@ -193,6 +193,8 @@ async fn expect_success(answer: reqwest::Response) -> Result<reqwest::Response, 
     };
     Err(match status.as_u16() {
         400 => AgentError::Invalid { message },
+        // The agent's other reason for this status is a wrong token, which is no caller's mistake.
+        401 if message.starts_with("user not found") => AgentError::Invalid { message },
         404 => AgentError::NotFound { message },
         507 => AgentError::NoSpace { message },
         _ => AgentError::Failed { status: status.to_string(), message },

@@ -1,0 +1,277 @@
+//! Machines without root, VM, network or disk, for tests of everything above them.
+//!
+//! Each machine is the real guest agent as a process of this host, so that commands, files, exit
+//! codes and time limits are real. A test decides how the life of a machine goes: see [`Mode`].
+//!
+//! Architecture invariant: no setting of the daemon leads here. Code in such a machine is not
+//! confined at all.
+
+mod guest;
+mod steps;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use self::guest::Guest;
+use self::steps::Steps;
+use super::guest::{Agent, Identity};
+use super::hypervisor::{Engine, HypervisorError};
+use super::machine::{EngineInfo, Machine, MachineError, MachineSpec, Machines, Survivor};
+use super::process::VmProcess;
+use super::record::Life;
+use crate::domain::id::SandboxId;
+use crate::domain::name::TemplateName;
+
+pub use steps::{Fault, Held, Mode, Step};
+
+/// The machines of a simulated host. Clones are the same host; all machines end with the last one.
+#[derive(Clone)]
+pub struct SimulatedMachines(Arc<Host>);
+
+struct Host {
+    templates: BTreeSet<TemplateName>,
+    steps: Steps,
+    /// What is on the host, as its disk would tell a later daemon.
+    present: Mutex<HashMap<SandboxId, Present>>,
+    slots: AtomicU32,
+    boots: AtomicUsize,
+}
+
+/// A machine that is there, as long as anything of it is left.
+struct Present {
+    guest: Arc<Guest>,
+    access_token: String,
+    slot: u32,
+    life: Life,
+}
+
+impl SimulatedMachines {
+    /// Makes a host that knows `templates` and takes every step at once.
+    pub fn new(templates: impl IntoIterator<Item = TemplateName>) -> Self {
+        Self(Arc::new(Host {
+            templates: templates.into_iter().collect(),
+            steps: Steps::default(),
+            present: Mutex::default(),
+            slots: AtomicU32::new(0),
+            boots: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Decides how steps of one kind are taken from now on.
+    pub fn set_mode(&self, step: Step, mode: Mode) {
+        self.0.steps.set_mode(step, mode);
+    }
+
+    /// Waits for the next step that is held.
+    pub async fn held(&self, step: Step) -> Held {
+        self.0.steps.held(step).await
+    }
+
+    /// Ends a sandbox's VM at once, as `kill -9` would; whether there was one.
+    pub fn kill(&self, id: &SandboxId) -> bool {
+        let guest = self.0.present().get(id).map(|present| present.guest.clone());
+        guest.is_some_and(|guest| {
+            guest.kill();
+            true
+        })
+    }
+
+    /// Ends all machines, whoever still knows them.
+    pub fn end_all(&self) {
+        self.0.end_all();
+    }
+
+    /// How often a machine was asked for.
+    pub fn boots(&self) -> usize {
+        self.0.boots.load(Ordering::SeqCst)
+    }
+
+    /// The sandboxes of which anything is left on the host.
+    pub fn present(&self) -> BTreeSet<SandboxId> {
+        self.0.present().keys().cloned().collect()
+    }
+}
+
+impl Host {
+    fn present(&self) -> MutexGuard<'_, HashMap<SandboxId, Present>> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watch(self: &Arc<Self>, id: &SandboxId) -> Result<SimulatedMachine, MachineError> {
+        let present = self.present();
+        let Some(found) = present.get(id) else {
+            return Err(MachineError::NotAdopted("nothing is known of it".to_owned()));
+        };
+        let process = VmProcess::watch(found.guest.process()).map_err(HypervisorError::from)?;
+        Ok(SimulatedMachine {
+            id: id.clone(),
+            slot: found.slot,
+            agent: Agent::new(found.guest.address, &found.access_token),
+            process,
+            host: self.clone(),
+        })
+    }
+
+    /// Starts a guest and tells it who it is.
+    async fn make(self: &Arc<Self>, spec: MachineSpec) -> Result<SimulatedMachine, MachineError> {
+        let started = tokio::task::spawn_blocking(Guest::start).await;
+        let guest = started.map_err(|error| MachineError::EndedEarly {
+            how: format!("could not be started: {error}"),
+            console: String::new(),
+        })??;
+        let present = Present {
+            guest: Arc::new(guest),
+            access_token: spec.access_token,
+            slot: self.slots.fetch_add(1, Ordering::SeqCst),
+            life: spec.life,
+        };
+        self.present().insert(spec.id.clone(), present);
+        let machine = self.watch(&spec.id)?;
+        let hostname = spec.id.to_string();
+        let identity = Identity { hostname, envs: spec.envs, nameservers: Vec::new() };
+        machine.agent.init(&identity).await?;
+        Ok(machine)
+    }
+
+    /// Ends whatever is left of a sandbox. Nothing being left is fine.
+    async fn end(self: &Arc<Self>, id: &SandboxId) {
+        let guest = self.present().get(id).map(|present| present.guest.clone());
+        let Some(guest) = guest else { return };
+        match VmProcess::watch(guest.process()) {
+            Ok(process) => {
+                if let Err(error) = guest.destroy(&process).await {
+                    tracing::error!(sandbox_id = %id, error = %crate::chain(&error),
+                        "a simulated machine was not ended");
+                }
+            }
+            Err(_) => guest.forget(),
+        }
+    }
+
+    fn end_all(&self) {
+        let present = std::mem::take(&mut *self.present());
+        for present in present.values() {
+            present.guest.kill_and_reap();
+        }
+    }
+
+    async fn take_away(self: &Arc<Self>, step: Step, id: &SandboxId) -> Result<(), MachineError> {
+        if !self.present().contains_key(id) {
+            return Ok(());
+        }
+        let taken = self.steps.take(step, id, &CancellationToken::new()).await;
+        // Whatever else is left, the VM is not.
+        self.end(id).await;
+        taken?;
+        self.present().remove(id);
+        Ok(())
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.end_all();
+    }
+}
+
+#[async_trait]
+impl Machines for SimulatedMachines {
+    fn engine(&self) -> EngineInfo {
+        EngineInfo { engine: Engine::Simulated, version: "1".to_owned() }
+    }
+
+    fn check_template(&self, template: &TemplateName) -> Result<(), MachineError> {
+        match self.0.templates.contains(template) {
+            true => Ok(()),
+            false => Err(MachineError::UnknownTemplate(template.clone())),
+        }
+    }
+
+    async fn boot(
+        &self,
+        spec: MachineSpec,
+        cancel: &CancellationToken,
+    ) -> Result<Arc<dyn Machine>, MachineError> {
+        self.check_template(&spec.template)?;
+        self.0.boots.fetch_add(1, Ordering::SeqCst);
+        let id = spec.id.clone();
+        let made = match self.0.make(spec).await {
+            // Held when the guest runs: what a failure has to take away is there.
+            Ok(machine) => self.0.steps.take(Step::Boot, &id, cancel).await.map(|()| machine),
+            Err(error) => Err(error),
+        };
+        match made {
+            Ok(machine) => Ok(Arc::new(machine)),
+            Err(error) => {
+                self.0.end(&id).await;
+                if !matches!(error, MachineError::Remains(_)) {
+                    self.0.present().remove(&id);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn survivors(&self) -> Vec<Survivor> {
+        let present = self.0.present();
+        let survivor = |(id, present): (&SandboxId, &Present)| Survivor {
+            id: id.clone(),
+            life: present.life.clone(),
+        };
+        present.iter().map(survivor).collect()
+    }
+
+    async fn adopt(&self, id: &SandboxId) -> Result<Arc<dyn Machine>, MachineError> {
+        match self.0.watch(id) {
+            Ok(machine) => Ok(Arc::new(machine)),
+            Err(error) => {
+                self.0.present().remove(id);
+                Err(MachineError::NotAdopted(crate::chain(&error).to_string()))
+            }
+        }
+    }
+
+    async fn sweep(&self, id: &SandboxId) -> Result<(), MachineError> {
+        self.0.take_away(Step::Sweep, id).await
+    }
+
+    async fn shut_down(&self) {}
+}
+
+struct SimulatedMachine {
+    id: SandboxId,
+    slot: u32,
+    agent: Agent,
+    process: VmProcess,
+    host: Arc<Host>,
+}
+
+#[async_trait]
+impl Machine for SimulatedMachine {
+    fn agent(&self) -> &Agent {
+        &self.agent
+    }
+
+    fn slot(&self) -> Option<u32> {
+        Some(self.slot)
+    }
+
+    fn keep(&self, life: &Life) -> Result<(), MachineError> {
+        if let Some(present) = self.host.present().get_mut(&self.id) {
+            present.life = life.clone();
+        }
+        Ok(())
+    }
+
+    async fn ended(&self) -> String {
+        self.process.ended().await
+    }
+
+    async fn destroy(&self) -> Result<(), MachineError> {
+        self.host.take_away(Step::Destroy, &self.id).await
+    }
+}

@@ -1,0 +1,184 @@
+//! Where a test decides how a machine's life goes on: each step is taken at once, held, or failed.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::super::machine::MachineError;
+use crate::domain::id::SandboxId;
+
+/// A step in a machine's life that can be held or failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It is made; what runs already is taken away if that fails.
+    Boot,
+    /// It is ended and taken away.
+    Destroy,
+    /// What is left of it is taken away.
+    Sweep,
+}
+
+/// How a step is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// At once.
+    Automatic,
+    /// When the test gives its verdict; a cancelled boot ends at once.
+    SingleStep,
+    /// When the test gives its verdict, and a boot does not notice that it was cancelled.
+    SingleStepDeaf,
+    /// The next so many fail, the others are taken at once.
+    Failing {
+        /// How many fail.
+        times: usize,
+        /// With what.
+        fault: Fault,
+    },
+}
+
+/// What can go wrong with a machine, as a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The host's disk is full.
+    NoSpace,
+    /// The disk cannot be made, for a reason that only the log may know.
+    Disk,
+    /// The VM ends before its agent answers.
+    EndedEarly,
+    /// The guest does not come up in time.
+    BootTimeout,
+    /// Something is left on the host.
+    Remains,
+}
+
+impl From<Fault> for MachineError {
+    fn from(fault: Fault) -> Self {
+        let console = || "simulated console".to_owned();
+        let source = || "simulated secret cause".into();
+        match fault {
+            Fault::NoSpace => Self::NoSpace { source: source() },
+            Fault::Disk => Self::Disk { source: source() },
+            Fault::EndedEarly => {
+                Self::EndedEarly { how: "exited with code 1".to_owned(), console: console() }
+            }
+            Fault::BootTimeout => Self::BootTimeout { seconds: 60, console: console() },
+            Fault::Remains => Self::Remains(vec!["the slot is busy".to_owned()]),
+        }
+    }
+}
+
+/// A step that waits for the test's verdict. Dropping it lets the step succeed.
+#[derive(Debug)]
+pub struct Held {
+    /// Whose machine it is.
+    pub id: SandboxId,
+    verdict: oneshot::Sender<Result<(), Fault>>,
+}
+
+impl Held {
+    /// Lets the step succeed.
+    pub fn succeed(self) {
+        // A step that was cancelled in the meantime needs no verdict.
+        let _ = self.verdict.send(Ok(()));
+    }
+
+    /// Lets the step fail.
+    pub fn fail(self, fault: Fault) {
+        let _ = self.verdict.send(Err(fault));
+    }
+}
+
+/// One kind of step, for all machines.
+struct Lane {
+    mode: Mutex<Mode>,
+    holder: mpsc::UnboundedSender<Held>,
+    held: tokio::sync::Mutex<mpsc::UnboundedReceiver<Held>>,
+}
+
+impl Default for Lane {
+    fn default() -> Self {
+        let (holder, held) = mpsc::unbounded_channel();
+        Self { mode: Mutex::new(Mode::Automatic), holder, held: tokio::sync::Mutex::new(held) }
+    }
+}
+
+impl Lane {
+    fn mode(&self) -> MutexGuard<'_, Mode> {
+        self.mode.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The mode for one step; one failure fewer is left after it.
+    fn next_mode(&self) -> Mode {
+        let mut mode = self.mode();
+        let now = *mode;
+        if let Mode::Failing { times, .. } = &mut *mode {
+            *times = times.saturating_sub(1);
+        }
+        now
+    }
+}
+
+/// All steps.
+#[derive(Default)]
+pub(super) struct Steps {
+    boot: Lane,
+    destroy: Lane,
+    sweep: Lane,
+}
+
+impl Steps {
+    fn lane(&self, step: Step) -> &Lane {
+        match step {
+            Step::Boot => &self.boot,
+            Step::Destroy => &self.destroy,
+            Step::Sweep => &self.sweep,
+        }
+    }
+
+    pub(super) fn set_mode(&self, step: Step, mode: Mode) {
+        *self.lane(step).mode() = mode;
+    }
+
+    /// The next step that is held, in the order in which they came.
+    pub(super) async fn held(&self, step: Step) -> Held {
+        let lane = self.lane(step);
+        loop {
+            let held = lane.held.lock().await.recv().await.expect("a lane holds its own sender");
+            // One whose step was cancelled waits for nothing any more.
+            if !held.verdict.is_closed() {
+                return held;
+            }
+        }
+    }
+
+    /// Takes a step, in its own time.
+    pub(super) async fn take(
+        &self,
+        step: Step,
+        id: &SandboxId,
+        cancel: &CancellationToken,
+    ) -> Result<(), MachineError> {
+        let lane = self.lane(step);
+        let mode = lane.next_mode();
+        match mode {
+            Mode::Failing { times, fault } if times > 0 => Err(fault.into()),
+            Mode::Automatic | Mode::Failing { .. } => Ok(()),
+            Mode::SingleStep | Mode::SingleStepDeaf => {
+                let (verdict, decided) = oneshot::channel();
+                let held = Held { id: id.clone(), verdict };
+                lane.holder.send(held).expect("a lane holds its own receiver");
+                let cancelled = async {
+                    match mode {
+                        Mode::SingleStepDeaf => std::future::pending().await,
+                        _ => cancel.cancelled().await,
+                    }
+                };
+                tokio::select! {
+                    () = cancelled => Err(MachineError::Cancelled),
+                    verdict = decided => Ok(verdict.unwrap_or(Ok(()))?),
+                }
+            }
+        }
+    }
+}
