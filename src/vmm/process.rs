@@ -264,7 +264,8 @@ mod tests {
         let mut child = Command::new("true").spawn().expect("true starts");
         let pid = child.id() as i32;
         let id = ProcessId { pid, start_ticks: start_ticks(pid).expect("it is visible") };
-        while std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| !s.contains(") Z")) {
+        while std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| !s.contains(") Z"))
+        {
             tokio::task::yield_now().await;
         }
         assert!(matches!(VmProcess::watch(id), Err(ProcessError::Gone { .. })));

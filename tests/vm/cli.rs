@@ -63,7 +63,8 @@ fn files_are_copied_both_ways() {
         let mut daemon = lab.daemon().await;
         let sandbox = daemon.create().await;
         let id = &sandbox.id;
-        let content: Vec<u8> = (0..100_000u32).map(|number| (number * number >> 7) as u8).collect();
+        let content: Vec<u8> =
+            (0..100_000u32).map(|number| (number.wrapping_mul(number) >> 7) as u8).collect();
         let (here, back) = (lab.path("here"), lab.path("back"));
         fs::write(&here, &content).expect("a file");
         lab.cli_ok(&["cp", &here.display().to_string(), &format!("{id}:/tmp/there")]);

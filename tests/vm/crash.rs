@@ -27,10 +27,15 @@ async fn ends_under_a_command(daemon: &Daemon, end: impl AsyncFnOnce(&Sandbox)) 
     let (answer, answered) = working.await.expect("no panic");
     let took = answered.saturating_duration_since(ended);
     assert!(took < Duration::from_secs(2), "the caller was told after {took:?}");
-    answer.is_error(502, "agent_error");
-
     let reason = sandbox.becomes("error").await;
-    assert!(answer.message().contains(&reason), "{} / {reason}", answer.message());
+    match answer.status {
+        // A guest that shuts down in order ends the command first, and that is what came of it.
+        200 => assert!(answer.body["exit_code"].as_i64() > Some(128), "{answer:?}"),
+        _ => {
+            let message = answer.is_error(502, "agent_error").message();
+            assert!(message.contains(&reason), "{message} / {reason}");
+        }
+    }
     let refused = sandbox.try_exec(json!({ "cmd": "true" })).await;
     assert!(refused.is_error(409, "invalid_state").message().contains(&reason), "{refused:?}");
     reason

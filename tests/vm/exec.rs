@@ -86,7 +86,7 @@ const SLEEPERS: &str = "sleep 7351 & setsid sleep 7351 & \
     sleep 7351";
 
 async fn sleepers(sandbox: &Sandbox) -> u32 {
-    let count = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep -cx 73''51 || true";
+    let count = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep -cx '735[1]' || true";
     sandbox.sh(count).await.parse().expect("a number")
 }
 

@@ -34,8 +34,6 @@ fn an_imported_tree_without_users_boots_and_runs_as_root() {
         fs::create_dir(&images).expect("a directory");
         // The kernel of the built image, with its modules, so that nothing has to be downloaded.
         let kernels = lab.images().join("kernels");
-        let copied = Command::new("cp").args(["-a"]).arg(&kernels).arg(&images).status();
-        assert!(copied.expect("cp runs").success());
         let kernel_dir =
             fs::read_dir(&kernels).expect("it").flatten().next().expect("a kernel").path();
         let text = |path: &Path| path.display().to_string();
@@ -61,6 +59,9 @@ fn an_imported_tree_without_users_boots_and_runs_as_root() {
         });
         import(&tree, &vmlinux.expect("a kernel"));
         // That kernel needs its modules, which `--kernel` says it has built in.
+        let mut copied = Command::new("cp");
+        copied.arg("-a").arg(&kernel_dir).arg(images.join("kernels"));
+        assert!(copied.status().expect("cp runs").success());
         let manifest = images.join("tiny/image.json");
         let mut image: serde_json::Value =
             serde_json::from_slice(&fs::read(&manifest).expect("it")).expect("JSON");

@@ -60,7 +60,10 @@ fn sandboxes_survive_every_end_of_the_daemon() {
                     sandbox.sh("cat mine; echo $MARK").await,
                     format!("{}\nkept", sandbox.id)
                 );
-                assert_eq!(sandbox.sh("grep -lz 5000 /proc/[0-9]*/cmdline | wc -l").await, "1");
+                assert_eq!(
+                    sandbox.sh("grep -lzx '500[0]' /proc/[0-9]*/cmdline | wc -l").await,
+                    "1"
+                );
                 sandbox.write("more", "data").await;
                 assert_eq!(sandbox.read("more").await, b"data");
             }
@@ -167,9 +170,10 @@ fn a_daemon_that_is_killed_while_it_destroys_goes_on_with_it() {
             let _ = destroying.await;
             daemon.start_again().await;
             let sandbox = sandbox.through(daemon.api());
-            // The wish may not have reached the daemon at all.
+            // The wish may not have reached the daemon at all; or it goes on at this moment.
             if sandbox.state().await == "running" {
-                assert_eq!(sandbox.sh("echo whole").await, "whole");
+                let answer = sandbox.try_exec(json!({ "cmd": "echo whole" })).await;
+                assert!([200, 409].contains(&answer.status), "after {delay} ms: {answer:?}");
             }
             sandbox.destroy().await;
             assert!(!sandbox.dir().exists(), "after {delay} ms");

@@ -52,6 +52,31 @@ fn without_qemu_the_daemon_says_what_to_install() {
 }
 
 #[test]
+fn a_hypervisor_that_fails_is_quoted() {
+    in_a_lab(0, async |lab| {
+        // Open to the VM's user, as programs are.
+        let programs = std::path::Path::new("/run/programs");
+        fs::create_dir(programs).expect("a directory");
+        let program = programs.join("qemu-system-x86_64");
+        let script = "#!/bin/sh\n[ \"$1\" = --version ] && echo QEMU emulator version 0.0 && exit\n\
+                      sleep 0.3; echo no such wonder >&2; exit 3\n";
+        fs::write(&program, script).expect("a program");
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(&program, open).expect("it can be executed");
+        let path = std::env::var("PATH").expect("a path");
+        let path = Some(format!("{}:{path}", programs.display()));
+        let mut daemon =
+            lab.daemon_with(Options { path, slot_pool: 0, ..Options::default() }).await;
+        let idle = daemon.census();
+        let answer = daemon.try_create(json!({})).await;
+        let message = answer.is_error(502, "agent_error").message();
+        assert!(message.contains("exited with code 3: no such wonder"), "{message}");
+        daemon.is_back_to(&idle).await;
+        daemon.stop().await;
+    });
+}
+
+#[test]
 fn firecracker_is_not_promised() {
     in_a_lab(0, async |lab| {
         let said = refused(serve(lab).args(["--hypervisor", "firecracker"]));

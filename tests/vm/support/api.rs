@@ -24,6 +24,7 @@ pub struct Api {
 /// What the daemon answered.
 #[derive(Debug, Clone)]
 pub struct Answer {
+    /// HTTP's status; 0 if there was no whole answer.
     pub status: u16,
     pub body: Value,
 }
@@ -55,7 +56,9 @@ impl Answer {
 
 impl Api {
     pub(super) fn new(url: &str, key: &str, data_dir: &Path) -> Self {
-        let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+        // A test that waits for a program lets kept connections grow too old without noticing.
+        let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0);
+        let http = http.build().expect("a client");
         Self { http, url: url.to_owned(), key: key.to_owned(), data_dir: data_dir.to_owned() }
     }
 
@@ -67,9 +70,13 @@ impl Api {
     }
 
     async fn send(&self, request: RequestBuilder) -> Answer {
-        let response = request.send().await.expect("the daemon answers");
-        let status = response.status().as_u16();
-        let text = response.text().await.expect("a whole answer");
+        let answer = async {
+            let response = request.send().await?;
+            Ok((response.status().as_u16(), response.text().await?))
+        };
+        let (status, text) = answer.await.unwrap_or_else(|error: reqwest::Error| {
+            (0, format!("the connection broke: {error:?}"))
+        });
         Answer { status, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) }
     }
 

@@ -25,12 +25,14 @@ pub struct Options {
     pub images: Option<PathBuf>,
     /// Its database; in the data directory if absent.
     pub database: Option<PathBuf>,
+    /// Where it looks for programs; where the test does if absent.
+    pub path: Option<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let listen = "127.0.0.1:0".to_owned();
-        Self { listen, slot_pool: 1, images: None, database: None }
+        Self { listen, slot_pool: 1, images: None, database: None, path: None }
     }
 }
 
@@ -39,6 +41,7 @@ pub struct Daemon {
     api: Api,
     process: Option<Child>,
     command: Vec<String>,
+    path: Option<String>,
     lab_root: PathBuf,
     data_dir: PathBuf,
 }
@@ -79,9 +82,10 @@ impl Daemon {
             command.extend(["--database-url".to_owned(), text(database)]);
         }
         let lab_root = lab.path("");
-        let (process, api) = launch(&command, &lab_root, lab.data_dir()).await;
+        let (process, api) =
+            launch(&command, options.path.as_deref(), &lab_root, lab.data_dir()).await;
         let data_dir = lab.data_dir().to_owned();
-        Self { api, process: Some(process), command, lab_root, data_dir }
+        Self { api, process: Some(process), command, path: options.path, lab_root, data_dir }
     }
 
     /// The process id.
@@ -130,7 +134,8 @@ impl Daemon {
     /// Starts the daemon again, on the same data directory.
     pub async fn start_again(&mut self) {
         assert!(self.process.is_none(), "the daemon runs already");
-        let (process, api) = launch(&self.command, &self.lab_root, &self.data_dir).await;
+        let (process, api) =
+            launch(&self.command, self.path.as_deref(), &self.lab_root, &self.data_dir).await;
         self.process = Some(process);
         self.api = api;
     }
@@ -173,11 +178,17 @@ impl Drop for Daemon {
 }
 
 /// Starts the program and waits until it answers.
-async fn launch(command: &[String], lab_root: &Path, data_dir: &Path) -> (Child, Api) {
+async fn launch(
+    command: &[String],
+    path: Option<&str>,
+    lab_root: &Path,
+    data_dir: &Path,
+) -> (Child, Api) {
     let output = lab_root.join("daemon.out");
     let log = File::options().create(true).append(true).open(lab_root.join("daemon.log"));
     let mut process = bare_command()
         .args(command)
+        .envs(path.map(|path| ("PATH", path)))
         .stdout(File::create(&output).expect("a file for its output"))
         .stderr(log.expect("a file for its log"))
         .spawn()
