@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
@@ -160,6 +161,12 @@ impl VmProcess {
         if start_ticks(id.pid) != Some(id.start_ticks) {
             return Err(ProcessError::Gone { pid: id.pid });
         }
+        // A process that ended stays visible until its parent asks, which after a restart of the
+        // daemon is somebody else; nothing of it can be used any more.
+        if has_ended(pidfd.as_fd()).map_err(control)? {
+            reap(pidfd.as_fd());
+            return Err(ProcessError::Gone { pid: id.pid });
+        }
         // SAFETY: an `OwnedFd` names the same open descriptor until it is dropped.
         let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }
             .map_err(|error| control(error.into()))?;
@@ -212,6 +219,12 @@ impl VmProcess {
     }
 }
 
+/// Whether a process has ended: its pidfd is readable then, pidfd_open(2).
+fn has_ended(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut ready = [PollFd::new(pidfd, PollFlags::POLLIN)];
+    Ok(poll(&mut ready, PollTimeout::ZERO)? > 0)
+}
+
 /// Takes the exit status if the process was our child; says how it ended.
 fn reap(pidfd: BorrowedFd<'_>) -> String {
     match waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
@@ -244,6 +257,20 @@ mod tests {
         process.kill(Duration::from_secs(5)).await.expect("killing again is fine");
         assert!(!Path::new(&format!("/proc/{pid}")).exists(), "it was reaped");
         assert!(matches!(VmProcess::watch(id), Err(ProcessError::Gone { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_process_that_nobody_has_asked_after_is_gone_all_the_same() {
+        let mut child = Command::new("true").spawn().expect("true starts");
+        let pid = child.id() as i32;
+        let id = ProcessId { pid, start_ticks: start_ticks(pid).expect("it is visible") };
+        while std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| !s.contains(") Z"))
+        {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(VmProcess::watch(id), Err(ProcessError::Gone { .. })));
+        // Reaped by the attempt, so there is nothing left to wait for.
+        child.wait().expect_err("it was reaped");
     }
 
     #[tokio::test]

@@ -29,7 +29,7 @@ use super::hypervisor::{BootPlan, Hypervisor, Vm};
 use super::image::{Image, ImageError, ImageStore};
 use super::machine::{EngineInfo, Machine, MachineError, MachineSpec, Machines, Survivor};
 use super::network::{NetworkConfig, NetworkError, SlotPool, resolvers};
-use super::record::{Life, Record, RecordFile};
+use super::record::{Life, Record, RecordError, RecordFile};
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::sandbox::SandboxState;
@@ -129,7 +129,7 @@ impl HostMachines {
     async fn assemble(&self, spec: &MachineSpec, parts: &mut Parts) -> Result<(), MachineError> {
         let image = self.image(&spec.template)?;
         parts.make_dir().map_err(no_space_or(|source| MachineError::Disk { source }))?;
-        let record = RecordFile::create(&parts.dir, self.record(spec))?;
+        let record = RecordFile::create(&parts.dir, self.record(spec)).map_err(record_error)?;
         let record = parts.record.insert(Arc::new(record)).clone();
 
         let slot = self
@@ -138,7 +138,7 @@ impl HostMachines {
             .await
             .map_err(|error| MachineError::Network { source: Box::new(error) })?;
         let slot = parts.slot.insert(slot);
-        record.update(|record| record.slot = Some(slot.index().get()))?;
+        record.update(|record| record.slot = Some(slot.index().get())).map_err(record_error)?;
 
         let limits = Limits {
             memory_bytes: (u64::from(spec.shape.memory_mib) + MEMORY_OVERHEAD_MIB) << 20,
@@ -173,8 +173,7 @@ impl HostMachines {
         let vm: Arc<dyn Vm> = Arc::from(self.hypervisor.boot(plan).await?);
         let process = vm.process();
         parts.vm = Some(vm);
-        record.update(|record| record.process = Some(process))?;
-        Ok(())
+        record.update(|record| record.process = Some(process)).map_err(record_error)
     }
 
     /// Waits until the guest of a new VM answers, and tells it who it is.
@@ -459,6 +458,15 @@ fn disk_error(error: DiskError) -> MachineError {
             MachineError::NoSpace { source: Box::new(error) }
         }
         _ => MachineError::Disk { source: Box::new(error) },
+    }
+}
+
+fn record_error(error: RecordError) -> MachineError {
+    match error {
+        RecordError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            MachineError::NoSpace { source: Box::new(source) }
+        }
+        error => MachineError::Record(error),
     }
 }
 

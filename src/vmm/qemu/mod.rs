@@ -148,7 +148,7 @@ impl Hypervisor for Qemu {
     async fn adopt(&self, process: ProcessId, dir: &Path) -> Result<Box<dyn Vm>, HypervisorError> {
         let process = VmProcess::watch(process)?;
         let console = Console::follow(dir).await?;
-        Ok(Box::new(QemuVm { process, console }))
+        Ok(Box::new(QemuVm { process, console, log: dir.join(LOG) }))
     }
 }
 
@@ -168,6 +168,16 @@ impl Qemu {
 struct QemuVm {
     process: VmProcess,
     console: Console,
+    log: PathBuf,
+}
+
+/// The end of what QEMU had to say, if it said anything.
+fn last_words(log: &Path) -> Option<String> {
+    const LONGEST: usize = 300;
+    let bytes = std::fs::read(log).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let line = text.lines().rfind(|line| !line.trim().is_empty())?;
+    Some(line.chars().take(LONGEST).collect())
 }
 
 #[async_trait]
@@ -181,7 +191,11 @@ impl Vm for QemuVm {
     }
 
     async fn ended(&self) -> String {
-        self.process.ended().await
+        let how = self.process.ended().await;
+        match last_words(&self.log) {
+            Some(words) => format!("{how}: {words}"),
+            None => how,
+        }
     }
 
     async fn kill(&self) -> Result<(), HypervisorError> {

@@ -1,0 +1,173 @@
+//! The command line against a real daemon.
+
+use std::fs;
+use std::io::Write;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::support::in_a_lab;
+
+#[test]
+fn the_command_line_does_it_all() {
+    in_a_lab(2, async |lab| {
+        let mut daemon = lab.daemon().await;
+        let created: Value = serde_json::from_str(&lab.cli_ok(&[
+            "create",
+            "--json",
+            "--memory-mb",
+            "256",
+            "-m",
+            "a=b",
+        ]))
+        .expect("JSON");
+        let id = created["id"].as_str().expect("an id");
+        assert_eq!(created["state"], "running");
+        let second = lab.cli_ok(&["create", "--memory-mb", "256"]).trim().to_owned();
+
+        let list = lab.cli_ok(&["ls"]);
+        assert!(list.contains(id) && list.contains(&second), "{list}");
+        let list: Value = serde_json::from_str(&lab.cli_ok(&["ls", "--json"])).expect("JSON");
+        assert_eq!(list["sandboxes"].as_array().expect("a list").len(), 2);
+        assert!(!lab.cli_ok(&["ls", "-m", "a=b"]).contains(&second));
+        assert!(lab.cli_ok(&["get", id]).contains("running"));
+
+        let output = lab.cli(&["exec", id, "--", "sh", "-c", "echo out; echo err >&2; exit 42"]);
+        assert_eq!(output.status.code(), Some(42));
+        assert_eq!(output.stdout, b"out\n");
+        assert_eq!(output.stderr, b"err\n");
+        assert_eq!(lab.cli(&["exec", id, "--", "no-such-program"]).status.code(), Some(127));
+        let late = lab.cli(&["exec", id, "--timeout-sec", "1", "--", "sleep", "60"]);
+        assert_eq!(late.status.code(), Some(124));
+        let told: Value =
+            serde_json::from_str(&lab.cli_ok(&["exec", "--json", id, "--", "echo", "hi"]))
+                .expect("JSON");
+        assert_eq!((&told["stdout"], &told["exit_code"]), (&"hi\n".into(), &0.into()));
+        // A beginning that no other sandbox has will do.
+        let unique = (1..=id.len()).find(|n| !second.starts_with(&id[..*n])).expect("they differ");
+        assert_eq!(lab.cli_ok(&["exec", &id[..unique], "--", "hostname"]).trim(), id);
+
+        assert_eq!(lab.cli_ok(&["rm", &second]).trim(), second);
+        lab.cli_ok(&["rm", "--all"]);
+        assert!(!lab.cli_ok(&["ls"]).contains(id));
+        assert!(lab.cli_ok(&["ls", "--all"]).contains(id));
+        assert_eq!(lab.cli(&["exec", id, "--", "true"]).status.code(), Some(125));
+        lab.cli_ok(&["rm", id]);
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn files_are_copied_both_ways() {
+    in_a_lab(1, async |lab| {
+        let mut daemon = lab.daemon().await;
+        let sandbox = daemon.create().await;
+        let id = &sandbox.id;
+        let content: Vec<u8> =
+            (0..100_000u32).map(|number| (number.wrapping_mul(number) >> 7) as u8).collect();
+        let (here, back) = (lab.path("here"), lab.path("back"));
+        fs::write(&here, &content).expect("a file");
+        lab.cli_ok(&["cp", &here.display().to_string(), &format!("{id}:/tmp/there")]);
+        lab.cli_ok(&["cp", &format!("{id}:/tmp/there"), &back.display().to_string()]);
+        assert!(fs::read(&back).expect("the copy") == content, "the copy differs");
+
+        let mut child = lab.nestbox();
+        child.args(["cp", "-", &format!("{id}:piped")]).stdin(Stdio::piped());
+        let mut child = child.spawn().expect("it starts");
+        child.stdin.take().expect("piped").write_all(&content).expect("it reads");
+        assert!(child.wait().expect("it ends").success());
+        let output = lab.cli(&["cp", &format!("{id}:/home/user/piped"), "-"]);
+        assert!(output.status.success() && output.stdout == content, "the copy differs");
+
+        let missing = lab.cli(&["cp", &format!("{id}:/no/such/file"), "-"]);
+        assert_eq!(missing.status.code(), Some(125));
+        assert!(missing.stdout.is_empty());
+        sandbox.destroy().await;
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn run_is_a_sandbox_for_one_command() {
+    in_a_lab(1, async |lab| {
+        let mut daemon = lab.daemon().await;
+        let output = lab.cli(&["run", "--memory-mb", "256", "--", "sh", "-c", "uname -s; exit 9"]);
+        assert_eq!(output.status.code(), Some(9), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.stdout, b"Linux\n");
+        assert!(daemon.ids().await.is_empty());
+
+        // ^C takes the sandbox along.
+        let mut child = lab.nestbox();
+        let mut child = child.args(["run", "--", "sleep", "1000"]).spawn().expect("it starts");
+        crate::support::eventually("it sleeps", || async {
+            match daemon.ids().await.first() {
+                Some(id) => daemon.sandbox(id).state().await == "running",
+                None => false,
+            }
+        })
+        .await;
+        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("it hears");
+        assert_eq!(child.wait().expect("it ends").code(), Some(130));
+        assert!(daemon.ids().await.is_empty());
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn keys_are_made_used_and_taken_back() {
+    in_a_lab(0, async |lab| {
+        let mut daemon = lab.daemon().await;
+        let made: Value =
+            serde_json::from_str(&lab.cli_ok(&["key", "create", "ci", "--json"])).expect("JSON");
+        let (id, key) = (made["id"].as_str().expect("an id"), made["key"].as_str().expect("a key"));
+        let list = lab.cli_ok(&["key", "ls"]);
+        assert!(list.contains(id) && !list.contains(key), "{list}");
+        lab.cli_ok(&["ls", "--url", &daemon.url, "--api-key", key]);
+        lab.cli_ok(&["key", "rm", id]);
+        let refused = lab.cli(&["ls", "--url", &daemon.url, "--api-key", key]);
+        assert_eq!(refused.status.code(), Some(125));
+        daemon.stop().await;
+        let alone = lab.cli(&["ls"]);
+        assert_eq!(alone.status.code(), Some(125));
+        let said = String::from_utf8_lossy(&alone.stderr);
+        assert!(said.contains("nestbox serve"), "{said}");
+    });
+}
+
+#[test]
+fn doctor_says_what_sandboxes_would_run_under() {
+    in_a_lab(0, async |lab| {
+        let images = lab.images().display().to_string();
+        let text = lab.cli_ok(&["doctor", "--image-dir", &images]);
+        assert!(text.contains("Sandboxes run under qemu"), "{text}");
+        let report = lab.cli_ok(&["doctor", "--json", "--image-dir", &images]);
+        let report: Value = serde_json::from_str(&report).expect("JSON");
+        assert!(report["hypervisor"].as_str().expect("a text").starts_with("qemu-"));
+        assert!(!report["reason"].as_str().expect("a text").is_empty());
+        let checks = report["checks"].as_array().expect("a list");
+        assert!(checks.len() > 8, "{checks:?}");
+        assert!(!lab.data_dir().exists(), "asking makes nothing");
+    });
+}
+
+#[test]
+fn the_demo_passes_twice_and_leaves_nothing() {
+    in_a_lab(1, async |lab| {
+        let base = lab.data_dir();
+        fs::create_dir(base).expect("a directory");
+        std::os::unix::fs::symlink(lab.images(), base.join("images")).expect("a link");
+        for round in 1..=2 {
+            let output = lab.cli(&["demo"]);
+            let text = String::from_utf8_lossy(&output.stdout);
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "round {round}: {errors}");
+            assert!(text.trim_end().ends_with("demo passed"), "round {round}: {text}");
+            assert!(!errors.contains("\x1b["), "no terminal, no colours: {errors:?}");
+            let left: Vec<_> =
+                fs::read_dir(base).expect("it").flatten().map(|e| e.file_name()).collect();
+            assert_eq!(left, ["images"], "round {round}");
+        }
+        fs::remove_file(base.join("images")).expect("the link");
+    });
+}

@@ -1,0 +1,60 @@
+//! Files of a sandbox, and its disk.
+
+use crate::support::in_a_lab;
+
+#[test]
+fn a_large_file_comes_back_as_it_went() {
+    in_a_lab(1, async |lab| {
+        let mut daemon = lab.daemon().await;
+        let sandbox = daemon.create().await;
+        // No period that a block or a piece could hide behind.
+        let mut state: u32 = 1;
+        let content: Vec<u8> = (0..20_000_000)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 24) as u8
+            })
+            .collect();
+        sandbox.write("/tmp/deep/er/file", content.clone()).await;
+        assert_eq!(sandbox.sh("stat -c %s /tmp/deep/er/file").await, "20000000");
+        assert!(sandbox.read("/tmp/deep/er/file").await == content, "the content differs");
+        sandbox.write("empty", "").await;
+        assert!(sandbox.read("empty").await.is_empty());
+        sandbox.destroy().await;
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn a_path_that_cannot_be_is_refused() {
+    in_a_lab(1, async |lab| {
+        let mut daemon = lab.daemon().await;
+        let sandbox = daemon.create().await;
+        sandbox.try_read("/no/such/file").await.is_error(404, "not_found");
+        sandbox.try_read("/etc").await.is_error(400, "invalid_request");
+        sandbox.try_write("/etc", "x").await.is_error(400, "invalid_request");
+        sandbox.try_write("/etc/passwd/below", "x").await.is_error(400, "invalid_request");
+        sandbox.destroy().await;
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn a_full_disk_is_told_and_the_guest_goes_on() {
+    in_a_lab(1, async |lab| {
+        let mut daemon = lab.daemon().await;
+        let sandbox = daemon.create().await;
+        let fill = "fallocate -l $(df --output=avail -B1 / | tail -n 1) /fill; \
+                    dd if=/dev/zero of=/fill2 bs=64k 2>/dev/null; df --output=avail / | tail -n 1";
+        assert_eq!(sandbox.sh_as_root(fill).await, "0");
+
+        sandbox.try_write("/home/user/big", vec![7; 8 << 20]).await.is_error(507, "no_space");
+        assert_eq!(sandbox.sh("ls -A /home/user | grep -c big || true").await, "0", "none of it");
+        assert_eq!(sandbox.sh("echo on").await, "on");
+
+        sandbox.sh_as_root("rm /fill /fill2").await;
+        sandbox.write("/home/user/big", vec![7; 8 << 20]).await;
+        sandbox.destroy().await;
+        daemon.stop().await;
+    });
+}

@@ -1,0 +1,84 @@
+//! An image of one's own: a tree that is nothing but a shell.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::support::{Options, in_a_lab};
+
+/// Copies a program of this machine into a tree, with the libraries that it needs.
+fn install(tree: &Path, program: &str) {
+    let source = nestbox::vmm::find_program(program).expect(program);
+    let listed = Command::new("ldd").arg(&source).output().expect("ldd runs").stdout;
+    let listed = String::from_utf8(listed).expect("text");
+    let libraries =
+        listed.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from);
+    let copies = libraries.map(|path| (path.clone(), path));
+    for (from, to) in copies.chain([(source, Path::new("/bin").join(program))]) {
+        let to = tree.join(to.strip_prefix("/").expect("absolute"));
+        fs::create_dir_all(to.parent().expect("a directory")).expect("a directory");
+        fs::copy(&from, &to).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+    }
+}
+
+#[test]
+fn an_imported_tree_without_users_boots_and_runs_as_root() {
+    in_a_lab(1, async |lab| {
+        let tree = lab.path("tree");
+        for program in ["sh", "id", "cat", "hostname"] {
+            install(&tree, program);
+        }
+        let images = lab.path("images");
+        fs::create_dir(&images).expect("a directory");
+        // The kernel of the built image, with its modules, so that nothing has to be downloaded.
+        let kernels = lab.images().join("kernels");
+        let kernel_dir =
+            fs::read_dir(&kernels).expect("it").flatten().next().expect("a kernel").path();
+        let text = |path: &Path| path.display().to_string();
+        let image_dir = text(&images);
+        let import = |rootfs: &Path, kernel: &Path| {
+            lab.cli_ok(&[
+                "image",
+                "import",
+                "--name",
+                "tiny",
+                "--image-dir",
+                &image_dir,
+                "--rootfs",
+                &text(rootfs),
+                "--kernel",
+                &text(kernel),
+                "--json",
+            ])
+        };
+        let vmlinux = fs::read_dir(&kernel_dir).expect("it").flatten().map(|entry| entry.path());
+        let vmlinux = vmlinux.into_iter().find(|path| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().contains("vmlinux"))
+        });
+        import(&tree, &vmlinux.expect("a kernel"));
+        // That kernel needs its modules, which `--kernel` says it has built in.
+        let mut copied = Command::new("cp");
+        copied.arg("-a").arg(&kernel_dir).arg(images.join("kernels"));
+        assert!(copied.status().expect("cp runs").success());
+        let manifest = images.join("tiny/image.json");
+        let mut image: serde_json::Value =
+            serde_json::from_slice(&fs::read(&manifest).expect("it")).expect("JSON");
+        image["kernel"] = json!(kernel_dir.file_name().expect("a name").to_string_lossy());
+        fs::remove_file(&manifest).expect("replaced");
+        fs::write(&manifest, image.to_string()).expect("replaced");
+
+        let mut daemon =
+            lab.daemon_with(Options { images: Some(images.clone()), ..Options::default() }).await;
+        let sandbox = daemon.create_with(json!({ "template": "tiny", "memory_mb": 256 })).await;
+        let who = sandbox.exec(json!({ "cmd": "id -u; pwd; hostname" })).await;
+        let lines: Vec<String> = who.text().lines().map(str::to_owned).collect();
+        assert_eq!(lines.first().map(String::as_str), Some("0"), "{who:?}");
+        assert_eq!(lines.last(), Some(&sandbox.id), "{who:?}");
+        sandbox.write("/root/file", "content").await;
+        assert_eq!(sandbox.sh("cat /root/file").await, "content");
+        sandbox.destroy().await;
+        daemon.stop().await;
+    });
+}

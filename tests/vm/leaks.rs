@@ -1,0 +1,69 @@
+//! A hundred sandboxes, one after the other and some at the same time.
+
+use std::collections::HashSet;
+use std::fs;
+use std::time::Duration;
+
+use futures::StreamExt;
+use serde_json::json;
+
+use crate::support::{Options, in_a_lab};
+
+const SANDBOXES: usize = 100;
+
+/// What a guest says that no other may say: what the kernel makes of its random pool, directly and
+/// through Python, and what its init made at boot.
+const SAY: &str = "cat /proc/sys/kernel/random/uuid; cat /proc/sys/kernel/random/boot_id; \
+                   python3 -c 'import os; print(os.urandom(16).hex())'";
+
+#[test]
+fn a_hundred_sandboxes_leave_nothing_and_share_no_randomness() {
+    in_a_lab(2, async |lab| {
+        let options = Options { slot_pool: 0, ..Options::default() };
+        let mut daemon = lab.daemon_with(options).await;
+        // The first one makes what the daemon keeps: connections, threads, caches.
+        daemon.create().await.destroy().await;
+        let (idle, descriptors) = (daemon.census(), open_files(daemon.pid()));
+
+        let api = daemon.api();
+        let lives = futures::stream::iter(0..SANDBOXES).map(|number| async move {
+            let sandbox = api.create_with(json!({ "memory_mb": 192 })).await;
+            let said = sandbox.sh(SAY).await;
+            // Not all of them live their lives in the same step.
+            if number % 5 == 0 {
+                sandbox.kill_vm();
+                sandbox.becomes("error").await;
+            }
+            sandbox.destroy().await;
+            said
+        });
+        let said: Vec<String> = lives.buffer_unordered(2).collect().await;
+
+        let values: Vec<&str> = said.iter().flat_map(|text| text.lines()).collect();
+        assert_eq!(values.len(), 3 * SANDBOXES);
+        assert_eq!(values.iter().collect::<HashSet<_>>().len(), values.len(), "{values:#?}");
+        daemon.is_back_to(&idle).await;
+        // Kept-alive connections of the test itself come and go.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = open_files(daemon.pid());
+        assert!(now <= descriptors + 4, "{descriptors} descriptors were open, {now} are");
+        assert_eq!(zombies(daemon.pid()), 0);
+        daemon.stop().await;
+    });
+}
+
+fn open_files(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").count()
+}
+
+/// Children that ended and were not waited for.
+fn zombies(parent: u32) -> usize {
+    let entries = fs::read_dir("/proc").expect("/proc").flatten();
+    let stats = entries.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+    let ended = stats.filter(|stat| {
+        let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let mut words = after_name.split_whitespace();
+        words.next() == Some("Z") && words.next() == Some(&parent.to_string())
+    });
+    ended.count()
+}

@@ -1,0 +1,18 @@
+//! Nestbox on real microVMs: the program itself, driven over HTTP and by its command line.
+//!
+//! Needs root, QEMU and an image (`NESTBOX_TEST_IMAGES`, else `.nestbox/images`); without them each
+//! test says why it is skipped. Each test has a network and a `/run` of its own, and compares what is
+//! on the machine before and after: nothing may be left.
+
+mod cli;
+mod confinement;
+mod crash;
+mod exec;
+mod files;
+mod image;
+mod leaks;
+mod lifecycle;
+mod network;
+mod restart;
+mod support;
+mod trouble;

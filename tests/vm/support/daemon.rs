@@ -1,0 +1,215 @@
+//! The daemon: the real binary, started, ended and killed.
+
+use std::fs::{self, File};
+use std::ops::Deref;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::api::Api;
+use super::lab::Lab;
+use super::{Census, PATIENCE};
+
+/// How a daemon is started.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where it listens.
+    pub listen: String,
+    /// Network slots that it keeps ready.
+    pub slot_pool: usize,
+    /// Where its images are; the lab's if absent.
+    pub images: Option<PathBuf>,
+    /// Its database; in the data directory if absent.
+    pub database: Option<PathBuf>,
+    /// Where it looks for programs; where the test does if absent.
+    pub path: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let listen = "127.0.0.1:0".to_owned();
+        Self { listen, slot_pool: 1, images: None, database: None, path: None }
+    }
+}
+
+/// A running daemon. Dropped without being stopped, it is killed.
+pub struct Daemon {
+    api: Api,
+    process: Option<Child>,
+    command: Vec<String>,
+    path: Option<String>,
+    lab_root: PathBuf,
+    data_dir: PathBuf,
+}
+
+impl Deref for Daemon {
+    type Target = Api;
+
+    fn deref(&self) -> &Api {
+        &self.api
+    }
+}
+
+/// The program in an environment that says nothing but where programs are.
+pub fn bare_command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nestbox"));
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.stdin(Stdio::null());
+    command
+}
+
+impl Daemon {
+    pub(super) async fn start(lab: &Lab, options: Options) -> Self {
+        let text = |path: &Path| path.display().to_string();
+        let mut command: Vec<String> =
+            ["serve", "--log", "info,actix_server=warn,sea_orm_migration=warn"]
+                .map(str::to_owned)
+                .into();
+        let images = options.images.as_deref().unwrap_or(lab.images());
+        for (flag, value) in [
+            ("--listen", options.listen.clone()),
+            ("--data-dir", text(lab.data_dir())),
+            ("--image-dir", text(images)),
+            ("--slot-pool", options.slot_pool.to_string()),
+        ] {
+            command.extend([flag.to_owned(), value]);
+        }
+        if let Some(database) = &options.database {
+            command.extend(["--database-url".to_owned(), text(database)]);
+        }
+        let lab_root = lab.path("");
+        let (process, api) =
+            launch(&command, options.path.as_deref(), &lab_root, lab.data_dir()).await;
+        let data_dir = lab.data_dir().to_owned();
+        Self { api, process: Some(process), command, path: options.path, lab_root, data_dir }
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("the daemon runs").id()
+    }
+
+    /// The API, to be called from several tasks.
+    pub fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// What the daemon printed on standard output since it was started the last time.
+    pub fn announced(&self) -> String {
+        fs::read_to_string(self.lab_root.join("daemon.out")).expect("its output")
+    }
+
+    /// Everything that the daemon has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.lab_root.join("daemon.log")).expect("its log")
+    }
+
+    /// What belongs to the daemon and its sandboxes now.
+    pub fn census(&self) -> Census {
+        Census::take(&self.data_dir)
+    }
+
+    /// Waits until there is exactly what there was before; panics with the difference.
+    pub async fn is_back_to(&self, idle: &Census) {
+        for _ in 0..500 {
+            if self.census() == *idle {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        idle.compare(&self.census());
+    }
+
+    /// Kills the daemon, as a crash or the kernel's lack of memory would.
+    pub async fn kill9(&mut self) {
+        let mut process = self.process.take().expect("the daemon runs");
+        process.kill().expect("it can be killed");
+        process.wait().expect("it can be reaped");
+    }
+
+    /// Starts the daemon again, on the same data directory.
+    pub async fn start_again(&mut self) {
+        assert!(self.process.is_none(), "the daemon runs already");
+        let (process, api) =
+            launch(&self.command, self.path.as_deref(), &self.lab_root, &self.data_dir).await;
+        self.process = Some(process);
+        self.api = api;
+    }
+
+    /// Ends the daemon as its init system would, and checks that this is orderly.
+    pub async fn stop(&mut self) {
+        let status = self.signal(Signal::SIGTERM).await;
+        assert!(status.success(), "the daemon ended with {status}");
+        assert!(!self.data_dir.join("url").exists(), "nobody answers at the URL any more");
+        let log = self.log();
+        assert!(!log.contains("panicked at"), "something panicked:\n{log}");
+    }
+
+    /// Sends a signal and waits for the daemon to end.
+    pub async fn signal(&mut self, signal: Signal) -> ExitStatus {
+        let mut process = self.process.take().expect("the daemon runs");
+        kill(Pid::from_raw(process.id() as i32), signal).expect("it can be signalled");
+        let started = Instant::now();
+        loop {
+            if let Some(status) = process.try_wait().expect("it can be reaped") {
+                return status;
+            }
+            if started.elapsed() > PATIENCE {
+                process.kill().expect("it can be killed");
+                process.wait().expect("it can be reaped");
+                panic!("the daemon did not end within {PATIENCE:?} of {signal}");
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+/// Starts the program and waits until it answers.
+async fn launch(
+    command: &[String],
+    path: Option<&str>,
+    lab_root: &Path,
+    data_dir: &Path,
+) -> (Child, Api) {
+    let output = lab_root.join("daemon.out");
+    let log = File::options().create(true).append(true).open(lab_root.join("daemon.log"));
+    let mut process = bare_command()
+        .args(command)
+        .envs(path.map(|path| ("PATH", path)))
+        .stdout(File::create(&output).expect("a file for its output"))
+        .stderr(log.expect("a file for its log"))
+        .spawn()
+        .expect("the daemon starts");
+    let started = Instant::now();
+    let url = loop {
+        let text = fs::read_to_string(&output).expect("its output");
+        // Whole lines only.
+        let announced = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        if let Some((_, url)) = announced.lines().find_map(|line| line.split_once(" listens on ")) {
+            break url.to_owned();
+        }
+        if let Some(status) = process.try_wait().expect("it can be asked") {
+            let log = fs::read_to_string(lab_root.join("daemon.log")).unwrap_or_default();
+            panic!("the daemon ended with {status} ({:?}):\n{log}", status.signal());
+        }
+        assert!(started.elapsed() < PATIENCE, "the daemon did not start within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let key = fs::read_to_string(data_dir.join("api-key")).expect("its API key");
+    let api = Api::new(&url, key.trim(), data_dir);
+    assert_eq!(api.get("/health").await.status, 200, "the daemon answers");
+    (process, api)
+}

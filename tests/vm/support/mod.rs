@@ -1,0 +1,39 @@
+//! What tests are made of: a lab, its daemon, the daemon's sandboxes, and a census of what is left.
+
+mod api;
+mod census;
+mod daemon;
+mod lab;
+
+use std::future::Future;
+use std::time::Duration;
+
+pub use api::Sandbox;
+pub use census::Census;
+pub use daemon::{Daemon, Options};
+pub use lab::{Lab, in_a_lab, run};
+
+/// The longest that anything may take that a test waits for.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until a condition holds, looking often.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    eventually_within(PATIENCE, what, &mut condition).await;
+}
+
+/// Waits until a condition holds, but no longer than `limit`.
+pub async fn eventually_within<F: Future<Output = bool>>(
+    limit: Duration,
+    what: &str,
+    condition: &mut impl FnMut() -> F,
+) {
+    let looking = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(
+        tokio::time::timeout(limit, looking).await.is_ok(),
+        "{limit:?} later still not: {what}"
+    );
+}
