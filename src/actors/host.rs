@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, Addr, ArbiterHandle, AsyncContext, Context, Handler, Message};
+use actix::{Actor, ArbiterHandle, AsyncContext, Context, Handler, Message};
 use chrono::Utc;
 
-use super::mailbox::{CAPACITY, CallError, Reply, call};
+use super::mailbox::{CAPACITY, CallError, Reply, Shared, call};
 use super::sandbox::SandboxHandle;
 use super::sandbox_manager::ManagerHandle;
 use crate::domain::id::SandboxId;
@@ -72,7 +72,7 @@ struct HostActor {
 pub struct HostHandle {
     id: String,
     limits: Limits,
-    address: Addr<HostActor>,
+    address: Shared<HostActor>,
     manager: ManagerHandle,
 }
 
@@ -86,7 +86,7 @@ impl HostHandle {
         manager: ManagerHandle,
     ) -> Self {
         let actor = HostActor { id: id.clone(), limits, database, promised_mib: HashMap::new() };
-        let address = HostActor::start_in_arbiter(arbiter, |_| actor);
+        let address = Arc::new(HostActor::start_in_arbiter(arbiter, |_| actor));
         Self { id, limits, address, manager }
     }
 

@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, Addr, ArbiterHandle, AsyncContext, Context, Handler, Message};
+use actix::{Actor, ArbiterHandle, AsyncContext, Context, Handler, Message};
 
-use super::mailbox::{CAPACITY, post};
+use super::mailbox::{CAPACITY, Shared, post};
 use crate::domain::id::SandboxId;
 use crate::vmm::machine::Machines;
 
@@ -24,12 +24,13 @@ struct Janitor {
 
 /// What others hold of the janitor.
 #[derive(Clone)]
-pub struct JanitorHandle(Addr<Janitor>);
+pub struct JanitorHandle(Shared<Janitor>);
 
 impl JanitorHandle {
     /// Starts the janitor.
     pub fn start(arbiter: &ArbiterHandle, machines: Arc<dyn Machines>) -> Self {
-        Self(Janitor::start_in_arbiter(arbiter, |_| Janitor { machines, jobs: HashMap::new() }))
+        let start = |_: &mut Context<Janitor>| Janitor { machines, jobs: HashMap::new() };
+        Self(Arc::new(Janitor::start_in_arbiter(arbiter, start)))
     }
 
     /// Has everything taken away that is left of a sandbox.

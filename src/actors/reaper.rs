@@ -4,12 +4,13 @@
 //! really over is the sandbox's own decision, so that a renewal and an expiry cannot both happen.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, Addr, ArbiterHandle, AsyncContext, Context, Handler, Message, SpawnHandle};
+use actix::{Actor, ArbiterHandle, AsyncContext, Context, Handler, Message, SpawnHandle};
 use chrono::{DateTime, Utc};
 
-use super::mailbox::{CAPACITY, post};
+use super::mailbox::{CAPACITY, Shared, post};
 use super::registry::Registry;
 use crate::domain::id::SandboxId;
 
@@ -25,17 +26,14 @@ struct Reaper {
 
 /// What others hold of the reaper.
 #[derive(Clone)]
-pub struct ReaperHandle(Addr<Reaper>);
+pub struct ReaperHandle(Shared<Reaper>);
 
 impl ReaperHandle {
     /// Starts the reaper.
     pub fn start(arbiter: &ArbiterHandle, registry: Registry) -> Self {
-        Self(Reaper::start_in_arbiter(arbiter, |_| Reaper {
-            registry,
-            by_deadline: BTreeSet::new(),
-            by_id: HashMap::new(),
-            timer: None,
-        }))
+        let reaper =
+            Reaper { registry, by_deadline: BTreeSet::new(), by_id: HashMap::new(), timer: None };
+        Self(Arc::new(Reaper::start_in_arbiter(arbiter, |_| reaper)))
     }
 
     /// Has the sandbox reminded at `deadline`, instead of at any earlier one.

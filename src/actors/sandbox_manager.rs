@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use actix::{Actor, Addr, ArbiterHandle, AsyncContext, Context, Handler, Message};
+use actix::{Actor, ArbiterHandle, AsyncContext, Context, Handler, Message};
 
 use super::janitor::JanitorHandle;
-use super::mailbox::{CAPACITY, CallError, Reply, call};
+use super::mailbox::{CAPACITY, CallError, Reply, Shared, call};
 use super::reaper::ReaperHandle;
 use super::registry::Registry;
 use super::sandbox::{self, Beginning, Outfit, SandboxHandle, StatusSink};
@@ -23,7 +23,7 @@ struct SandboxManager {
 /// What others hold of the manager.
 #[derive(Clone)]
 pub struct ManagerHandle {
-    address: Addr<SandboxManager>,
+    address: Shared<SandboxManager>,
     registry: Registry,
     machines: Arc<dyn Machines>,
 }
@@ -53,7 +53,7 @@ impl ManagerHandle {
         };
         let manager =
             SandboxManager { arbiter: arbiter.clone(), registry: registry.clone(), outfit };
-        let address = SandboxManager::start_in_arbiter(arbiter, |_| manager);
+        let address = Arc::new(SandboxManager::start_in_arbiter(arbiter, |_| manager));
         Self { address, registry, machines }
     }
 

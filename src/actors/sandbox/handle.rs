@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use actix::{Actor, Addr, ArbiterHandle};
+use actix::{Actor, ArbiterHandle};
 use chrono::Utc;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::actor::{BeginWork, Beginning, Destroy, Expire, Outfit, SandboxActor};
 use super::ledger::Ledger;
-use crate::actors::mailbox::{CallError, call, post};
+use crate::actors::mailbox::{CallError, Shared, call, post};
 use crate::actors::supervisor::{Exit, ExitSignal};
 use crate::domain::id::SandboxId;
 use crate::domain::sandbox::{Refusal, SandboxState};
@@ -47,7 +47,7 @@ pub enum WorkError {
 #[derive(Clone)]
 pub struct SandboxHandle {
     id: SandboxId,
-    address: Arc<RwLock<Addr<SandboxActor>>>,
+    address: Arc<RwLock<Shared<SandboxActor>>>,
     published: watch::Receiver<Life>,
 }
 
@@ -99,7 +99,7 @@ impl SandboxHandle {
         post(&self.address(), Expire)
     }
 
-    fn address(&self) -> Addr<SandboxActor> {
+    fn address(&self) -> Shared<SandboxActor> {
         self.address.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -123,7 +123,7 @@ pub(in crate::actors) fn start(
             let address = SandboxActor::start_in_arbiter(&arbiter, move |_| {
                 SandboxActor::new(id, outfit, beginning, publish, ledger, exit)
             });
-            (address, exited)
+            (Arc::new(address), exited)
         }
     };
     let (first, mut exited) = build(beginning);
