@@ -99,6 +99,13 @@ impl SandboxHandle {
         post(&self.address(), Expire)
     }
 
+    /// Makes its actor panic, as a bug would.
+    #[cfg(test)]
+    pub(super) fn crash(&self) {
+        // One that is being built again cannot panic more.
+        let _ = post(&self.address(), super::actor::Panic);
+    }
+
     fn address(&self) -> Shared<SandboxActor> {
         self.address.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -116,6 +123,7 @@ pub(in crate::actors) fn start(
     let (publish, published) = watch::channel(life);
     let build = {
         let (arbiter, id, outfit) = (arbiter.clone(), id.clone(), outfit.clone());
+        let publish = publish.clone();
         move |beginning: Beginning| {
             let (exit, exited) = ExitSignal::new();
             let (id, outfit) = (id.clone(), outfit.clone());
@@ -136,7 +144,12 @@ pub(in crate::actors) fn start(
         while let Ok(Exit::Crashed) = exited.await {
             restarts += 1;
             tracing::error!(sandbox_id = %id, restarts, "a sandbox's actor panicked");
+            if publish.borrow().state.is_final() {
+                // Its life is over and told; an actor would have nothing to look after.
+                break;
+            }
             if restarts > MAX_RESTARTS {
+                give_up(&id, &outfit, &publish).await;
                 break;
             }
             match outfit.machines.adopt(&id).await {
@@ -155,6 +168,20 @@ pub(in crate::actors) fn start(
         }
     };
     (handle, supervision)
+}
+
+/// Ends a sandbox that no actor can be kept for: nobody would look after its VM.
+async fn give_up(id: &SandboxId, outfit: &Outfit, publish: &watch::Sender<Life>) {
+    outfit.janitor.sweep(id.clone());
+    let mut life = publish.borrow().clone();
+    life.state = SandboxState::Error;
+    life.reason = Some("a bug in the daemon: its log has more".to_owned());
+    life.generation += 1;
+    publish.send_replace(life.clone());
+    if let Err(error) = outfit.sink.publish(id, &life, None).await {
+        tracing::error!(sandbox_id = %id, error = %crate::chain(&error),
+            "a sandbox's state was not recorded");
+    }
 }
 
 /// Leave to work in a sandbox. While it is held the sandbox is not idle.

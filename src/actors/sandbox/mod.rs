@@ -8,6 +8,8 @@ mod actor;
 mod handle;
 mod ledger;
 mod publisher;
+#[cfg(test)]
+mod sandbox_tests;
 
 pub use handle::{Lease, SandboxHandle, WorkError};
 pub use publisher::{SinkError, StatusSink};
