@@ -1,6 +1,7 @@
 //! A daemon for one test, and the words in which tests speak to it.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use actix::Arbiter;
@@ -40,7 +41,27 @@ impl Drop for Nest {
         drop(self.server.stop(false));
         self.machines.end_all();
         self.arbiter.stop();
+        if !std::thread::panicking() {
+            assert_eq!(PANICS.load(Ordering::SeqCst), 0, "a panic in the daemon is a bug");
+        }
     }
+}
+
+/// Panics in threads of any daemon of this process: supervisors and the server would hide them.
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
+fn count_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let thread = std::thread::current();
+            if thread.name().is_none_or(|name| name.starts_with("actix-")) {
+                PANICS.fetch_add(1, Ordering::SeqCst);
+            }
+            usual(panic);
+        }));
+    });
 }
 
 impl Nest {
@@ -59,6 +80,7 @@ impl Nest {
 
     /// A daemon that finds the machines and the database of a former one.
     pub async fn assemble(limits: Limits, machines: SimulatedMachines, dir: TempDir) -> Self {
+        count_panics();
         let file = dir.path().join("nestbox.db");
         let database = Database::open(file.to_str().unwrap()).await.unwrap();
         let kept = database.clone();
