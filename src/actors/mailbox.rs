@@ -4,10 +4,16 @@
 //! cancel what it asked for. Here a message is queued at once with a oneshot inside, and only the
 //! answer is waited for.
 
+use std::sync::Arc;
+
 use actix::dev::ToEnvelope;
 use actix::prelude::SendError;
 use actix::{Actor, Addr, Handler, Message};
 use tokio::sync::oneshot;
+
+/// An actor's address, shared by all who send to it: actix lets each copy of an address send one
+/// message more than the mailbox holds, so a copy for each request would have no limit at all.
+pub type Shared<A> = Arc<Addr<A>>;
 
 /// Messages that one mailbox holds before senders are told to come back.
 pub const CAPACITY: usize = 1024;

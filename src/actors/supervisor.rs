@@ -6,9 +6,11 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use actix::{Actor, Addr, ArbiterHandle, Context};
+use actix::{Actor, ArbiterHandle, Context};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
+
+use super::mailbox::Shared;
 
 /// Pause before an actor is built again; it grows with every restart.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
@@ -54,7 +56,7 @@ impl Drop for ExitSignal {
 
 /// An actor of which there is one, and which is built again whenever it panics. What it must not
 /// forget lives outside of it.
-pub struct Supervised<A: Actor>(Arc<RwLock<Addr<A>>>);
+pub struct Supervised<A: Actor>(Arc<RwLock<Shared<A>>>);
 
 impl<A: Actor> Clone for Supervised<A> {
     fn clone(&self) -> Self {
@@ -74,7 +76,7 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
             move || {
                 let (exit, exited) = ExitSignal::new();
                 let make = make.clone();
-                (A::start_in_arbiter(&arbiter, move |_| make(exit)), exited)
+                (Arc::new(A::start_in_arbiter(&arbiter, move |_| make(exit))), exited)
             }
         };
         let (first, mut exited) = build();
@@ -96,7 +98,7 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
     }
 
     /// Where its mailbox is now.
-    pub fn address(&self) -> Addr<A> {
+    pub fn address(&self) -> Shared<A> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -414,6 +414,10 @@ impl Handler<Dismantle> for SandboxActor {
     type Result = ();
 
     fn handle(&mut self, Dismantle: Dismantle, ctx: &mut Context<Self>) {
+        // It comes twice when a cancelled boot ends before everybody knows of the stop.
+        if self.life.state != SandboxState::Stopping || self.operation.is_some() {
+            return;
+        }
         match self.machine.clone() {
             Some(machine) => self.dismantle(machine, ctx),
             None if self.creator.is_some() => {}

@@ -3,13 +3,13 @@
 use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use actix::{Actor, Addr, ArbiterHandle};
+use actix::{Actor, ArbiterHandle};
 use tokio::sync::watch;
 
 use super::actor::{BeginWork, Beginning, Destroy, Expire, Outfit, SandboxActor};
 use super::lease::{Lease, WorkError};
 use super::ledger::Ledger;
-use crate::actors::mailbox::{CallError, call, post};
+use crate::actors::mailbox::{CallError, Shared, call, post};
 use crate::actors::supervisor::{Exit, ExitSignal};
 use crate::domain::id::SandboxId;
 use crate::domain::sandbox::SandboxState;
@@ -22,7 +22,7 @@ const MAX_RESTARTS: u32 = 5;
 #[derive(Clone)]
 pub struct SandboxHandle {
     id: SandboxId,
-    address: Arc<RwLock<Addr<SandboxActor>>>,
+    address: Arc<RwLock<Shared<SandboxActor>>>,
     published: watch::Receiver<Life>,
 }
 
@@ -74,7 +74,14 @@ impl SandboxHandle {
         post(&self.address(), Expire)
     }
 
-    fn address(&self) -> Addr<SandboxActor> {
+    /// Makes its actor panic, as a bug would.
+    #[cfg(test)]
+    pub(super) fn crash(&self) {
+        // One that is being built again cannot panic more.
+        let _ = post(&self.address(), super::actor::Panic);
+    }
+
+    fn address(&self) -> Shared<SandboxActor> {
         self.address.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -91,6 +98,7 @@ pub(in crate::actors) fn start(
     let (publish, published) = watch::channel(life);
     let build = {
         let (arbiter, id, outfit) = (arbiter.clone(), id.clone(), outfit.clone());
+        let publish = publish.clone();
         move |beginning: Beginning| {
             let (exit, exited) = ExitSignal::new();
             let (id, outfit) = (id.clone(), outfit.clone());
@@ -98,7 +106,7 @@ pub(in crate::actors) fn start(
             let address = SandboxActor::start_in_arbiter(&arbiter, move |_| {
                 SandboxActor::new(id, outfit, beginning, publish, ledger, exit)
             });
-            (address, exited)
+            (Arc::new(address), exited)
         }
     };
     let (first, mut exited) = build(beginning);
@@ -111,7 +119,12 @@ pub(in crate::actors) fn start(
         while let Ok(Exit::Crashed) = exited.await {
             restarts += 1;
             tracing::error!(sandbox_id = %id, restarts, "a sandbox's actor panicked");
+            if publish.borrow().state.is_final() {
+                // Its life is over and told; an actor would have nothing to look after.
+                break;
+            }
             if restarts > MAX_RESTARTS {
+                give_up(&id, &outfit, &publish).await;
                 break;
             }
             match outfit.machines.adopt(&id).await {
@@ -130,4 +143,18 @@ pub(in crate::actors) fn start(
         }
     };
     (handle, supervision)
+}
+
+/// Ends a sandbox that no actor can be kept for: nobody would look after its VM.
+async fn give_up(id: &SandboxId, outfit: &Outfit, publish: &watch::Sender<Life>) {
+    outfit.janitor.sweep(id.clone());
+    let mut life = publish.borrow().clone();
+    life.state = SandboxState::Error;
+    life.reason = Some("a bug in the daemon: its log has more".to_owned());
+    life.generation += 1;
+    publish.send_replace(life.clone());
+    if let Err(error) = outfit.sink.publish(id, &life, None).await {
+        tracing::error!(sandbox_id = %id, error = %crate::chain(&error),
+            "a sandbox's state was not recorded");
+    }
 }

@@ -9,6 +9,8 @@ mod handle;
 mod lease;
 mod ledger;
 mod publisher;
+#[cfg(test)]
+mod sandbox_tests;
 
 pub use handle::SandboxHandle;
 pub use lease::{Lease, WorkError};

@@ -15,10 +15,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-use super::super::hypervisor::HypervisorError;
-use super::super::image::ENVD;
-use super::super::machine::MachineError;
-use super::super::process::{ProcessError, ProcessId, VmProcess, start_ticks};
+use crate::vmm::hypervisor::HypervisorError;
+use crate::vmm::image::ENVD;
+use crate::vmm::machine::MachineError;
+use crate::vmm::process::{ProcessError, ProcessId, VmProcess, start_ticks};
 
 /// A killed process is gone within this, unless the kernel is in trouble.
 const KILL_LIMIT: Duration = Duration::from_secs(5);

@@ -25,6 +25,7 @@ use super::process::VmProcess;
 use super::record::Life;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
+use crate::domain::sandbox::SandboxState;
 
 pub use steps::{Fault, Held, Mode, Step};
 
@@ -226,13 +227,17 @@ impl Machines for SimulatedMachines {
     }
 
     async fn adopt(&self, id: &SandboxId) -> Result<Arc<dyn Machine>, MachineError> {
-        match self.0.watch(id) {
-            Ok(machine) => Ok(Arc::new(machine)),
-            Err(error) => {
-                self.0.present().remove(id);
-                Err(MachineError::NotAdopted(crate::chain(&error).to_string()))
+        let state = self.0.present().get(id).map(|present| present.life.state);
+        let reason = match self.0.watch(id) {
+            Ok(_) if state == Some(SandboxState::Starting) => {
+                "the daemon ended while the sandbox was starting".to_owned()
             }
-        }
+            Ok(machine) => return Ok(Arc::new(machine)),
+            Err(error) => crate::chain(&error).to_string(),
+        };
+        self.0.end(id).await;
+        self.0.present().remove(id);
+        Err(MachineError::NotAdopted(reason))
     }
 
     async fn sweep(&self, id: &SandboxId) -> Result<(), MachineError> {

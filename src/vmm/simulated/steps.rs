@@ -5,8 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::super::machine::MachineError;
 use crate::domain::id::SandboxId;
+use crate::vmm::machine::MachineError;
 
 /// A step in a machine's life that can be held or failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

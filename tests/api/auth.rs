@@ -1,0 +1,70 @@
+//! Who may ask.
+
+use nestbox::http::API_KEY_HEADER;
+use reqwest::Method;
+use serde_json::json;
+
+use crate::nest::{Answer, Nest};
+
+const ID: &str = "aaaaaaaaaaaaaaaaaaaa";
+
+/// Every route but `/health`.
+fn routes() -> Vec<(Method, String)> {
+    vec![
+        (Method::POST, "/v1/sandboxes".to_owned()),
+        (Method::GET, "/v1/sandboxes".to_owned()),
+        (Method::GET, format!("/v1/sandboxes/{ID}")),
+        (Method::DELETE, format!("/v1/sandboxes/{ID}")),
+        (Method::POST, format!("/v1/sandboxes/{ID}/exec")),
+        (Method::POST, format!("/v1/sandboxes/{ID}/files/read")),
+        (Method::POST, format!("/v1/sandboxes/{ID}/files/write")),
+        (Method::GET, "/v1/api-keys".to_owned()),
+        (Method::POST, "/v1/api-keys".to_owned()),
+        (Method::DELETE, format!("/v1/api-keys/{ID}")),
+        (Method::GET, "/metrics".to_owned()),
+    ]
+}
+
+#[actix_web::test]
+async fn every_route_but_health_needs_a_key() {
+    let nest = Nest::start().await;
+    for (method, path) in routes() {
+        let answer = Answer::of(nest.anonymous(method.clone(), &path)).await;
+        let message = answer.error(401, "unauthorized");
+        assert!(message.contains("X-API-Key"), "{method} {path}: {message}");
+    }
+    let health = Answer::of(nest.anonymous(Method::GET, "/health")).await;
+    assert_eq!((health.status, &health.json()["status"]), (200, &json!("ok")));
+}
+
+#[actix_web::test]
+async fn a_wrong_key_opens_no_route() {
+    let nest = Nest::start().await;
+    let almost = format!("{}0", nest.key);
+    for (method, path) in routes() {
+        for key in ["nb_wrong", "", "\u{e4}", almost.as_str()] {
+            let request = nest.anonymous(method.clone(), &path).header(API_KEY_HEADER, key);
+            Answer::of(request).await.error(401, "unauthorized");
+        }
+    }
+}
+
+#[actix_web::test]
+async fn a_stranger_learns_nothing_from_bad_requests() {
+    let nest = Nest::start().await;
+    let large = "x".repeat(nestbox::http::JSON_LIMIT + 1);
+    for (method, path, body) in [
+        (Method::POST, "/v1/sandboxes", "no json"),
+        (Method::POST, "/v1/sandboxes", large.as_str()),
+        (Method::GET, "/v1/sandboxes/no-id", ""),
+        (Method::GET, "/v1/sandboxes?state=nonsense", ""),
+        (Method::POST, "/v1/sandboxes/no-id/exec", "{}"),
+        (Method::POST, "/v1/api-keys", "{}"),
+    ] {
+        let request = nest
+            .anonymous(method.clone(), path)
+            .header("content-type", "application/json")
+            .body(body.to_owned());
+        Answer::of(request).await.error(401, "unauthorized");
+    }
+}

@@ -1,0 +1,237 @@
+//! Requests that make no sense get an error that says why, in one form.
+
+use nestbox::http::JSON_LIMIT;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::nest::{Answer, Nest};
+
+const UNKNOWN: &str = "aaaaaaaaaaaaaaaaaaaa";
+
+#[actix_web::test]
+async fn an_unknown_field_is_refused_and_named() {
+    let nest = Nest::start().await;
+    for (path, body) in [
+        ("/v1/sandboxes".to_owned(), json!({"cpus": 1})),
+        (format!("/v1/sandboxes/{UNKNOWN}/exec"), json!({"cmd": "true", "cpus": 1})),
+        (format!("/v1/sandboxes/{UNKNOWN}/files/read"), json!({"path": "/x", "cpus": 1})),
+        ("/v1/api-keys".to_owned(), json!({"name": "x", "cpus": 1})),
+    ] {
+        let message = nest.post(&path, body).await.error(400, "invalid_request");
+        assert!(message.contains("cpus"), "{path}: {message}");
+    }
+}
+
+#[actix_web::test]
+async fn a_wrong_type_is_refused() {
+    let nest = Nest::start().await;
+    for body in [
+        json!({"vcpus": "two"}),
+        json!({"vcpus": -1}),
+        json!({"vcpus": 1.5}),
+        json!({"memory_mb": 4294967296u64}),
+        json!({"template": 7}),
+        json!({"envs": {"A": 1}}),
+        json!({"envs": ["A=1"]}),
+        json!({"metadata": "a=b"}),
+        json!({"timeout_sec": "10"}),
+        json!([]),
+        json!("debian"),
+        Value::Null,
+    ] {
+        nest.post("/v1/sandboxes", body.clone()).await.error(400, "invalid_request");
+    }
+    assert_eq!(nest.machines.boots(), 0);
+}
+
+#[actix_web::test]
+async fn a_body_that_is_no_json_is_refused() {
+    let nest = Nest::start().await;
+    for body in ["", "{", "{\"vcpus\": 1,}", "\u{0}", "{} {}"] {
+        let request = nest.request(Method::POST, "/v1/sandboxes");
+        let request = request.header("content-type", "application/json").body(body);
+        Answer::of(request).await.error(400, "invalid_request");
+    }
+    let request = nest.request(Method::POST, "/v1/sandboxes");
+    let request = request.header("content-type", "application/json").body(vec![0xff, 0xfe]);
+    Answer::of(request).await.error(400, "invalid_request");
+}
+
+#[actix_web::test]
+async fn a_wrong_content_type_is_refused_and_the_right_one_named() {
+    let nest = Nest::start().await;
+    for kind in [Some("text/plain"), Some("application/x-www-form-urlencoded"), None] {
+        let mut request = nest.request(Method::POST, "/v1/sandboxes").body("{}");
+        if let Some(kind) = kind {
+            request = request.header("content-type", kind);
+        }
+        let message = Answer::of(request).await.error(400, "invalid_request");
+        assert!(message.contains("application/json"), "{message}");
+    }
+}
+
+#[actix_web::test]
+async fn a_body_over_the_limit_is_refused_whether_its_length_is_told_or_not() {
+    let nest = Nest::start().await;
+    let text = format!("{{\"cmd\":\"{}\"}}", "x".repeat(JSON_LIMIT));
+    let path = format!("/v1/sandboxes/{UNKNOWN}/exec");
+    let told = nest.request(Method::POST, &path).header("content-type", "application/json");
+    let message = Answer::of(told.body(text.clone())).await.error(413, "too_large");
+    assert!(message.contains(&JSON_LIMIT.to_string()), "{message}");
+
+    let pieces: Vec<std::io::Result<String>> = text
+        .as_bytes()
+        .chunks(64 << 10)
+        .map(|piece| Ok(String::from_utf8_lossy(piece).into_owned()))
+        .collect();
+    let body = reqwest::Body::wrap_stream(futures::stream::iter(pieces));
+    let untold = nest.request(Method::POST, &path).header("content-type", "application/json");
+    Answer::of(untold.body(body)).await.error(413, "too_large");
+}
+
+#[actix_web::test]
+async fn an_id_that_is_no_id_is_malformed_and_an_unknown_one_is_not_found() {
+    let nest = Nest::start().await;
+    for (method, tail, body) in [
+        (Method::GET, "", None),
+        (Method::DELETE, "", None),
+        (Method::POST, "/exec", Some(json!({"cmd": "true"}))),
+        (Method::POST, "/files/read", Some(json!({"path": "/x"}))),
+    ] {
+        let send = async |id: &str| {
+            let mut request = nest.request(method.clone(), &format!("/v1/sandboxes/{id}{tail}"));
+            if let Some(body) = &body {
+                request = request.json(body);
+            }
+            Answer::of(request).await
+        };
+        for bad in
+            ["x", "1aaaaaaaaaaaaaaaaaaa", "AAAAAAAAAAAAAAAAAAAA", "..%2F..%2Fetc%2Fpasswd00", "%00"]
+        {
+            send(bad).await.error(400, "invalid_request");
+        }
+        let message = send(UNKNOWN).await.error(404, "not_found");
+        assert!(message.contains(UNKNOWN), "{message}");
+    }
+}
+
+#[actix_web::test]
+async fn an_unknown_path_is_not_found_in_the_same_form() {
+    let nest = Nest::start().await;
+    for path in [
+        "/",
+        "/v1",
+        "/v1/",
+        "/v1/nothing",
+        "/v2/sandboxes",
+        "/v1/sandboxes/x/y/z",
+        "/../etc/passwd",
+    ] {
+        nest.get(path).await.error(404, "not_found");
+    }
+}
+
+#[actix_web::test]
+async fn a_wrong_method_is_refused_in_the_same_form() {
+    let nest = Nest::start().await;
+    for (method, path) in [
+        (Method::PUT, "/v1/sandboxes".to_owned()),
+        (Method::DELETE, "/v1/sandboxes".to_owned()),
+        (Method::POST, format!("/v1/sandboxes/{UNKNOWN}")),
+        (Method::GET, format!("/v1/sandboxes/{UNKNOWN}/exec")),
+        (Method::GET, format!("/v1/sandboxes/{UNKNOWN}/files/read")),
+        (Method::PUT, format!("/v1/sandboxes/{UNKNOWN}/files/write")),
+        (Method::PATCH, "/v1/api-keys".to_owned()),
+        (Method::GET, "/v1/api-keys/some".to_owned()),
+        (Method::POST, "/health".to_owned()),
+        (Method::POST, "/metrics".to_owned()),
+    ] {
+        let answer = Answer::of(nest.request(method.clone(), &path)).await;
+        assert_eq!(answer.status, 405, "{method} {path}");
+        answer.error(405, "method_not_allowed");
+        let allowed = answer.header("allow").expect("the right methods are named");
+        assert!(!allowed.contains(method.as_str()), "{method} {path}: {allowed}");
+    }
+}
+
+#[actix_web::test]
+async fn an_unknown_template_is_not_found_and_said_by_name() {
+    let nest = Nest::start().await;
+    let message = nest.post("/v1/sandboxes", json!({"template": "windows"})).await;
+    let message = message.error(404, "not_found");
+    assert!(message.contains("windows") && message.contains("image ls"), "{message}");
+    assert_eq!(nest.machines.boots(), 0);
+}
+
+/// F24: names of templates become paths.
+#[actix_web::test]
+async fn a_template_name_that_leaves_its_directory_is_refused() {
+    let nest = Nest::start().await;
+    let long = "a".repeat(64);
+    for name in [
+        "..",
+        ".",
+        "../debian",
+        "debian/../debian",
+        "/etc/passwd",
+        "debian/",
+        "a/b",
+        "a\\b",
+        "debian\0",
+        "%2e%2e",
+        "",
+        " debian",
+        "Debian",
+        "-debian",
+        ".debian",
+        "d\u{e9}bian",
+        &long,
+    ] {
+        let answer = nest.post("/v1/sandboxes", json!({"template": name})).await;
+        answer.error(400, "invalid_request");
+    }
+    assert_eq!(nest.machines.boots(), 0);
+}
+
+#[actix_web::test]
+async fn a_shape_that_the_host_can_never_have_is_refused_with_the_range() {
+    let nest = Nest::start().await;
+    for (body, word) in [
+        (json!({"vcpus": 0}), "1 to 2"),
+        (json!({"vcpus": 3}), "1 to 2"),
+        (json!({"vcpus": u32::MAX}), "1 to 2"),
+        (json!({"memory_mb": 0}), "from 128"),
+        (json!({"memory_mb": 127}), "from 128"),
+        (json!({"memory_mb": u32::MAX}), "from 128"),
+    ] {
+        let message = nest.post("/v1/sandboxes", body).await.error(400, "invalid_request");
+        assert!(message.contains(word), "{message}");
+    }
+    assert_eq!(nest.machines.boots(), 0);
+}
+
+#[actix_web::test]
+async fn a_timeout_of_zero_is_refused() {
+    let nest = Nest::start().await;
+    let answer = nest.post("/v1/sandboxes", json!({"timeout_sec": 0})).await;
+    assert!(answer.error(400, "invalid_request").contains("timeout_sec"));
+}
+
+#[actix_web::test]
+async fn labels_and_variables_stay_small_and_printable() {
+    let nest = Nest::start().await;
+    let many: serde_json::Map<String, Value> =
+        (0..129).map(|n| (format!("k{n}"), json!("v"))).collect();
+    let large = "v".repeat(33 << 10);
+    for entries in [json!(many), json!({"a": large}), json!({"a": "\0"}), json!({"a\0": "b"})] {
+        for field in ["envs", "metadata"] {
+            let answer = nest.post("/v1/sandboxes", json!({field: entries})).await;
+            let message = answer.error(400, "invalid_request");
+            assert!(message.contains(field) || message.contains("variable"), "{message}");
+        }
+    }
+    for name in ["", "A=B"] {
+        let answer = nest.post("/v1/sandboxes", json!({"envs": {name: "x"}})).await;
+        answer.error(400, "invalid_request");
+    }
+}

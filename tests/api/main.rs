@@ -1,0 +1,16 @@
+//! The API from outside: the real application on a real port with a real database; only the
+//! machines are simulated. Every route, state and error.
+
+mod api_keys;
+mod auth;
+mod bad_input;
+mod capacity;
+mod create;
+mod exec;
+mod files;
+mod idempotency;
+mod life;
+mod list;
+mod nest;
+mod observe;
+mod trouble;

@@ -1,0 +1,71 @@
+//! Metrics count, and every answer can be found in the log.
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::nest::{Answer, Nest};
+
+/// The value of one sample in Prometheus's text format.
+fn sample(text: &str, name: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    line.trim().parse().ok()
+}
+
+/// Checks the text's form, line by line.
+fn assert_parses(text: &str) {
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    for line in text.lines().filter(|line| !line.starts_with("# ")) {
+        let (name, value) = line.rsplit_once(' ').expect("a sample has a value");
+        let bare = name.split('{').next().unwrap();
+        let legal = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        assert!(bare.starts_with("nestbox_") && bare.chars().all(legal), "{line}");
+        value.parse::<f64>().unwrap_or_else(|_| panic!("{line}"));
+    }
+}
+
+#[actix_web::test]
+async fn metrics_parse_and_count() {
+    let nest = Nest::start().await;
+    let id = nest.create(json!({})).await;
+    let second = nest.create(json!({})).await;
+    nest.destroy(&second).await;
+    nest.sh(&id, "true").await;
+    nest.get("/v1/nothing").await;
+
+    let answer = nest.get("/metrics").await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.header("content-type").unwrap().starts_with("application/openmetrics-text"));
+    let text = String::from_utf8(answer.body.to_vec()).unwrap();
+    assert_parses(&text);
+    for (name, value) in [
+        ("nestbox_sandboxes{state=\"running\"}", 1.0),
+        ("nestbox_sandbox_create_seconds_count", 2.0),
+        ("nestbox_sandbox_create_failures_total", 0.0),
+        ("nestbox_command_seconds_count", 1.0),
+        ("nestbox_http_requests_total{status=\"201\"}", 2.0),
+        ("nestbox_http_requests_total{status=\"204\"}", 1.0),
+        ("nestbox_http_requests_total{status=\"404\"}", 1.0),
+        ("nestbox_http_request_seconds_count", 5.0),
+    ] {
+        assert_eq!(sample(&text, name), Some(value), "{name} in {text}");
+    }
+    assert!(!text.contains(&id), "no ids in labels");
+}
+
+#[actix_web::test]
+async fn every_answer_has_an_id_of_its_own() {
+    let nest = Nest::start().await;
+    let mut ids = std::collections::BTreeSet::new();
+    for path in ["/health", "/v1/sandboxes", "/v1/nothing", "/metrics"] {
+        let answer = Answer::of(nest.request(Method::GET, path)).await;
+        ids.insert(answer.header("x-request-id").expect("an id").to_owned());
+    }
+    assert_eq!(ids.len(), 4);
+}
+
+#[actix_web::test]
+async fn health_says_the_version() {
+    let nest = Nest::start().await;
+    let health = nest.get("/health").await.json();
+    assert_eq!(health, json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}));
+}

@@ -1,0 +1,305 @@
+//! Dependencies point one way. Walks the sources of the workspace and fails on an arrow that does
+//! not:
+//!
+//! ```text
+//! main -> startup -> http, cli -> actors -> vmm, entity -> domain
+//! ```
+//!
+//! Looks at paths, not only at `use` lines: `crate::vmm::kvm()` in an expression is an arrow too.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// What each part of the daemon may use beside itself and `chain`. What is not here may use nothing.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("main", &["startup", "cli", "config"]),
+    ("startup", &["http", "actors", "vmm", "entity", "domain", "config"]),
+    // An API handler knows the control plane's handle, and the values that pass through it.
+    ("http", &["actors", "entity", "domain"]),
+    // A client verb speaks HTTP; only `image` works without a daemon.
+    ("cli", &["vmm", "domain", "config"]),
+    ("actors", &["vmm", "entity", "domain"]),
+    ("vmm", &["domain"]),
+    ("entity", &["domain"]),
+    ("domain", &[]),
+    ("config", &[]),
+    ("chain", &[]),
+];
+
+/// The domain does nothing: it has no files, sockets, processes, threads or timers.
+const IDLE: &[&str] = &[
+    "std::fs",
+    "std::process",
+    "std::thread",
+    "std::io",
+    "std::os",
+    "std::env",
+    "std::net::Tcp",
+    "std::net::Udp",
+    "tokio",
+    "actix",
+    "nix",
+    "sea_orm",
+    "reqwest",
+    "async_trait",
+];
+
+/// Which crates may not be named below a directory, and what may.
+const FOREIGN: &[(&str, &[&str])] = &[
+    ("envd/src", &["nestbox", "nestbox_migration", "migration"]),
+    ("proto/src", &["nestbox", "nestbox_migration", "migration", "envd"]),
+    ("migration/src", &["nestbox", "nestbox_proto", "envd"]),
+    ("src/vmm", &["actix", "actix_web", "actix_multipart", "sea_orm", "migration"]),
+    ("src/http", &["sea_orm", "nix", "connectrpc", "nestbox_proto"]),
+    ("src/cli", &["actix", "actix_web", "sea_orm"]),
+    ("src/entity", &["actix", "actix_web", "nix"]),
+];
+
+/// An arrow from one part of the daemon to another.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Arrow {
+    from: String,
+    to: String,
+}
+
+/// The code of a source file: without comments, and without what stands in string literals.
+fn code(source: &str) -> String {
+    let mut code = String::new();
+    for line in source.lines() {
+        let mut rest = line;
+        let mut quoted = false;
+        while let Some(at) = rest.find(['"', '/']) {
+            let (before, after) = rest.split_at(at);
+            if !quoted {
+                code.push_str(before);
+            }
+            if after.starts_with('"') {
+                // An escaped quote does not end a literal, nor does '"' begin one.
+                let literal = before.ends_with('\\') || before.ends_with('\'');
+                quoted ^= !literal;
+                rest = &after[1..];
+            } else if !quoted && after.starts_with("//") {
+                rest = "";
+            } else {
+                rest = &after[1..];
+            }
+        }
+        if !quoted {
+            code.push_str(rest);
+        }
+        code.push('\n');
+    }
+    code
+}
+
+fn is_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
+}
+
+/// What follows each `root::` in the code, where `root` is a whole name.
+fn after<'a>(code: &'a str, root: &'a str) -> impl Iterator<Item = &'a str> {
+    code.match_indices(root).filter_map(move |(at, _)| {
+        let whole = !code[..at].ends_with(|c: char| is_name(c) || c == ':');
+        code[at + root.len()..].strip_prefix("::").filter(|_| whole)
+    })
+}
+
+/// The first names of a path, or of each path in a group: `a::b` is `a`, `{a::b, c}` is `a` and `c`.
+fn first_names(path: &str) -> BTreeSet<String> {
+    let name = |text: &str| text.trim_start().split(|c| !is_name(c)).next().unwrap().to_owned();
+    let Some(group) = path.strip_prefix('{') else { return [name(path)].into() };
+    let mut depth = 0;
+    let mut names = BTreeSet::new();
+    let mut begins = true;
+    for (at, c) in group.char_indices() {
+        match c {
+            '}' if depth == 0 => break,
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => begins = true,
+            c if begins && is_name(c) => {
+                names.insert(name(&group[at..]));
+                begins = false;
+            }
+            _ => {}
+        }
+    }
+    names
+}
+
+/// The module path of a file below `src`: `http/mod.rs` is `http`, `vmm/disk/qcow2.rs` three names.
+fn modules(file: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        file.with_extension("").iter().map(|name| name.to_string_lossy().into_owned()).collect();
+    if names.last().is_some_and(|last| last == "mod") {
+        names.pop();
+    }
+    names
+}
+
+/// The arrows that leave the part of the daemon which `file` belongs to.
+fn arrows(file: &Path, source: &str) -> BTreeSet<Arrow> {
+    let (code, modules) = (code(source), modules(file));
+    let from = &modules[0];
+    let mut targets: BTreeSet<String> = ["crate", "nestbox"]
+        .iter()
+        .flat_map(|root| after(&code, root))
+        .flat_map(first_names)
+        .collect();
+    // As many steps up as lead out of the part.
+    let up = vec!["super"; modules.len()].join("::");
+    targets.extend(after(&code, &up).flat_map(first_names));
+    let parts: BTreeSet<&str> = ALLOWED.iter().map(|(part, _)| *part).collect();
+    targets
+        .into_iter()
+        .filter(|to| to != from && parts.contains(to.as_str()))
+        .map(|to| Arrow { from: from.clone(), to })
+        .collect()
+}
+
+fn wrong_arrows(file: &Path, source: &str) -> Vec<Arrow> {
+    let allowed = |arrow: &Arrow| {
+        let known = ALLOWED.iter().find(|(part, _)| *part == arrow.from);
+        arrow.to == "chain" || known.is_some_and(|(_, to)| to.contains(&arrow.to.as_str()))
+    };
+    // The root of the library only says which parts there are.
+    let root = file == Path::new("lib.rs");
+    arrows(file, source).into_iter().filter(|arrow| !root && !allowed(arrow)).collect()
+}
+
+/// The names out of `names` that the source uses as the beginning of a path.
+fn named<'a>(source: &str, names: &[&'a str]) -> Vec<&'a str> {
+    let code = code(source);
+    let uses = |name: &str| {
+        code.match_indices(name).any(|(at, _)| {
+            let whole = !code[..at].ends_with(|c: char| is_name(c) || c == ':');
+            let rest = &code[at + name.len()..];
+            // `use std::fs;` and `use std::{fs}` are not told apart from paths by what follows.
+            let ends = !rest.starts_with(is_name) || name.ends_with("Tcp") || name.ends_with("Udp");
+            let path = name.contains("::") || rest.starts_with("::") || rest.starts_with(';');
+            whole && ends && path
+        })
+    };
+    names.iter().copied().filter(|name| uses(name)).collect()
+}
+
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()))
+    {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn every_arrow_points_down() {
+    let src = root().join("src");
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for path in sources(&src) {
+        let file = path.strip_prefix(&src).unwrap();
+        let source = read(&path);
+        seen += arrows(file, &source).len();
+        wrong.extend(wrong_arrows(file, &source).into_iter().map(|arrow| (file.to_owned(), arrow)));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(seen > 50, "only {seen} arrows were seen: the walk does not work");
+}
+
+#[test]
+fn every_part_of_the_daemon_has_its_place() {
+    let parts: BTreeSet<&str> = ALLOWED.iter().map(|(part, _)| *part).collect();
+    for entry in std::fs::read_dir(root().join("src")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        assert!(name == "lib" || parts.contains(name), "say what {name} may use");
+    }
+}
+
+#[test]
+fn the_domain_does_no_input_or_output() {
+    for path in sources(&root().join("src/domain")) {
+        assert_eq!(named(&read(&path), IDLE), [""; 0], "{}", path.display());
+    }
+}
+
+#[test]
+fn no_part_names_a_foreign_crate() {
+    for (dir, foreign) in FOREIGN {
+        for path in sources(&root().join(dir)) {
+            assert_eq!(named(&read(&path), foreign), [""; 0], "{}", path.display());
+        }
+    }
+    for package in ["envd", "proto", "migration"] {
+        let manifest = read(&root().join(package).join("Cargo.toml"));
+        let daemon = manifest.lines().any(|line| line.replace(' ', "").starts_with("nestbox="));
+        assert!(!daemon, "{package} depends on the daemon");
+    }
+}
+
+#[test]
+fn no_setting_leads_to_simulated_machines() {
+    for dir in ["src/startup", "src/cli", "src/http"] {
+        for path in sources(&root().join(dir)) {
+            assert!(!code(&read(&path)).contains("simulated"), "{}", path.display());
+        }
+    }
+    for file in ["src/main.rs", "src/config.rs"] {
+        assert!(!code(&read(&root().join(file))).contains("simulated"), "{file}");
+    }
+}
+
+fn wrong(file: &str, source: &str) -> Vec<String> {
+    wrong_arrows(Path::new(file), source).into_iter().map(|arrow| arrow.to).collect()
+}
+
+#[test]
+fn a_wrong_arrow_is_seen_however_it_is_written() {
+    assert_eq!(wrong("vmm/kvm.rs", "use crate::http::Code;"), ["http"]);
+    assert_eq!(wrong("http/exec.rs", "let x = crate::vmm::kvm();"), ["vmm"]);
+    assert_eq!(wrong("http/mod.rs", "use crate::{actors::host, vmm::{a, b}, domain};"), ["vmm"]);
+    assert_eq!(
+        wrong("http/mod.rs", "use crate::{\n    domain::{id, name},\n    cli,\n};"),
+        ["cli"]
+    );
+    assert_eq!(wrong("domain/id.rs", "use super::super::entity::Cursor;"), ["entity"]);
+    assert_eq!(wrong("vmm/disk/mod.rs", "use super::super::actors;"), ["actors"]);
+    assert_eq!(wrong("main.rs", "use nestbox::vmm::kvm;"), ["vmm"]);
+    assert_eq!(wrong("actors/host.rs", "use crate::config::Config;"), ["config"]);
+    assert_eq!(wrong("cli/rm.rs", "use crate::startup; use crate::actors;"), ["actors", "startup"]);
+}
+
+#[test]
+fn what_is_no_wrong_arrow_is_not_seen() {
+    assert!(wrong("http/mod.rs", "use crate::actors::control_plane; use crate::chain;").is_empty());
+    assert!(wrong("vmm/kvm.rs", "// use crate::http;\n//! crate::http::x\n").is_empty());
+    assert!(wrong("vmm/kvm.rs", "let a = \"crate::http::x\"; use crate::vmm::b;").is_empty());
+    assert!(wrong("vmm/kvm.rs", "use nestbox_proto::http::x; use mycrate::http::y;").is_empty());
+    assert!(wrong("vmm/network/mod.rs", "use super::config::x;").is_empty());
+}
+
+#[test]
+fn a_foreign_crate_is_seen_and_a_word_is_not() {
+    assert_eq!(named("use nestbox::domain::id;", &["nestbox"]), ["nestbox"]);
+    assert!(named("use nestbox_proto::process; let nestbox = 1;", &["nestbox"]).is_empty());
+    assert_eq!(named("let x = std::fs::read(p);", IDLE), ["std::fs"]);
+    assert_eq!(
+        named("use std::net::TcpStream; use tokio::spawn;", IDLE),
+        ["std::net::Tcp", "tokio"]
+    );
+    assert!(named("use std::net::Ipv4Addr; // tokio::spawn", IDLE).is_empty());
+}
