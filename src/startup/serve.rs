@@ -48,6 +48,8 @@ async fn run(config: &Config) -> Result<()> {
     let server = HttpServer::new(move || create_app(control.clone()))
         .workers(HTTP_THREADS)
         .shutdown_timeout(SHUTDOWN_SECONDS)
+        // A client that hangs up is heard at once: its command is killed, not run for nobody.
+        .h1_allow_half_closed(false)
         .disable_signals()
         .listen(listener)
         .context("cannot serve HTTP")?
