@@ -30,6 +30,8 @@ fn an_imported_tree_without_users_boots_and_runs_as_root() {
         for program in ["sh", "id", "cat", "hostname"] {
             install(&tree, program);
         }
+        fs::create_dir(tree.join("etc")).expect("a directory");
+        fs::write(tree.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\n").expect("a file");
         let images = lab.path("images");
         fs::create_dir(&images).expect("a directory");
         // The kernel of the built image, with its modules, so that nothing has to be downloaded.

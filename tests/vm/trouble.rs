@@ -228,6 +228,7 @@ fn a_full_disk_of_the_host_refuses_new_sandboxes_and_nothing_else() {
         let answer = daemon.try_create(json!({ "memory_mb": 256 })).await;
         answer.is_error(507, "no_space");
         assert_eq!(sandbox.sh("echo on").await, "on");
+        drop(file);
         fs::remove_file(&fill).expect("removed");
         daemon.is_back_to(&before).await;
 

@@ -29,6 +29,7 @@ use super::hypervisor::{BootPlan, Hypervisor, Vm};
 use super::image::{Image, ImageError, ImageStore};
 use super::machine::{EngineInfo, Machine, MachineError, MachineSpec, Machines, Survivor};
 use super::network::{NetworkConfig, NetworkError, SlotPool, resolvers};
+use super::process::VmProcess;
 use super::record::{Life, Record, RecordError, RecordFile};
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
@@ -47,6 +48,9 @@ const MEMORY_OVERHEAD_MIB: u64 = 256;
 
 /// Threads of one hypervisor: one per vCPU, some for I/O.
 const MAX_PIDS: u32 = 64;
+
+/// A killed process is gone in milliseconds, unless the host is in trouble.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a guest whose agent has said that it listens may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -333,14 +337,12 @@ impl Machines for HostMachines {
         match self.find(id, &mut parts).await {
             Ok(agent) => Ok(Arc::new(HostMachine::new(parts, agent))),
             Err(reason) => {
-                // The VM first, then what it used; the rest by name.
-                let mut remains = parts.dismantle().await;
-                if let Err(error) = self.sweep(id).await {
-                    remains.push(crate::chain(&error).to_string());
-                }
-                match remains.is_empty() {
-                    true => Err(MachineError::NotAdopted(reason)),
-                    false => Err(MachineError::Remains(remains)),
+                // What was found is let go of, not taken away: the sweep goes by the record, which
+                // also names what was not found any more.
+                drop(parts);
+                match self.sweep(id).await {
+                    Ok(()) => Err(MachineError::NotAdopted(reason)),
+                    Err(error) => Err(error),
                 }
             }
         }
@@ -350,18 +352,28 @@ impl Machines for HostMachines {
         let mut parts = Parts::new(self.dir(id));
         let mut remains = Vec::new();
         parts.cgroup = self.cgroups.adopt(id).ok();
-        if let Ok(record) = RecordFile::read(&parts.dir) {
-            let now = record.get();
-            if let Some(process) = now.process {
-                parts.vm = self.hypervisor.adopt(process, &parts.dir).await.ok().map(Arc::from);
-            }
-            parts.record = Some(Arc::new(record));
-            parts.kill().await.unwrap_or_else(|error| remains.push(error));
-            if let Some(slot) = now.slot.and_then(|slot| SlotIndex::try_from(slot).ok())
-                && let Err(error) = self.slots.discard(slot).await
-            {
-                remains.push(crate::chain(&error).to_string());
-            }
+        let record = RecordFile::read(&parts.dir).ok();
+        let now = record.as_ref().map(RecordFile::get);
+        parts.record = record.map(Arc::new);
+        // By its pid, for its sockets may be what is broken.
+        if let Some(process) = now.as_ref().and_then(|now| now.process)
+            && let Ok(process) = VmProcess::watch(process)
+            && let Err(error) = process.kill(KILL_LIMIT).await
+        {
+            return Err(MachineError::Remains(vec![crate::chain(&error).to_string()]));
+        }
+        // A VM that lives uses everything, so everything stays.
+        if let Err(error) = parts.kill().await {
+            return Err(MachineError::Remains(vec![error]));
+        }
+        if let (Some(record), Some(now)) = (&parts.record, now)
+            && let Some(slot) = now.slot.and_then(|slot| SlotIndex::try_from(slot).ok())
+        {
+            // First the record, then the slot: as in `Parts::dismantle`.
+            let forgotten = record.update(|record| record.slot = None);
+            remains.extend(forgotten.err().map(|error| crate::chain(&error).to_string()));
+            let removed = self.slots.discard(slot).await;
+            remains.extend(removed.err().map(|error| crate::chain(&error).to_string()));
         }
         remains.extend(parts.dismantle().await);
         match remains.is_empty() {
@@ -378,8 +390,15 @@ impl Machines for HostMachines {
 }
 
 impl HostMachines {
-    /// Takes away a directory in which no sandbox can be found.
+    /// Takes away a directory in which no sandbox can be found, or whatever else is there.
     async fn forget(&self, dir: &Path) {
+        let is_dir = std::fs::symlink_metadata(dir).is_ok_and(|metadata| metadata.is_dir());
+        if !is_dir {
+            if let Err(error) = std::fs::remove_file(dir) {
+                tracing::warn!(path = %dir.display(), %error, "a left-over file stays");
+            }
+            return;
+        }
         let id = dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
         let outcome: Result<(), String> = match id {
             Some(id) => self.sweep(&id).await.map_err(|error| error.to_string()),

@@ -7,7 +7,8 @@ use std::process::{Command, Output};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
-use nix::mount::{MsFlags, mount};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -73,6 +74,16 @@ fn separate() {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("new namespaces");
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("private mounts");
+    // The namespaces of daemons elsewhere come and go.
+    let mounts = fs::read_to_string("/proc/thread-self/mounts").expect("mounts");
+    let targets: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+    for target in targets.into_iter().rev().filter(|target| target.starts_with("/run/")) {
+        match umount2(target, MntFlags::MNT_DETACH) {
+            // Gone in the meantime.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            Err(errno) => panic!("cannot unmount {target}: {errno}"),
+        }
+    }
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>)
         .expect("an empty /run");
     run("ip link set lo up");
