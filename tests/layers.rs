@@ -73,16 +73,11 @@ fn code(source: &str) -> String {
             if !quoted {
                 code.push_str(before);
             }
-            if after.starts_with('"') {
-                // An escaped quote does not end a literal, nor does '"' begin one.
-                let literal = before.ends_with('\\') || before.ends_with('\'');
-                quoted ^= !literal;
-                rest = &after[1..];
-            } else if !quoted && after.starts_with("//") {
-                rest = "";
-            } else {
-                rest = &after[1..];
-            }
+            let comment = !quoted && after.starts_with("//");
+            // An escaped quote does not end a literal, nor does '"' begin one.
+            let literal = before.ends_with('\\') || before.ends_with('\'');
+            quoted ^= after.starts_with('"') && !literal;
+            rest = if comment { "" } else { &after[1..] };
         }
         if !quoted {
             code.push_str(rest);

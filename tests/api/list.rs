@@ -30,7 +30,7 @@ async fn those_that_live_are_listed_newest_first_and_stopped_ones_when_asked_for
     nest.destroy(&gone).await;
 
     assert_eq!(ids(&nest, "").await, [second.clone(), first.clone()]);
-    assert_eq!(ids(&nest, "?state=stopped").await, [gone.clone()]);
+    assert_eq!(ids(&nest, "?state=stopped").await, [gone.as_str()]);
     let all = [gone, second, first];
     assert_eq!(ids(&nest, "?state=stopped,running").await, all);
     assert_eq!(ids(&nest, "?state=stopped&state=running").await, all);
