@@ -112,13 +112,13 @@ impl HostHandle {
     ///
     /// [`HostError::TooManyVcpus`], [`HostError::MemoryOutOfRange`].
     pub fn check_shape(&self, shape: Shape) -> Result<(), HostError> {
-        let Limits { cpus, memory_mib, reserve_mib } = self.limits;
+        let Limits { cpus, memory_mib, .. } = self.limits;
         if !(1..=cpus).contains(&shape.vcpus) {
             return Err(HostError::TooManyVcpus { cpus });
         }
         let least = u64::from(Shape::MIN_MEMORY_MIB);
-        // Were the reserve misconfigured, the range still names sane numbers.
-        let most = memory_mib.saturating_sub(reserve_mib + VM_OVERHEAD_MIB).max(least);
+        // What the host has, not what it can spare now: that is asked when the sandbox is made.
+        let most = memory_mib.saturating_sub(VM_OVERHEAD_MIB).max(least);
         if !(least..=most).contains(&shape.memory_mib.into()) {
             return Err(HostError::MemoryOutOfRange { least, most });
         }

@@ -20,8 +20,8 @@ use nix::unistd::write;
 
 /// Where cgroup2 is mounted: in our guests, and beside the older hierarchy on some hosts.
 const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
-/// The directory that holds all of ours.
-const PARENT: &str = "nestbox";
+/// The directory that holds all of ours; on a host the daemon has another one.
+const PARENT: &str = "envd";
 /// Empty ones kept for the next start.
 const READY: usize = 8;
 

@@ -73,7 +73,7 @@ async fn a_cgroup_is_made_with_its_limits_and_leaves_nothing() {
 async fn a_child_is_in_the_cgroup_before_it_executes_anything() {
     let Some((_data, cgroups)) = cgroups() else { return };
     let cgroup = cgroups.create(&SandboxId::random(), LIMITS).await.expect("a cgroup");
-    let mut child = start(&cgroup, "sleep 60");
+    let mut child = start(&cgroup, "exec sleep 60");
     let pid = Pid::from_raw(child.id() as i32);
     for place in cgroup.places() {
         assert!(place.pids().expect("readable").contains(&pid), "{}", place.dir.display());
@@ -141,7 +141,7 @@ async fn a_cgroup_with_processes_outlives_its_guard_and_is_adopted() {
     let Some((_data, cgroups)) = cgroups() else { return };
     let id = SandboxId::random();
     let cgroup = cgroups.create(&id, LIMITS).await.expect("a cgroup");
-    let mut child = start(&cgroup, "sleep 60");
+    let mut child = start(&cgroup, "exec sleep 60");
     drop(cgroup);
     assert_eq!(cgroups.list().expect("a list"), std::slice::from_ref(&id));
     let adopted = cgroups.adopt(&id).expect("it is there");
