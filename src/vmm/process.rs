@@ -249,13 +249,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_process_is_watched_killed_and_reaped() {
-        let child = Command::new("sleep").arg("60").spawn().expect("sleep starts");
+        let mut child = Command::new("sleep").arg("60").spawn().expect("sleep starts");
         let pid = child.id() as i32;
         let id = ProcessId { pid, start_ticks: start_ticks(pid).expect("it runs") };
         let process = VmProcess::watch(id).expect("it can be watched");
         process.kill(Duration::from_secs(5)).await.expect("it dies");
         process.kill(Duration::from_secs(5)).await.expect("killing again is fine");
         assert!(!Path::new(&format!("/proc/{pid}")).exists(), "it was reaped");
+        child.wait().expect_err("there is nothing left to wait for");
         assert!(matches!(VmProcess::watch(id), Err(ProcessError::Gone { .. })));
     }
 

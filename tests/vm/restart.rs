@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::support::{Daemon, Options, Sandbox, eventually, in_a_lab};
+use crate::support::{Daemon, Options, Sandbox, eventually, eventually_within, in_a_lab};
 
 /// How a daemon ends.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +81,24 @@ fn sandboxes_survive_every_end_of_the_daemon() {
         for sandbox in &lasting {
             sandbox.destroy().await;
         }
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn a_time_that_ran_out_while_no_daemon_ran_is_over_at_the_next_start() {
+    in_a_lab(1, async |lab| {
+        let mut daemon = lab.daemon().await;
+        let wish = json!({ "memory_mb": 256, "timeout_sec": 3 });
+        let sandbox = daemon.create_with(wish).await;
+        let vm = format!("/proc/{}", sandbox.vm_pid());
+        daemon.kill9().await;
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert!(std::path::Path::new(&vm).exists(), "nobody ends it meanwhile");
+        daemon.start_again().await;
+        let sandbox = sandbox.through(daemon.api());
+        let over = || async { sandbox.state().await == "stopped" };
+        eventually_within(Duration::from_secs(3), "it is over", &mut { over }).await;
         daemon.stop().await;
     });
 }

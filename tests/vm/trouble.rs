@@ -228,6 +228,11 @@ fn a_full_disk_of_the_host_refuses_new_sandboxes_and_nothing_else() {
         let answer = daemon.try_create(json!({ "memory_mb": 256 })).await;
         answer.is_error(507, "no_space");
         assert_eq!(sandbox.sh("echo on").await, "on");
+        // A guest that needs more of the disk is told, not frozen for ever.
+        let greedy = "dd if=/dev/urandom of=big bs=1M count=20 conv=fsync";
+        let output = sandbox.exec(json!({ "cmd": greedy, "timeout_sec": 30 })).await;
+        assert!(!output.timed_out && output.exit_code != 0, "{output:?}");
+        assert_eq!(sandbox.sh("echo still").await, "still");
         drop(file);
         fs::remove_file(&fill).expect("removed");
         daemon.is_back_to(&before).await;

@@ -150,7 +150,9 @@ pub fn command_line(
         "-blockdev",
         "driver=qcow2,node-name=root,file=overlay-file,backing=base,discard=unmap".to_owned(),
     );
-    add("-device", "virtio-blk-device,drive=root".to_owned());
+    // By default QEMU stops the whole VM when the host's disk is full, and nobody would let it go
+    // on; the guest rather sees the error.
+    add("-device", "virtio-blk-device,drive=root,werror=report,rerror=report".to_owned());
 
     add("-netdev", format!("tap,id=net0,fd={}", number(&inherited.tap)));
     add("-device", format!("virtio-net-device,netdev=net0,mac={GUEST_MAC}"));
