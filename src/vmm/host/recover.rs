@@ -1,0 +1,164 @@
+//! Finds what a former daemon left, takes it over, or takes it away.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::machine::HostMachine;
+use super::parts::Parts;
+use super::{HostMachines, OVERLAY};
+use crate::domain::id::SandboxId;
+use crate::domain::sandbox::SandboxState;
+use crate::domain::slot::SlotIndex;
+use crate::vmm::cgroup::CgroupError;
+use crate::vmm::disk::Overlay;
+use crate::vmm::guest::{AGENT_PORT, Agent};
+use crate::vmm::machine::{Machine, MachineError, Survivor};
+use crate::vmm::process::VmProcess;
+use crate::vmm::record::RecordFile;
+
+/// A killed process is gone in milliseconds, unless the host is in trouble.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+impl HostMachines {
+    pub(super) async fn list_survivors(&self) -> Vec<Survivor> {
+        let mut survivors = Vec::new();
+        for dir in list(&self.sandboxes).unwrap_or_default() {
+            match RecordFile::read(&dir) {
+                Ok(record) => {
+                    let record = record.get();
+                    survivors.push(Survivor { id: record.id, life: record.life });
+                }
+                Err(error) => {
+                    tracing::warn!(path = %dir.display(), error = %crate::chain(&error),
+                        "a sandbox without a record is taken away");
+                    self.forget(&dir).await;
+                }
+            }
+        }
+        let known: HashSet<&SandboxId> = survivors.iter().map(|survivor| &survivor.id).collect();
+        for id in self.cgroups.list().unwrap_or_default() {
+            if !known.contains(&id)
+                && let Err(error) = self.sweep_sandbox(&id).await
+            {
+                tracing::warn!(sandbox_id = %id, error = %crate::chain(&error),
+                    "a left-over cgroup stays");
+            }
+        }
+        survivors
+    }
+
+    pub(super) async fn adopt_machine(
+        &self,
+        id: &SandboxId,
+    ) -> Result<Arc<dyn Machine>, MachineError> {
+        let mut parts = Parts::new(self.dir(id));
+        match self.find(id, &mut parts).await {
+            Ok(agent) => Ok(Arc::new(HostMachine::new(parts, agent))),
+            Err(reason) => {
+                // What was found is let go of, not taken away: the sweep goes by the record, which
+                // also names what was not found any more.
+                drop(parts);
+                match self.sweep_sandbox(id).await {
+                    Ok(()) => Err(MachineError::NotAdopted(reason)),
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    pub(super) async fn sweep_sandbox(&self, id: &SandboxId) -> Result<(), MachineError> {
+        let mut parts = Parts::new(self.dir(id));
+        let mut remains = Vec::new();
+        parts.cgroup = self.cgroups.adopt(id).ok();
+        let record = RecordFile::read(&parts.dir).ok();
+        let now = record.as_ref().map(RecordFile::get);
+        parts.record = record.map(Arc::new);
+        // By its pid, for its sockets may be what is broken.
+        if let Some(process) = now.as_ref().and_then(|now| now.process)
+            && let Ok(process) = VmProcess::watch(process)
+            && let Err(error) = process.kill(KILL_LIMIT).await
+        {
+            return Err(MachineError::Remains(vec![crate::chain(&error).to_string()]));
+        }
+        // A VM that lives uses everything, so everything stays.
+        if let Err(error) = parts.kill().await {
+            return Err(MachineError::Remains(vec![error]));
+        }
+        if let (Some(record), Some(now)) = (&parts.record, now)
+            && let Some(slot) = now.slot.and_then(|slot| SlotIndex::try_from(slot).ok())
+        {
+            // First the record, then the slot: as in `Parts::dismantle`.
+            let forgotten = record.update(|record| record.slot = None);
+            remains.extend(forgotten.err().map(|error| crate::chain(&error).to_string()));
+            let removed = self.slots.discard(slot).await;
+            remains.extend(removed.err().map(|error| crate::chain(&error).to_string()));
+        }
+        remains.extend(parts.dismantle().await);
+        match remains.is_empty() {
+            true => Ok(()),
+            false => Err(MachineError::Remains(remains)),
+        }
+    }
+
+    /// Finds everything that a machine consists of; what is missing makes it unfit.
+    async fn find(&self, id: &SandboxId, parts: &mut Parts) -> Result<Agent, String> {
+        let dir = parts.dir.clone();
+        let told = |error: &(dyn std::error::Error + 'static)| crate::chain(error).to_string();
+        let record = RecordFile::read(&dir).map_err(|error| told(&error))?;
+        let now = parts.record.insert(Arc::new(record)).get();
+        let (Some(process), Some(slot)) = (now.process, now.slot) else {
+            return Err("the daemon ended while the sandbox was being made".to_owned());
+        };
+        let vm = self.hypervisor.adopt(process, &dir).await.map_err(|error| told(&error))?;
+        parts.vm = Some(Arc::from(vm));
+        let slot = SlotIndex::try_from(slot).map_err(|error| told(&error))?;
+        let slot = self.slots.adopt(slot).await.map_err(|error| told(&error))?;
+        let address = (parts.slot.insert(slot).address(), AGENT_PORT).into();
+        match self.cgroups.adopt(id) {
+            Ok(cgroup) => parts.cgroup = Some(cgroup),
+            // A host without cgroups has none to adopt.
+            Err(CgroupError::NotFound { .. }) => {}
+            Err(error) => return Err(told(&error)),
+        }
+        let pid = u32::try_from(process.pid).map_err(|error| told(&error))?;
+        let overlay = Overlay::adopt(&dir.join(OVERLAY), pid).map_err(|error| told(&error))?;
+        parts.overlay = Some(overlay);
+        if now.life.state == SandboxState::Starting {
+            return Err("the daemon ended while the sandbox was starting".to_owned());
+        }
+        Ok(Agent::new(address, &now.access_token))
+    }
+
+    /// Takes away a directory in which no sandbox can be found, or whatever else is there.
+    async fn forget(&self, dir: &Path) {
+        let is_dir = std::fs::symlink_metadata(dir).is_ok_and(|metadata| metadata.is_dir());
+        if !is_dir {
+            if let Err(error) = std::fs::remove_file(dir) {
+                tracing::warn!(path = %dir.display(), %error, "a left-over file stays");
+            }
+            return;
+        }
+        let id = dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+        let outcome: Result<(), String> = match id {
+            Some(id) => self.sweep_sandbox(&id).await.map_err(|error| error.to_string()),
+            None => std::fs::remove_dir_all(dir).map_err(|error| error.to_string()),
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(path = %dir.display(), error, "a left-over directory stays");
+        }
+    }
+}
+
+/// Everything that lies in a directory.
+pub(super) fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>()?;
+    Ok(entries.into_iter().map(|entry| entry.path()).collect())
+}
+
+/// The slot that the record in a sandbox's directory names.
+pub(super) fn slot_of(dir: &Path) -> Option<SlotIndex> {
+    SlotIndex::try_from(RecordFile::read(dir).ok()?.get().slot?).ok()
+}
