@@ -88,7 +88,8 @@ fn firecracker_is_not_promised() {
 fn without_an_image_the_answer_names_the_command() {
     in_a_lab(0, async |lab| {
         let images = Some(lab.path("no-images"));
-        let mut daemon = lab.daemon_with(Options { images, ..Options::default() }).await;
+        let mut daemon =
+            lab.daemon_with(Options { images, slot_pool: 0, ..Options::default() }).await;
         let idle = daemon.census();
         for template in ["debian", "no-such-image"] {
             let answer = daemon.try_create(json!({ "template": template })).await;

@@ -2,6 +2,7 @@
 //! sees only what it made and runs beside any other test or daemon.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -93,7 +94,11 @@ fn separate() {
 impl Lab {
     fn new(images: PathBuf) -> Self {
         // Only root may look inside, as in `/root`.
-        let root = tempfile::Builder::new().prefix("nestbox-vm-").tempdir().expect("a directory");
+        let root = tempfile::Builder::new()
+            .prefix("nestbox-vm-")
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir()
+            .expect("a directory");
         let data_dir = root.path().join("data");
         Self { root, data_dir, images }
     }
