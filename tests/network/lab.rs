@@ -15,9 +15,10 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nestbox::vmm::network::{NetworkConfig, Slot};
-use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, setns};
+
+use crate::own_machine::separate;
 
 /// Runs a test on a machine of its own. Without root it is skipped, and says so.
 pub fn on_own_machine<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
@@ -26,12 +27,7 @@ pub fn on_own_machine<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 
         return;
     }
     let machine = thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("new namespaces");
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("private mounts");
-        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>)
-            .expect("an empty /run");
-        run("ip link set lo up");
+        separate();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()

@@ -3,4 +3,6 @@
 mod lab;
 mod life;
 mod measure;
+#[path = "../support/own_machine.rs"]
+mod own_machine;
 mod reach;

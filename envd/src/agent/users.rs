@@ -38,6 +38,17 @@ pub enum UserError {
     },
 }
 
+fn nameless_root() -> User {
+    User {
+        name: "root".to_owned(),
+        uid: 0,
+        gid: 0,
+        groups: vec![0],
+        home: PathBuf::from("/"),
+        shell: "/bin/sh".to_owned(),
+    }
+}
+
 /// Identity of a file's contents: device, inode, size in bytes, modification time in nanoseconds.
 type Stamp = Option<(u64, u64, u64, i64)>;
 
@@ -75,12 +86,14 @@ impl Users {
     pub fn find(&self, name: &str) -> Result<Arc<User>, UserError> {
         let tables = self.tables();
         let by_number = || name.parse().ok().and_then(|uid: u32| tables.names.get(&uid));
-        tables
-            .users
-            .get(name)
-            .or_else(|| by_number().and_then(|name| tables.users.get(name)))
-            .cloned()
-            .ok_or_else(|| UserError::Unknown { name: name.to_owned() })
+        let known =
+            tables.users.get(name).or_else(|| by_number().and_then(|name| tables.users.get(name)));
+        match known {
+            Some(user) => Ok(user.clone()),
+            // An image from scratch has no accounts at all, and the kernel's root nevertheless.
+            None if ["root", "0"].contains(&name) => Ok(Arc::new(nameless_root())),
+            None => Err(UserError::Unknown { name: name.to_owned() }),
+        }
     }
 
     /// The name of a user id, or the number itself.
@@ -164,6 +177,14 @@ mod tests {
         std::fs::write(&passwd, PASSWD).unwrap();
         std::fs::write(&group, GROUP).unwrap();
         (dir, Users::new(passwd, group))
+    }
+
+    #[test]
+    fn an_image_without_accounts_has_root() {
+        let users = Users::new("/nowhere/passwd", "/nowhere/group");
+        assert_eq!(users.find("root").map(|user| user.uid), Ok(0));
+        assert_eq!(users.find("0").map(|user| user.home.clone()), Ok(PathBuf::from("/")));
+        assert!(users.find("user").is_err());
     }
 
     #[test]

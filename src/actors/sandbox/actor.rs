@@ -216,7 +216,11 @@ impl Actor for SandboxActor {
                 self.machine = Some(machine.clone());
                 match self.life.state {
                     // It was to be destroyed when the former daemon ended: that goes on.
-                    SandboxState::Stopping => self.dismantle(machine, ctx),
+                    SandboxState::Stopping => {
+                        // The former daemon may not have told it. Its record goes with the machine.
+                        self.publisher.publish(&self.life, None, || {});
+                        self.dismantle(machine, ctx);
+                    }
                     _ => {
                         self.publisher.publish(&self.life, self.machine.clone(), || {});
                         self.watch_machine(&machine, ctx);

@@ -8,14 +8,12 @@ use std::process::{Command, Output};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
-use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::census::{Census, processes_of};
 use super::daemon::{Daemon, Options, bare_command};
+use super::own_machine::separate;
 
 /// VMs of all tests together: enough that the long test holds up no other, few enough that boots on
 /// two cores stay quick.
@@ -70,25 +68,6 @@ fn images() -> Result<PathBuf, String> {
         true => Ok(dir),
         false => Err(format!("no image called debian in {}", dir.display())),
     }
-}
-
-fn separate() {
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("new namespaces");
-    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("private mounts");
-    // The namespaces of daemons elsewhere come and go.
-    let mounts = fs::read_to_string("/proc/thread-self/mounts").expect("mounts");
-    let targets: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).collect();
-    for target in targets.into_iter().rev().filter(|target| target.starts_with("/run/")) {
-        match umount2(target, MntFlags::MNT_DETACH) {
-            // Gone in the meantime.
-            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
-            Err(errno) => panic!("cannot unmount {target}: {errno}"),
-        }
-    }
-    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>)
-        .expect("an empty /run");
-    run("ip link set lo up");
 }
 
 impl Lab {

@@ -4,6 +4,8 @@ mod api;
 mod census;
 mod daemon;
 mod lab;
+#[path = "../../support/own_machine.rs"]
+mod own_machine;
 
 use std::future::Future;
 use std::time::Duration;
