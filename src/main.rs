@@ -20,6 +20,7 @@ fn main() -> ExitCode {
             report(outcome.and_then(|config| startup::serve(&config)).map(|()| true))
         }
         Command::Doctor(args) => {
+            let data_dir = cli.global.local_data_dir();
             let outcome = Config::load(args, data_dir.as_deref()).map_err(anyhow::Error::from);
             let json = cli.global.json;
             report(outcome.and_then(|config| block_on(startup::doctor(&config, json))?))

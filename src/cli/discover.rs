@@ -49,6 +49,16 @@ pub(super) fn find(global: &Global) -> Result<Daemon, DiscoverError> {
     find_in(global.url.as_deref(), global.api_key.as_deref(), &dirs)
 }
 
+/// The data directory of this machine's daemon for verbs that need no running one: as given, else
+/// where [`find`] would find one.
+pub(super) fn data_dir(global: &Global) -> Option<PathBuf> {
+    let project = || {
+        let (system, project) = (Path::new(SYSTEM_DIR), Path::new(PROJECT_DIR));
+        (!system.exists() && project.exists()).then(|| project.to_owned())
+    };
+    global.data_dir.clone().or_else(project)
+}
+
 fn find_in(
     url: Option<&str>,
     api_key: Option<&str>,

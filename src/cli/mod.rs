@@ -97,6 +97,13 @@ pub enum Command {
     Key(key::KeyCommand),
 }
 
+impl Global {
+    /// The data directory of this machine's daemon, if it is not the default one.
+    pub fn local_data_dir(&self) -> Option<PathBuf> {
+        discover::data_dir(self)
+    }
+}
+
 impl Cli {
     /// Reads the process's arguments. Prints help or what is wrong with them itself, and then gives
     /// the code to end with.
@@ -126,7 +133,7 @@ async fn dispatch(Cli { global, command }: Cli) -> Result<ExitCode> {
         Command::Image(args) => {
             let image_dir = args.image_dir.clone();
             let settings = ConfigArgs { image_dir, ..ConfigArgs::default() };
-            let config = Config::load(&settings, global.data_dir.as_deref())?;
+            let config = Config::load(&settings, global.local_data_dir().as_deref())?;
             image::run(args, &config.image_dir(), format).await?;
             Ok(ExitCode::SUCCESS)
         }
