@@ -77,6 +77,24 @@ pub fn from_debian(
     store(kernels, work, Parts { version, vmlinux, modules })
 }
 
+/// The name of the newest kernel from Debian's package that is stored already and whole, so that
+/// an image can be made without fetching one.
+pub fn stored_debian(kernels: &Path) -> Option<String> {
+    let newest = fs::read_dir(kernels)
+        .ok()?
+        .flatten()
+        .filter_map(|entry| {
+            let manifest: KernelManifest =
+                manifest::read(&entry.path().join("kernel.json")).ok()?;
+            // One's own kernel has its drivers built in; Debian's always comes with modules.
+            let usable = manifest.format == FORMAT && !manifest.modules.is_empty();
+            usable.then(|| (manifest.created_at, entry.path()))
+        })
+        .filter(|(_, dir)| verify(dir).is_ok_and(|damaged| damaged.is_empty()))
+        .max()?;
+    Some(newest.1.file_name()?.to_str()?.to_owned())
+}
+
 /// Makes a kernel directory from one's own kernel, which must have its drivers built in.
 ///
 /// # Errors

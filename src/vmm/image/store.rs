@@ -125,8 +125,9 @@ impl ImageStore {
         self.publish(name, kernel, &disk, source, progress).map(Built::New)
     }
 
-    /// Makes an image of somebody's root filesystem, with their kernel or else Debian's. An image
-    /// of that name that was there before is replaced.
+    /// Makes an image of somebody's root filesystem, with their kernel or else Debian's: the newest
+    /// one that is here already, or a fresh one. An image of that name that was there before is
+    /// replaced.
     ///
     /// # Errors
     /// As [`ImageStore::build_debian`].
@@ -144,7 +145,10 @@ impl ImageStore {
         let kernels = self.dir.join(KERNELS);
         let kernel = match kernel {
             Some(path) => kernel::from_file(&kernels, session.work(), path),
-            None => kernel::from_debian(&kernels, session.work(), progress),
+            None => match kernel::stored_debian(&kernels) {
+                Some(stored) => Ok(stored),
+                None => kernel::from_debian(&kernels, session.work(), progress),
+            },
         };
         let kernel = kernel.map_err(|source| ImageError::Kernel { name: name.clone(), source })?;
         self.publish(name, kernel, &disk, source.path().display().to_string(), progress)
