@@ -1,10 +1,10 @@
 //! The rate of the host's time stamp counter.
 //!
 //! A guest in software reads the host's counter and has to learn its rate from an emulated timer.
-//! On a busy host that goes wrong: the kernel then takes the counter for unstable, and of a hundred
-//! boots some hang before their first timer interrupt (seen with QEMU 7.2 and Linux 6.1 at a load
-//! of two per CPU: 10 of 28; with the rate given: 0 of 28, and each boot a fifth of a second
-//! shorter). So the host measures once and tells every guest.
+//! On a busy host that goes wrong: the kernel then takes the counter for unstable, and some boots
+//! hang before their first timer interrupt. Seen with QEMU 7.2 and Linux 6.1 at a load of about two
+//! per CPU: 10 of 28 boots, with various flags; with the rate given, 0 of 28. So the host measures
+//! once and tells every guest.
 
 use std::time::{Duration, Instant};
 

@@ -85,7 +85,7 @@ fn kernel_command_line(engine: Engine) -> String {
         Engine::Kvm => KERNEL_COMMAND_LINE.to_owned(),
         // Nothing in it needs an emulated timer to be on time: see `tsc.rs`. Programs are loaded at
         // fixed addresses: QEMU translates code anew wherever it finds it, and starting `true`
-        // takes 10 ms instead of 35 with the translation of the last time at hand. The guest's
+        // takes 10 to 17 ms instead of 35 to 40 with the last translation at hand. The guest's
         // boundary is the VM, not the layout of its processes.
         Engine::Tcg { tsc_khz } => format!(
             "{KERNEL_COMMAND_LINE} tsc_early_khz={tsc_khz} tsc=reliable no_timer_check norandmaps"
