@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 
 use super::guest::{Agent, AgentError};
 use super::hypervisor::{Engine, HypervisorError};
 use super::record::{Life, RecordError};
+use super::trace::Trace;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::shape::Shape;
@@ -29,6 +31,18 @@ pub enum MachineError {
     /// The host's disk is full.
     #[error("the host's disk is full")]
     NoSpace { source: Box<dyn std::error::Error + Send + Sync> },
+    /// There is a snapshot of that name, and it is not to be replaced.
+    #[error("there is a snapshot called {0} already: overwrite it, or choose another name")]
+    SnapshotExists(TemplateName),
+    /// An image has that name, and would hide the snapshot.
+    #[error("there is an image called {0}: choose another name for the snapshot")]
+    NameOfImage(TemplateName),
+    /// A snapshot cannot be written or read.
+    #[error("the snapshot failed")]
+    Snapshot { source: Box<dyn std::error::Error + Send + Sync> },
+    /// The snapshot was made by something that this host does not have.
+    #[error("the snapshot cannot be used on this host: {0}")]
+    Incompatible(String),
     /// No network slot could be had.
     #[error("the sandbox's network could not be made")]
     Network { source: Box<dyn std::error::Error + Send + Sync> },
@@ -54,7 +68,7 @@ pub enum MachineError {
     #[error("the guest's agent failed")]
     Agent(#[from] AgentError),
     /// It was cancelled, because the sandbox is to be destroyed.
-    #[error("the start was cancelled")]
+    #[error("it was cancelled, because the sandbox is to be destroyed")]
     Cancelled,
     /// It cannot be found again; nothing of it is left.
     #[error("the sandbox's VM did not survive: {0}")]
@@ -64,21 +78,108 @@ pub enum MachineError {
     Remains(Vec<String>),
 }
 
+/// What a new machine starts from.
+#[derive(Debug, Clone)]
+pub enum Origin {
+    /// An image, restored from its warm snapshot, or a named snapshot.
+    Template(TemplateName),
+    /// What a fork has frozen of its parent.
+    Fork(ForkPoint),
+}
+
+/// Names what a fork has frozen of its parent, until [`Machines::discard`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ForkPoint(pub String);
+
 /// What to make.
 #[derive(Debug, Clone)]
 pub struct MachineSpec {
     /// Id of the sandbox.
     pub id: SandboxId,
-    /// What it is created from.
+    /// What it starts from.
+    pub origin: Origin,
+    /// What the sandbox says that it was created from; a forked one says the same as its parent.
     pub template: TemplateName,
-    /// vCPUs and memory.
+    /// vCPUs and memory; those of the snapshot, if it starts from one.
     pub shape: Shape,
-    /// Environment of its processes.
+    /// Environment of its processes, beside what a snapshot's processes had already.
     pub envs: BTreeMap<String, String>,
     /// What its agent will expect with every request.
     pub access_token: String,
     /// Its life at the time of the start.
     pub life: Life,
+}
+
+/// What can be known of a template before a machine is made from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Template {
+    /// An image, which runs in any shape.
+    Image,
+    /// A named snapshot, which runs in its own shape only.
+    Snapshot(Shape),
+}
+
+/// Whether a snapshot may take the name of another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// It is an error that there is one already.
+    Keep,
+    /// The new one takes its place; sandboxes that were made from the old one keep its files.
+    Replace,
+}
+
+/// How one long operation on a machine goes.
+#[derive(Debug, Clone, Default)]
+pub struct Run {
+    /// Ends it early, because the sandbox is to be destroyed.
+    pub cancel: CancellationToken,
+    /// Where its time went.
+    pub trace: Trace,
+}
+
+/// Bytes that a sandbox or snapshot has in use on the host's disk: blocks, not apparent sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Storage {
+    /// Its memory, all generations.
+    pub memory_bytes: u64,
+    /// How many files its memory is made of; 0 if none of it is on disk.
+    pub memory_generations: u32,
+    /// Its disk: all overlays and the image's root disk.
+    pub disk_bytes: u64,
+    /// How much of both is shared with other sandboxes, snapshots or the image.
+    pub shared_bytes: u64,
+}
+
+/// A named snapshot of this host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SnapshotInfo {
+    /// Its name, by which sandboxes are created from it.
+    pub name: TemplateName,
+    /// Tells it from an older one of the same name.
+    pub build: String,
+    /// What it was taken from.
+    pub sandbox_id: SandboxId,
+    /// The image that it all began with.
+    pub image: TemplateName,
+    /// vCPUs and memory of whatever is made from it.
+    pub shape: Shape,
+    /// The only hypervisor that can restore it.
+    pub engine: Engine,
+    /// What it takes on disk.
+    pub storage: Storage,
+    /// When it was taken.
+    pub created_at: DateTime<Utc>,
+}
+
+/// A capture of a running machine failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// Nothing has changed for the machine: it runs on.
+    #[error(transparent)]
+    RunsOn(MachineError),
+    /// The VM is gone, and with it what was not captured: [`Machine::destroy`] is what is left to do.
+    #[error(transparent)]
+    Lost(MachineError),
 }
 
 /// What runs the machines of a host.
@@ -99,40 +200,46 @@ pub struct Survivor {
     pub life: Life,
 }
 
+/// What was found of a sandbox that a former daemon left.
+pub enum Found {
+    /// Its VM runs.
+    Running(Arc<dyn Machine>),
+    /// It is frozen: only files are left of it.
+    Frozen(Arc<dyn Frozen>),
+}
+
 /// Makes the machines of one host and finds them again.
 #[async_trait]
 pub trait Machines: Send + Sync + 'static {
     /// What runs the machines.
     fn engine(&self) -> EngineInfo;
 
-    /// Checks that sandboxes can be created from `template`.
+    /// Looks a template up.
     ///
     /// # Errors
     ///
-    /// [`MachineError::UnknownTemplate`] or [`MachineError::Template`].
-    fn check_template(&self, template: &TemplateName) -> Result<(), MachineError>;
+    /// [`MachineError::UnknownTemplate`], [`MachineError::Template`] if it is broken,
+    /// [`MachineError::Incompatible`].
+    async fn template(&self, name: &TemplateName) -> Result<Template, MachineError>;
 
     /// Makes a machine and returns it when its agent knows who it is.
     ///
     /// # Errors
     ///
     /// Everything made so far has been taken away again, [`MachineError::Remains`] apart.
-    /// Cancelling `cancel` ends in [`MachineError::Cancelled`] within a second.
-    async fn boot(
-        &self,
-        spec: MachineSpec,
-        cancel: &CancellationToken,
-    ) -> Result<Arc<dyn Machine>, MachineError>;
+    /// Cancelling ends in [`MachineError::Cancelled`] within a second.
+    async fn make(&self, spec: MachineSpec, run: &Run) -> Result<Arc<dyn Machine>, MachineError>;
 
     /// Lists what a former daemon left; called once, before anything else.
     async fn survivors(&self) -> Vec<Survivor>;
 
-    /// Takes over the machine of a sandbox.
+    /// Takes over the machine of a sandbox. An operation that was under way when the former daemon
+    /// ended has happened or has not: it runs, or it is frozen.
     ///
     /// # Errors
     ///
     /// [`MachineError::NotAdopted`] with the reason; everything of it has been taken away then.
-    async fn adopt(&self, id: &SandboxId) -> Result<Arc<dyn Machine>, MachineError>;
+    async fn adopt(&self, id: &SandboxId) -> Result<Found, MachineError>;
 
     /// Takes away whatever is left of a sandbox that has no machine any more; idempotent.
     ///
@@ -140,6 +247,23 @@ pub trait Machines: Send + Sync + 'static {
     ///
     /// [`MachineError::Remains`] lists what is still there: call again later.
     async fn sweep(&self, id: &SandboxId) -> Result<(), MachineError>;
+
+    /// The named snapshots of this host.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::Snapshot`].
+    async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, MachineError>;
+
+    /// Removes a named snapshot. Sandboxes that were made from it keep the files they need.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::UnknownTemplate`], [`MachineError::Snapshot`].
+    async fn remove_snapshot(&self, name: &TemplateName) -> Result<(), MachineError>;
+
+    /// Removes what a fork has frozen, once all children are made or none will be.
+    async fn discard(&self, point: ForkPoint);
 
     /// Gives back what is not in use by any machine. Machines run on.
     async fn shut_down(&self);
@@ -161,11 +285,94 @@ pub trait Machine: Send + Sync {
     /// [`MachineError::Record`].
     fn keep(&self, life: &Life) -> Result<(), MachineError>;
 
-    /// Waits for the VM to end and says how.
+    /// What it takes on disk.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::Snapshot`], [`MachineError::Disk`].
+    async fn storage(&self) -> Result<Storage, MachineError>;
+
+    /// Waits for the VM to end and says how. The end of a VM that is being paused is no news.
     async fn ended(&self) -> String;
 
+    /// Freezes it to disk and frees everything else that it holds on the host.
+    ///
+    /// # Errors
+    ///
+    /// [`CaptureError`] says whether it runs on. Cancelling makes it fail as well.
+    async fn pause(&self, run: &Run) -> Result<Arc<dyn Frozen>, CaptureError>;
+
+    /// Captures it under a name. It is frozen only for the capture.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::pause`]; [`MachineError::SnapshotExists`] and [`MachineError::NameOfImage`]
+    /// within.
+    async fn snapshot(
+        &self,
+        name: &TemplateName,
+        existing: Existing,
+        run: &Run,
+    ) -> Result<SnapshotInfo, CaptureError>;
+
+    /// Captures it for children that are then made from the [`ForkPoint`]. It is frozen only for the
+    /// capture.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::pause`].
+    async fn fork(&self, run: &Run) -> Result<ForkPoint, CaptureError>;
+
     /// Ends the VM and gives back everything it held; idempotent, never cancelled half-way by a
-    /// caller that goes away.
+    /// caller that goes away. Waits for an operation that was cancelled.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::Remains`] lists what is still there: call again later.
+    async fn destroy(&self) -> Result<(), MachineError>;
+}
+
+/// A machine that is frozen: a directory of files.
+#[async_trait]
+pub trait Frozen: Send + Sync {
+    /// Keeps where the sandbox is in its life, for a later daemon.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::Record`].
+    fn keep(&self, life: &Life) -> Result<(), MachineError>;
+
+    /// What it takes on disk.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::Snapshot`], [`MachineError::Disk`].
+    async fn storage(&self) -> Result<Storage, MachineError>;
+
+    /// Makes a machine of it again, which goes on where it was frozen.
+    ///
+    /// # Errors
+    ///
+    /// It is still frozen then, with all its files, and can be resumed once more;
+    /// [`MachineError::Incompatible`] if never on this host.
+    async fn resume(&self, run: &Run) -> Result<Arc<dyn Machine>, MachineError>;
+
+    /// Keeps it under a name; nothing is copied.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::SnapshotExists`], [`MachineError::NameOfImage`], [`MachineError::Snapshot`].
+    async fn snapshot(
+        &self,
+        name: &TemplateName,
+        existing: Existing,
+    ) -> Result<SnapshotInfo, MachineError>;
+
+    /// Merges generations and overlays where there have come to be many, while nobody needs it.
+    /// Ends early, having changed nothing, when it is resumed or destroyed.
+    async fn tidy(&self);
+
+    /// Removes its files; idempotent.
     ///
     /// # Errors
     ///

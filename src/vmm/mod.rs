@@ -16,6 +16,7 @@ pub mod process;
 pub mod qemu;
 pub mod record;
 pub mod simulated;
+pub mod trace;
 mod tsc;
 
 use std::path::PathBuf;

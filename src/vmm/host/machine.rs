@@ -7,7 +7,10 @@ use async_trait::async_trait;
 use super::parts::Parts;
 use crate::vmm::guest::Agent;
 use crate::vmm::hypervisor::Vm;
-use crate::vmm::machine::{Machine, MachineError};
+use crate::domain::name::TemplateName;
+use crate::vmm::machine::{
+    CaptureError, Existing, ForkPoint, Frozen, Machine, MachineError, Run, SnapshotInfo, Storage,
+};
 use crate::vmm::record::{Life, RecordFile};
 
 /// A machine that was made or found again.
@@ -41,6 +44,27 @@ impl Machine for HostMachine {
 
     fn keep(&self, life: &Life) -> Result<(), MachineError> {
         Ok(self.record.update(|record| record.life = life.clone())?)
+    }
+
+    async fn storage(&self) -> Result<Storage, MachineError> {
+        todo!()
+    }
+
+    async fn pause(&self, _: &Run) -> Result<Arc<dyn Frozen>, CaptureError> {
+        todo!()
+    }
+
+    async fn snapshot(
+        &self,
+        _: &TemplateName,
+        _: Existing,
+        _: &Run,
+    ) -> Result<SnapshotInfo, CaptureError> {
+        todo!()
+    }
+
+    async fn fork(&self, _: &Run) -> Result<ForkPoint, CaptureError> {
+        todo!()
     }
 
     async fn ended(&self) -> String {

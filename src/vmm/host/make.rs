@@ -128,7 +128,7 @@ impl HostMachines {
     }
 
     /// Makes a machine out of nothing. On failure `parts` holds what there is to take away.
-    pub(super) async fn make(
+    pub(super) async fn make_machine(
         &self,
         spec: &MachineSpec,
         parts: &mut Parts,

@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio_util::sync::CancellationToken;
 
 use self::machine::HostMachine;
 use self::parts::Parts;
@@ -29,7 +28,10 @@ use self::recover::{list, slot_of};
 use super::cgroup::{CgroupError, Cgroups};
 use super::hypervisor::Hypervisor;
 use super::image::ImageStore;
-use super::machine::{EngineInfo, Machine, MachineError, MachineSpec, Machines, Survivor};
+use super::machine::{
+    EngineInfo, ForkPoint, Found, Machine, MachineError, MachineSpec, Machines, Run, SnapshotInfo,
+    Survivor, Template,
+};
 use super::network::{NetworkConfig, NetworkError, SlotPool};
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
@@ -113,17 +115,13 @@ impl Machines for HostMachines {
         EngineInfo { engine: self.hypervisor.engine(), version }
     }
 
-    fn check_template(&self, template: &TemplateName) -> Result<(), MachineError> {
-        self.image(template).map(drop)
+    async fn template(&self, name: &TemplateName) -> Result<Template, MachineError> {
+        self.image(name).map(|_| Template::Image)
     }
 
-    async fn boot(
-        &self,
-        spec: MachineSpec,
-        cancel: &CancellationToken,
-    ) -> Result<Arc<dyn Machine>, MachineError> {
+    async fn make(&self, spec: MachineSpec, run: &Run) -> Result<Arc<dyn Machine>, MachineError> {
         let mut parts = Parts::new(self.dir(&spec.id));
-        match self.make(&spec, &mut parts, cancel).await {
+        match self.make_machine(&spec, &mut parts, &run.cancel).await {
             Ok(agent) => Ok(Arc::new(HostMachine::new(parts, agent))),
             Err(error) => {
                 let remains = parts.dismantle().await;
@@ -137,12 +135,24 @@ impl Machines for HostMachines {
         }
     }
 
+    async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, MachineError> {
+        todo!()
+    }
+
+    async fn remove_snapshot(&self, _: &TemplateName) -> Result<(), MachineError> {
+        todo!()
+    }
+
+    async fn discard(&self, _: ForkPoint) {
+        todo!()
+    }
+
     async fn survivors(&self) -> Vec<Survivor> {
         self.list_survivors().await
     }
 
-    async fn adopt(&self, id: &SandboxId) -> Result<Arc<dyn Machine>, MachineError> {
-        self.adopt_machine(id).await
+    async fn adopt(&self, id: &SandboxId) -> Result<Found, MachineError> {
+        self.adopt_machine(id).await.map(Found::Running)
     }
 
     async fn sweep(&self, id: &SandboxId) -> Result<(), MachineError> {
