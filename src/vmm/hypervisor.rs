@@ -5,13 +5,17 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::CgroupEntry;
 use super::console::ConsoleError;
+use super::disk::OpenLayer;
+use super::memory::{Lineage, MemoryError};
 use super::process::{ProcessError, ProcessId};
+use super::trace::Trace;
 use crate::domain::shape::Shape;
 
 /// What went wrong with a hypervisor or one of its VMs.
@@ -32,6 +36,12 @@ pub enum HypervisorError {
     /// The VM's console cannot be listened to.
     #[error("the VM's console cannot be followed")]
     Console(#[from] ConsoleError),
+    /// The hypervisor refused a command, or does not answer any more.
+    #[error("the hypervisor failed to {verb} the VM")]
+    Control { verb: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
+    /// The guest's memory cannot be read or written.
+    #[error("the guest's memory failed")]
+    Memory(#[from] MemoryError),
 }
 
 /// Which program runs the VMs, and how.
@@ -57,21 +67,14 @@ impl Engine {
     }
 }
 
-/// Everything a VM is made of. Paths are absolute unless said otherwise.
-pub struct BootPlan<'a> {
+/// What every VM is made of, however it starts. Everything of the host is ready.
+pub struct VmPlan<'a> {
     /// vCPUs and memory.
     pub shape: Shape,
-    /// Uncompressed kernel, an ELF file.
-    pub kernel: &'a Path,
-    /// Initial file system with the guest agent.
-    pub initramfs: &'a Path,
-    /// Read-only root file system, a raw image shared by all.
-    pub rootfs: &'a Path,
-    /// Writable overlay on it, a path relative to `dir`.
-    pub overlay: &'a Path,
-    /// Holds the exclusive lock on the overlay. The process inherits it, so that the lock lasts as
-    /// long as anybody could write.
-    pub overlay_lock: OwnedFd,
+    /// Read-only layers of its disk, the lowest first.
+    pub layers: Vec<OpenLayer>,
+    /// Writable overlay on the layers.
+    pub overlay: DiskPlan<'a>,
     /// The VM's own directory; sockets and logs go here.
     pub dir: &'a Path,
     /// The host's end of the guest's network card.
@@ -82,6 +85,39 @@ pub struct BootPlan<'a> {
     pub cgroup: CgroupEntry,
     /// Unprivileged user of this VM alone.
     pub uid: u32,
+}
+
+/// An overlay to be written to by one VM.
+pub struct DiskPlan<'a> {
+    /// Names the overlay to [`Vm::disk`].
+    pub name: &'a str,
+    /// The overlay. The very descriptor that holds its lock, so that the lock lasts as long as the
+    /// VM can write.
+    pub file: OwnedFd,
+}
+
+/// A VM that starts from its kernel.
+pub struct BootPlan<'a> {
+    /// What it is made of.
+    pub vm: VmPlan<'a>,
+    /// Uncompressed kernel, an ELF file.
+    pub kernel: &'a Path,
+    /// Initial file system with the guest agent.
+    pub initramfs: &'a Path,
+    /// An empty file that becomes the guest's memory, byte for byte.
+    pub memory: &'a Path,
+}
+
+/// A VM that goes on where a snapshot was taken.
+pub struct RestorePlan<'a> {
+    /// What it is made of.
+    pub vm: VmPlan<'a>,
+    /// Its memory. Whatever the guest writes is the VM's own.
+    pub memory: Arc<Lineage>,
+    /// The state of its devices, as [`Vm::save_devices`] gave it.
+    pub devices: OwnedFd,
+    /// Where the time goes.
+    pub trace: &'a Trace,
 }
 
 /// Makes VMs and finds them again.
@@ -100,6 +136,13 @@ pub trait Hypervisor: Send + Sync {
     /// Nothing runs then.
     async fn boot(&self, plan: BootPlan<'_>) -> Result<Box<dyn Vm>, HypervisorError>;
 
+    /// Makes a VM that stands where its snapshot was taken, for [`Vm::thaw`].
+    ///
+    /// # Errors
+    ///
+    /// Nothing runs then.
+    async fn restore(&self, plan: RestorePlan<'_>) -> Result<Box<dyn Vm>, HypervisorError>;
+
     /// Takes over a VM that a former daemon started in `dir`.
     ///
     /// # Errors
@@ -115,11 +158,49 @@ pub trait Vm: Send + Sync {
     fn process(&self) -> ProcessId;
 
     /// Waits until the guest's agent has said on the console that it listens. Never returns if
-    /// that does not happen, nor after adoption: what was said before is gone.
+    /// that does not happen, nor for a VM that was restored or adopted: what was said before is
+    /// gone.
     async fn agent_started(&self);
 
     /// Waits for the VM to end and says how.
     async fn ended(&self) -> String;
+
+    /// Stops the vCPUs and brings the disk's caches to its files. Nothing of the guest changes until
+    /// [`Vm::thaw`].
+    ///
+    /// # Errors
+    ///
+    /// [`HypervisorError::Control`]; it may be frozen or not.
+    async fn freeze(&self) -> Result<(), HypervisorError>;
+
+    /// Lets the vCPUs run; idempotent.
+    ///
+    /// # Errors
+    ///
+    /// [`HypervisorError::Control`].
+    async fn thaw(&self) -> Result<(), HypervisorError>;
+
+    /// The state of everything but memory and disk of a frozen VM.
+    ///
+    /// # Errors
+    ///
+    /// [`HypervisorError::Control`].
+    async fn save_devices(&self) -> Result<Vec<u8>, HypervisorError>;
+
+    /// Has a frozen VM write to `overlay` from now on; what it wrote to so far becomes the layer
+    /// below and is not written any more.
+    ///
+    /// # Errors
+    ///
+    /// [`HypervisorError::Control`]; [`Vm::disk`] says which of both it is.
+    async fn switch_disk(&self, overlay: DiskPlan<'_>) -> Result<(), HypervisorError>;
+
+    /// Name of the overlay that the VM writes to.
+    ///
+    /// # Errors
+    ///
+    /// [`HypervisorError::Control`].
+    async fn disk(&self) -> Result<String, HypervisorError>;
 
     /// Ends the VM at once and waits until its process is gone; idempotent.
     ///

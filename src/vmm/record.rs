@@ -1,8 +1,11 @@
 //! The one small file per sandbox that lets a later daemon find its VM again.
 //!
 //! It is written before anything it names is made, so that a crash at any moment leaves enough to
-//! clean up. It need not survive a crash of the host: no VM does either.
+//! clean up. It need not survive a crash of the host while the sandbox is in a VM, for that does not
+//! either; that a sandbox is in its snapshot now is brought to disk before it is so.
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,6 +14,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::hypervisor::Engine;
+use super::memory::BuildId;
 use super::process::ProcessId;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
@@ -49,6 +53,16 @@ pub struct Life {
     pub last_active_at: DateTime<Utc>,
 }
 
+/// Where everything is that a sandbox consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Home {
+    /// In its VM. Its snapshot is what the VM was restored from.
+    Vm,
+    /// In its snapshot. Whatever else there is has been left over, or is about to be made from it.
+    Snapshot,
+}
+
 /// Everything a host needs to find a sandbox again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -56,16 +70,23 @@ pub struct Record {
     pub id: SandboxId,
     /// What it was created from.
     pub template: TemplateName,
+    /// The image that it all began with.
+    pub image: TemplateName,
     /// Its VM's shape.
     pub shape: Shape,
     /// What runs its VM.
     pub engine: Engine,
     /// What its agent expects with every request.
     pub access_token: String,
+    /// Environment that its agent gives to processes.
+    pub envs: BTreeMap<String, String>,
+    /// Where it all is.
+    pub home: Home,
+    /// Build of the snapshot that it was last restored from or captured in.
+    pub snapshot: Option<BuildId>,
     /// Number of its network slot, once it has one.
     pub slot: Option<u32>,
-    /// Its VM's process, once there is one. Sockets and the overlay have fixed names beside the
-    /// record.
+    /// Its VM's process, once there is one. Sockets have fixed names beside the record.
     pub process: Option<ProcessId>,
     /// Where it is in its life.
     pub life: Life,
@@ -116,15 +137,41 @@ impl RecordFile {
     ///
     /// # Errors
     ///
-    /// [`RecordError::Write`]; the record in memory has the change nevertheless.
+    /// [`RecordError::Write`]; nothing has changed then.
     pub fn update(&self, change: impl FnOnce(&mut Record)) -> Result<(), RecordError> {
+        self.replace(change, |_| Ok(()))
+    }
+
+    /// The same, and the change survives a crash of the host. Blocks for the disk.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError::Write`]; the record in memory has not changed then, and the file holds the
+    /// old one, or the new one if only its name could not be brought to disk.
+    pub fn commit(&self, change: impl FnOnce(&mut Record)) -> Result<(), RecordError> {
+        self.replace(change, File::sync_all)?;
+        let dir = self.path.parent().expect("a record is in a directory");
+        File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(|source| RecordError::Write { path: self.path.clone(), source })
+    }
+
+    fn replace(
+        &self,
+        change: impl FnOnce(&mut Record),
+        sync: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<(), RecordError> {
         let mut record = self.lock();
-        change(&mut record);
-        let text = serde_json::to_vec_pretty(&*record).expect("a record has only string keys");
+        let mut changed = record.clone();
+        change(&mut changed);
+        let text = serde_json::to_vec_pretty(&changed).expect("a record has only string keys");
         let temporary = self.path.with_extension("json.new");
         write_private(&temporary, &text)
+            .and_then(|file| sync(&file))
             .and_then(|()| std::fs::rename(&temporary, &self.path))
-            .map_err(|source| RecordError::Write { path: self.path.clone(), source })
+            .map_err(|source| RecordError::Write { path: self.path.clone(), source })?;
+        *record = changed;
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Record> {
@@ -134,11 +181,13 @@ impl RecordFile {
 }
 
 /// The file holds the access token, so only root reads it.
-fn write_private(path: &Path, text: &[u8]) -> io::Result<()> {
+fn write_private(path: &Path, text: &[u8]) -> io::Result<File> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(text)
+    let mut options = File::options();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(text)?;
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -152,8 +201,12 @@ mod tests {
             id: SandboxId::random(),
             template: "debian".parse().expect("a name"),
             shape: Shape::DEFAULT,
+            image: "debian".parse().expect("a name"),
             engine: Engine::QemuTcg,
             access_token: "secret".to_owned(),
+            envs: BTreeMap::new(),
+            home: Home::Vm,
+            snapshot: None,
             slot: None,
             process: None,
             life: Life {

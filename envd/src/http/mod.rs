@@ -1,4 +1,4 @@
-//! The plain HTTP routes: health, metrics, environment, `POST /init`, contents of files.
+//! The plain HTTP routes: health, metrics, environment, `POST /init`, `POST /sync`, contents of files.
 //!
 //! - `access`: who may call
 //! - `error`: how refusals look
@@ -21,7 +21,7 @@ use axum::{Json, Router, middleware};
 use connectrpc::{ConnectRpcService, DeadlinePolicy};
 use http::StatusCode;
 
-use crate::agent::settings::Context;
+use crate::agent::settings::{Context, Place};
 
 /// All routes of the agent: these, and the rpcs of `rpc` for every other path.
 pub fn router(context: Arc<Context>, rpc: connectrpc::Router) -> Router {
@@ -32,6 +32,7 @@ pub fn router(context: Arc<Context>, rpc: connectrpc::Router) -> Router {
         .route("/metrics", get(metrics::metrics))
         .route("/envs", get(envs))
         .route("/init", post(identity::init))
+        .route("/sync", post(sync))
         .route("/files", get(download::download).post(upload::upload))
         // An upload is as long as the disk has room.
         .layer(DefaultBodyLimit::disable())
@@ -42,4 +43,15 @@ pub fn router(context: Arc<Context>, rpc: connectrpc::Router) -> Router {
 
 async fn envs(State(context): State<Arc<Context>>) -> Json<serde_json::Value> {
     Json(serde_json::json!(context.settings().env))
+}
+
+/// `POST /sync`: everything written so far is on the guest's disk before the answer. The host asks
+/// for it before it captures the disk.
+async fn sync(State(context): State<Arc<Context>>) -> StatusCode {
+    match context.place {
+        // SAFETY: sync(2) takes no argument and cannot fail.
+        Place::Guest => tokio::task::spawn_blocking(|| unsafe { libc::sync() }).await,
+        Place::Host => Ok(()),
+    }
+    .map_or(StatusCode::INTERNAL_SERVER_ERROR, |()| StatusCode::NO_CONTENT)
 }

@@ -3,34 +3,24 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use nix::libc;
 
+use super::layer::Layer;
 use super::qcow2;
-
-/// Who may open a file, besides root.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Owner {
-    /// User id of the VM's process.
-    pub uid: u32,
-    /// Group id of the VM's process.
-    pub gid: u32,
-}
 
 /// Why an overlay cannot be used or made.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// The overlay could not be made.
-    #[error("cannot create overlay {} on {}", path.display(), base.display())]
+    #[error("cannot create overlay {}", path.display())]
     Create {
         /// The overlay.
         path: PathBuf,
-        /// The read-only disk below it.
-        base: PathBuf,
         /// Why not.
         #[source]
         source: io::Error,
@@ -86,24 +76,19 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// Makes an empty overlay of the same size on the raw disk `base`, for `owner` alone.
-    ///
-    /// The overlay names `base` by its absolute path without symbolic links.
+    /// Makes an empty overlay of `size` bytes on `backing`, for root alone: a VM gets it as an open
+    /// file.
     ///
     /// # Errors
     /// [`DiskError::Create`], also if there is a file at `path` already; nothing is left then.
-    pub fn create(base: &Path, path: &Path, owner: Owner) -> Result<Self, DiskError> {
-        let failed =
-            |source| DiskError::Create { path: path.to_owned(), base: base.to_owned(), source };
-        let backing = base.canonicalize().map_err(failed)?;
-        let size = fs::metadata(&backing).map_err(failed)?.len();
+    pub fn create(path: &Path, backing: &Layer, size: u64) -> Result<Self, DiskError> {
+        let failed = |source| DiskError::Create { path: path.to_owned(), source };
         let mut options = File::options();
         let file = options.read(true).write(true).create_new(true).mode(0o600).open(path);
         let file = file.map_err(failed)?;
         let fill = || {
             let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e)?;
-            qcow2::write_overlay(&file, &backing, size)?;
-            fchown(&*file, Some(owner.uid), Some(owner.gid))?;
+            qcow2::write_overlay(&file, Path::new(&backing.file), backing.format, size)?;
             io::Result::Ok(file)
         };
         match fill() {
@@ -174,9 +159,9 @@ impl Overlay {
         &self.path
     }
 
-    /// The descriptor that holds the lock. A VM process should inherit it (it is close-on-exec, so
-    /// that no other child does), and then keeps the lock when the daemon is gone.
-    pub fn lock_fd(&self) -> BorrowedFd<'_> {
+    /// The open file, which holds the lock. A VM process that works with this very descriptor keeps
+    /// the lock when the daemon is gone. (It is close-on-exec, so that no other child has it.)
+    pub fn file(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
     }
 

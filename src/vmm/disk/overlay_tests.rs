@@ -4,6 +4,9 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use super::*;
+use crate::vmm::disk::DiskFormat;
+
+const SIZE: u64 = 4 << 30;
 
 /// A raw base of 4 GiB and the path of an overlay that is not there yet.
 struct Disks {
@@ -13,7 +16,7 @@ struct Disks {
 impl Disks {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        File::create(dir.path().join("base")).unwrap().set_len(4 << 30).unwrap();
+        File::create(dir.path().join("base")).unwrap().set_len(SIZE).unwrap();
         Self { dir }
     }
 
@@ -26,17 +29,18 @@ impl Disks {
     }
 
     fn create(&self) -> Overlay {
-        Overlay::create(&self.base(), &self.path(), myself()).unwrap()
+        Overlay::create(&self.path(), &base(), SIZE).unwrap()
     }
 }
 
-fn myself() -> Owner {
-    Owner { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() }
+/// As it is named in an overlay that lies beside it.
+fn base() -> Layer {
+    Layer { file: "base".to_owned(), format: DiskFormat::Raw }
 }
 
 /// Starts a process that holds the overlay's lock as a VM does, by inheritance alone.
 fn vm_with(overlay: &Overlay) -> Child {
-    let fd = overlay.lock_fd().try_clone_to_owned().unwrap();
+    let fd = overlay.file().try_clone_to_owned().unwrap();
     let mut command = Command::new("sleep");
     command.arg("1000").stdin(Stdio::null());
     // SAFETY: dup(2) is async-signal-safe; the copy it makes is not close-on-exec.
@@ -48,12 +52,11 @@ fn vm_with(overlay: &Overlay) -> Child {
 }
 
 #[test]
-fn an_overlay_is_its_owners_alone_and_takes_hardly_any_space() {
+fn an_overlay_is_roots_alone_and_takes_hardly_any_space() {
     let disks = Disks::new();
     let overlay = disks.create();
     let meta = fs::metadata(disks.path()).unwrap();
     assert_eq!(meta.permissions().mode() & 0o7777, 0o600);
-    assert_eq!((meta.uid(), meta.gid()), (myself().uid, myself().gid));
     assert!(overlay.bytes_in_use().unwrap() <= 64 * 1024);
     overlay.remove().unwrap();
     assert!(!disks.path().exists());
@@ -63,16 +66,15 @@ fn an_overlay_is_its_owners_alone_and_takes_hardly_any_space() {
 fn a_file_that_is_there_is_never_overwritten() {
     let disks = Disks::new();
     fs::write(disks.path(), "precious").unwrap();
-    let error = Overlay::create(&disks.base(), &disks.path(), myself()).unwrap_err();
+    let error = Overlay::create(&disks.path(), &base(), SIZE).unwrap_err();
     assert!(matches!(error, DiskError::Create { .. }), "{error}");
     assert_eq!(fs::read_to_string(disks.path()).unwrap(), "precious");
 }
 
 #[test]
-fn a_missing_base_leaves_nothing_behind() {
+fn a_size_that_no_disk_has_leaves_nothing_behind() {
     let disks = Disks::new();
-    let base = disks.dir.path().join("no-base");
-    assert!(Overlay::create(&base, &disks.path(), myself()).is_err());
+    assert!(Overlay::create(&disks.path(), &base(), 513).is_err());
     assert!(!disks.path().exists());
 }
 
@@ -151,8 +153,8 @@ fn qemu_img_finds_the_overlay_sound() {
     assert_eq!(info["format"], "qcow2");
     assert_eq!(info["virtual-size"], 4_u64 << 30);
     assert_eq!(info["backing-filename-format"], "raw");
-    let base = disks.base().canonicalize().unwrap();
-    assert_eq!(info["backing-filename"], base.to_str().unwrap());
+    assert_eq!(info["backing-filename"], "base");
+    assert_eq!(info["full-backing-filename"], disks.base().to_str().unwrap());
     assert_eq!(info["format-specific"]["data"]["compat"], "1.1");
 }
 
@@ -160,7 +162,9 @@ fn qemu_img_finds_the_overlay_sound() {
 fn sizes_that_no_disk_has_are_refused() {
     let file = tempfile::tempfile().unwrap();
     for size in [513, 1 << 60] {
-        assert!(qcow2::write_overlay(&file, Path::new("/base"), size).is_err(), "{size}");
+        let written = qcow2::write_overlay(&file, Path::new("base"), DiskFormat::Raw, size);
+        assert!(written.is_err(), "{size}");
     }
-    assert!(qcow2::write_overlay(&file, Path::new(&"/x".repeat(600)), 512).is_err());
+    let long = "/x".repeat(600);
+    assert!(qcow2::write_overlay(&file, Path::new(&long), DiskFormat::Qcow2, 512).is_err());
 }

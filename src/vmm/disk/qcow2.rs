@@ -10,6 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::layer::DiskFormat;
+
 /// Bytes in a cluster, the unit of allocation. Half a cluster's second-level table maps half as
 /// much, so with 64 KiB a 4 GiB disk needs 8 of them.
 const CLUSTER_BITS: u32 = 16;
@@ -26,13 +28,19 @@ const REFCOUNT_TABLE_AT: u64 = CLUSTER;
 const REFCOUNT_BLOCK_AT: u64 = 2 * CLUSTER;
 const L1_TABLE_AT: u64 = 3 * CLUSTER;
 
-/// Writes an overlay of `size` bytes on the raw disk `backing` into the empty file `file`.
+/// Writes an overlay of `size` bytes on the disk `backing` into the empty file `file`.
 ///
 /// # Errors
 /// `InvalidInput` for a size that is no multiple of 512 or too large, or for a name that is too
 /// long; those of writing.
-pub fn write_overlay(file: &File, backing: &Path, size: u64) -> io::Result<()> {
+pub fn write_overlay(
+    file: &File,
+    backing: &Path,
+    format: DiskFormat,
+    size: u64,
+) -> io::Result<()> {
     let name = backing.as_os_str().as_bytes();
+    let format = format.as_str().as_bytes();
     // A second-level table is one cluster of 8-byte entries.
     let l1_entries = size.div_ceil(CLUSTER * (CLUSTER / 8));
     if !size.is_multiple_of(512) || l1_entries > CLUSTER / 8 || name.len() > MAX_NAME {
@@ -40,8 +48,10 @@ pub fn write_overlay(file: &File, backing: &Path, size: u64) -> io::Result<()> {
     }
     let mut extensions = Vec::new();
     extensions.extend_from_slice(&EXTENSION_BACKING_FORMAT.to_be_bytes());
-    extensions.extend_from_slice(&3_u32.to_be_bytes());
-    extensions.extend_from_slice(b"raw\0\0\0\0\0");
+    extensions.extend_from_slice(&(format.len() as u32).to_be_bytes());
+    extensions.extend_from_slice(format);
+    // Each extension is padded to a multiple of 8 bytes.
+    extensions.resize(extensions.len().next_multiple_of(8), 0);
     extensions.extend_from_slice(&[0; 8]); // end of extensions
     let name_at = u64::from(HEADER_BYTES) + extensions.len() as u64;
 

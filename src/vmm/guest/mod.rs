@@ -23,6 +23,9 @@ pub use files::FileStream;
 /// Where envd listens inside every guest.
 pub const AGENT_PORT: u16 = 49983;
 
+/// Carries the token that the agent expects.
+const ACCESS_TOKEN: &str = "x-access-token";
+
 /// How long one attempt to reach the agent may take: the guest's network is two hops away.
 const ATTEMPT: Duration = Duration::from_secs(2);
 
@@ -49,7 +52,7 @@ pub enum AgentError {
     Failed { status: String, message: String },
 }
 
-/// What a guest is told about itself after every boot.
+/// What a guest is told about itself after every start.
 #[derive(Debug, Clone, Default)]
 pub struct Identity {
     /// Host name inside the guest.
@@ -58,6 +61,8 @@ pub struct Identity {
     pub envs: BTreeMap<String, String>,
     /// Resolvers for `/etc/resolv.conf`.
     pub nameservers: Vec<Ipv4Addr>,
+    /// What its agent expects until it is told, if it was told before its snapshot was taken.
+    pub known_token: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -87,7 +92,7 @@ impl Agent {
     pub fn new(address: SocketAddr, access_token: &str) -> Self {
         let base = format!("http://{address}").parse().expect("a socket address makes a URI");
         let config = ClientConfig::new(base)
-            .with_default_header("x-access-token", access_token)
+            .with_default_header(ACCESS_TOKEN, access_token)
             // One message carries at most what a pipe holds; anything near this is not ours.
             .with_default_max_message_size(4 << 20);
         // A guest is one hop away and answers at once or not at all: small writes must not wait for
@@ -131,12 +136,26 @@ impl Agent {
         }
     }
 
-    /// Tells a freshly started guest who it is: clock, randomness, name, environment, token.
+    /// Tells a guest that was just started or restored who it is: clock, randomness, name,
+    /// environment, and the token that this client has. Tries again while the agent cannot be
+    /// reached, at most for `limit`.
     ///
     /// # Errors
     ///
     /// Any [`AgentError`]; the guest is not fit for use then.
-    pub async fn init(&self, identity: &Identity) -> Result<(), AgentError> {
+    pub async fn init(&self, identity: &Identity, limit: Duration) -> Result<(), AgentError> {
+        let started = Instant::now();
+        loop {
+            match self.try_init(identity).await {
+                Err(AgentError::Unreachable { .. }) if started.elapsed() < limit => {
+                    sleep(Duration::from_millis(5)).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn try_init(&self, identity: &Identity) -> Result<(), AgentError> {
         let mut entropy = [0u8; 64];
         rand::rng().fill_bytes(&mut entropy);
         let body = InitBody {
@@ -147,8 +166,21 @@ impl Agent {
             nameservers: &identity.nameservers,
             entropy: BASE64_STANDARD.encode(entropy),
         };
-        let request = self.http.post(self.url("/init")).json(&body);
-        let answer = self.send(request).await?;
+        let mut request = self.http.post(self.url("/init")).json(&body);
+        if let Some(token) = &identity.known_token {
+            request = request.header(ACCESS_TOKEN, token);
+        }
+        let answer = request.send().await.map_err(|source| self.unreachable(source))?;
+        expect_success(answer).await.map(drop)
+    }
+
+    /// Has the guest bring to its disk what it has written.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Unreachable`], [`AgentError::Failed`].
+    pub async fn sync(&self) -> Result<(), AgentError> {
+        let answer = self.send(self.http.post(self.url("/sync"))).await?;
         expect_success(answer).await.map(drop)
     }
 
@@ -161,7 +193,7 @@ impl Agent {
         request: reqwest::RequestBuilder,
     ) -> Result<reqwest::Response, AgentError> {
         request
-            .header("x-access-token", &self.access_token)
+            .header(ACCESS_TOKEN, &self.access_token)
             .send()
             .await
             .map_err(|source| self.unreachable(source))

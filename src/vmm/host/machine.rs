@@ -1,35 +1,60 @@
 //! One machine of this host, while it is in use.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
+use tokio::sync::Mutex;
 
+use super::Host;
+use super::frozen::HostFrozen;
 use super::parts::Parts;
+use crate::domain::name::TemplateName;
 use crate::vmm::guest::Agent;
 use crate::vmm::hypervisor::Vm;
-use crate::domain::name::TemplateName;
 use crate::vmm::machine::{
     CaptureError, Existing, ForkPoint, Frozen, Machine, MachineError, Run, SnapshotInfo, Storage,
 };
 use crate::vmm::record::{Life, RecordFile};
+use crate::vmm::snapshot::Snapshot;
 
 /// A machine that was made or found again.
 pub(super) struct HostMachine {
+    host: Arc<Host>,
     slot: Option<u32>,
     vm: Arc<dyn Vm>,
     agent: Agent,
-    parts: Arc<tokio::sync::Mutex<Parts>>,
+    /// Held by the one operation that is under way.
+    parts: Arc<Mutex<Parts>>,
     record: Arc<RecordFile>,
+    /// The VM is ended because the machine is being paused.
+    pausing: Arc<AtomicBool>,
 }
 
 impl HostMachine {
     /// A machine has a record and a VM: `parts` is complete.
-    pub fn new(parts: Parts, agent: Agent) -> Self {
+    pub fn new(host: Arc<Host>, parts: Parts, agent: Agent) -> Self {
         let record = parts.record.clone().expect("a machine has a record");
         let vm = parts.vm.clone().expect("a machine has a VM");
         let slot = parts.slot.as_ref().map(|slot| slot.index().get());
-        Self { slot, vm, agent, parts: Arc::new(tokio::sync::Mutex::new(parts)), record }
+        let parts = Arc::new(Mutex::new(parts));
+        Self { host, slot, vm, agent, parts, record, pausing: Arc::default() }
     }
+
+    /// Captures it in a task of its own: a caller that goes away does not leave half of it.
+    async fn checkpoint(&self, run: &Run) -> Result<Arc<Snapshot>, CaptureError> {
+        let (host, parts) = (self.host.clone(), self.parts.clone());
+        let (agent, run) = (self.agent.clone(), run.clone());
+        let work = tokio::spawn(async move {
+            host.checkpoint(&mut *parts.lock().await, &agent, &run).await
+        });
+        work.await.unwrap_or_else(|error| Err(interrupted(&error)))
+    }
+}
+
+fn interrupted(error: &tokio::task::JoinError) -> CaptureError {
+    let source = format!("the capture was interrupted: {error}").into();
+    CaptureError::Lost(MachineError::Snapshot { source })
 }
 
 #[async_trait]
@@ -47,28 +72,63 @@ impl Machine for HostMachine {
     }
 
     async fn storage(&self) -> Result<Storage, MachineError> {
-        todo!()
+        let parts = self.parts.lock().await;
+        let (Some(snapshot), Some(overlay)) = (&parts.snapshot, &parts.overlay) else {
+            return Ok(Storage::default());
+        };
+        let mut storage = snapshot.storage()?;
+        storage.disk_bytes += overlay.bytes_in_use()?;
+        Ok(storage)
     }
 
-    async fn pause(&self, _: &Run) -> Result<Arc<dyn Frozen>, CaptureError> {
-        todo!()
+    async fn ended(&self) -> String {
+        let how = self.vm.ended().await;
+        if self.pausing.load(Ordering::SeqCst) {
+            std::future::pending().await
+        }
+        how
+    }
+
+    async fn pause(&self, run: &Run) -> Result<Arc<dyn Frozen>, CaptureError> {
+        let (host, parts, pausing) = (self.host.clone(), self.parts.clone(), self.pausing.clone());
+        let (agent, run, record) = (self.agent.clone(), run.clone(), self.record.clone());
+        let work = tokio::spawn(async move {
+            let mut parts = parts.lock().await;
+            let dir = parts.dir.clone();
+            let on_end = {
+                let pausing = pausing.clone();
+                move || pausing.store(true, Ordering::SeqCst)
+            };
+            let frozen = host.freeze(&mut parts, &agent, &run, on_end).await;
+            if frozen.is_err() {
+                pausing.store(false, Ordering::SeqCst);
+            }
+            frozen.map(|_| HostFrozen::new(host, dir, record))
+        });
+        let frozen = work.await.unwrap_or_else(|error| Err(interrupted(&error)))?;
+        Ok(Arc::new(frozen))
     }
 
     async fn snapshot(
         &self,
-        _: &TemplateName,
-        _: Existing,
-        _: &Run,
+        name: &TemplateName,
+        existing: Existing,
+        run: &Run,
     ) -> Result<SnapshotInfo, CaptureError> {
-        todo!()
+        // Before the machine is disturbed; the same is asked again when it is named.
+        self.host.check_name(name, existing).await.map_err(CaptureError::RunsOn)?;
+        let snapshot = self.checkpoint(run).await?;
+        let named = run.trace.span("name", self.host.name(snapshot, name, existing)).await;
+        named.map_err(CaptureError::RunsOn)
     }
 
-    async fn fork(&self, _: &Run) -> Result<ForkPoint, CaptureError> {
-        todo!()
-    }
-
-    async fn ended(&self) -> String {
-        self.vm.ended().await
+    async fn fork(&self, run: &Run) -> Result<ForkPoint, CaptureError> {
+        let snapshot = self.checkpoint(run).await?;
+        let host = self.host.clone();
+        let keep = move || host.store.keep_fork(&snapshot);
+        let kept = tokio::task::spawn_blocking(keep).await;
+        let kept = kept.expect("linking files does not panic");
+        kept.map_err(|error| CaptureError::RunsOn(error.into()))
     }
 
     async fn destroy(&self) -> Result<(), MachineError> {

@@ -1,19 +1,29 @@
 //! The machines of this host: VM, disk, network and cgroup put together, and taken apart again.
 //!
 //! ```text
-//! {data_dir}/sandboxes/{id}/   sandbox.json  overlay.qcow2  console.log  qemu.log  *.sock
+//! {data_dir}/sandboxes/{id}/      sandbox.json  console.log  qemu.log  *.sock
+//!     snapshot-{build}/           what its VM was restored from, or all that there is of it
+//!     disk-{build}.qcow2          what its VM writes to, an overlay on that snapshot
+//! {data_dir}/snapshots/           named ones, and those of forks under way
 //! ```
 //!
-//! The directory and all in it but the overlay belong to root: a hypervisor that a guest has broken
-//! out into can neither put a link where the daemon writes, nor change what it will read.
+//! The directory and all in it belong to root: a hypervisor that a guest has broken out into can
+//! neither put a link where the daemon writes, nor change what it will read. What it works with it
+//! gets as open files.
 //!
-//! Everything is made in one order and taken away in the other; what a machine consists of at any
-//! moment is in [`parts::Parts`], so that a failure half-way leaves nothing behind.
+//! Every machine comes out of a snapshot ([`restore`]), and goes into one ([`capture`]). What it
+//! consists of at any moment is in [`parts::Parts`], so that a failure half-way leaves nothing
+//! behind.
 
+mod capture;
+mod create;
+mod error;
+mod frozen;
 mod machine;
-mod make;
 mod parts;
 mod recover;
+mod restore;
+mod warm;
 
 use std::io;
 use std::path::PathBuf;
@@ -22,23 +32,26 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use self::machine::HostMachine;
-use self::parts::Parts;
 use self::recover::{list, slot_of};
+use self::warm::Making;
 use super::cgroup::{CgroupError, Cgroups};
+use super::fault::Faults;
 use super::hypervisor::Hypervisor;
 use super::image::ImageStore;
 use super::machine::{
     EngineInfo, ForkPoint, Found, Machine, MachineError, MachineSpec, Machines, Run, SnapshotInfo,
     Survivor, Template,
 };
+use super::memory::Provenance;
 use super::network::{NetworkConfig, NetworkError, SlotPool};
+use super::snapshot::{Snapshot, SnapshotError, SnapshotStore};
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
+use crate::domain::shape::Shape;
 use crate::domain::slot::SlotIndex;
 
 const SANDBOXES: &str = "sandboxes";
-const OVERLAY: &str = "overlay.qcow2";
+const SNAPSHOTS: &str = "snapshots";
 
 /// What the machines of a host are made with.
 #[derive(Debug, Clone)]
@@ -49,6 +62,8 @@ pub struct HostSettings {
     pub slot_pool: usize,
     /// How long a guest may take to boot.
     pub boot_timeout: Duration,
+    /// What is to fail on purpose.
+    pub faults: Faults,
 }
 
 /// The host cannot run machines.
@@ -57,6 +72,12 @@ pub enum HostError {
     /// The directory of machines cannot be used.
     #[error("cannot use {path}")]
     Directory { path: PathBuf, source: io::Error },
+    /// The host does not tell what it is.
+    #[error("cannot learn about the host from {path}")]
+    Unknown { path: &'static str, source: io::Error },
+    /// The snapshots cannot be used.
+    #[error("the snapshots cannot be used")]
+    Snapshots(#[from] SnapshotError),
     /// The network cannot be used.
     #[error("the network cannot be prepared")]
     Network(#[from] NetworkError),
@@ -66,13 +87,22 @@ pub enum HostError {
 }
 
 /// Makes the machines of this host.
-pub struct HostMachines {
+pub struct HostMachines(Arc<Host>);
+
+/// What all machines of a host share.
+struct Host {
+    data_dir: PathBuf,
     sandboxes: PathBuf,
     boot_timeout: Duration,
     hypervisor: Arc<dyn Hypervisor>,
     images: ImageStore,
     slots: SlotPool,
     cgroups: Cgroups,
+    store: SnapshotStore,
+    making: Making,
+    kernel: String,
+    cpu_model: String,
+    faults: Faults,
 }
 
 impl HostMachines {
@@ -87,80 +117,141 @@ impl HostMachines {
         hypervisor: Arc<dyn Hypervisor>,
         images: ImageStore,
     ) -> Result<Self, HostError> {
-        let sandboxes = settings.data_dir.join(SANDBOXES);
+        let HostSettings { data_dir, slot_pool, boot_timeout, faults } = settings;
+        let sandboxes = data_dir.join(SANDBOXES);
         std::fs::create_dir_all(&sandboxes)
             .map_err(|source| HostError::Directory { path: sandboxes.clone(), source })?;
         let left = list(&sandboxes)
             .map_err(|source| HostError::Directory { path: sandboxes.clone(), source })?;
         let in_use: Vec<SlotIndex> = left.iter().filter_map(|dir| slot_of(dir)).collect();
-        let network = NetworkConfig {
-            pool_size: settings.slot_pool,
-            ..NetworkConfig::new(settings.data_dir.clone())
-        };
-        let cgroups = Cgroups::open(&settings.data_dir)?;
-        let slots = SlotPool::start(network, &in_use).await?;
-        let boot_timeout = settings.boot_timeout;
-        Ok(Self { sandboxes, boot_timeout, hypervisor, images, slots, cgroups })
+        let network =
+            NetworkConfig { pool_size: slot_pool, ..NetworkConfig::new(data_dir.clone()) };
+        Ok(Self(Arc::new(Host {
+            cgroups: Cgroups::open(&data_dir)?,
+            store: SnapshotStore::open(&data_dir.join(SNAPSHOTS))?,
+            slots: SlotPool::start(network, &in_use).await?,
+            making: Making::default(),
+            kernel: kernel_release()?,
+            cpu_model: cpu_model()?,
+            data_dir,
+            sandboxes,
+            boot_timeout,
+            hypervisor,
+            images,
+            faults,
+        })))
     }
 
+    /// Makes the warm snapshot of an image in a shape, unless there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError`]; nothing is left of it then.
+    pub async fn warm_up(&self, name: &TemplateName, shape: Shape) -> Result<(), MachineError> {
+        let image = self.0.image(name)?;
+        let image = image.ok_or_else(|| MachineError::UnknownTemplate(name.clone()))?;
+        self.0.warm(image, shape, &Run::default()).await.map(drop)
+    }
+}
+
+impl Host {
     fn dir(&self, id: &SandboxId) -> PathBuf {
         self.sandboxes.join(id.as_str())
     }
+
+    /// What a snapshot that is taken here is taken with.
+    fn provenance(&self, guest_kernel: &str) -> Provenance {
+        Provenance {
+            engine: self.hypervisor.engine().as_str().to_owned(),
+            vmm_version: self.hypervisor.version().to_owned(),
+            host_kernel: self.kernel.clone(),
+            guest_kernel: guest_kernel.to_owned(),
+            cpu_model: self.cpu_model.clone(),
+        }
+    }
+
+    /// The same for one that builds on `former`.
+    fn provenance_after(&self, former: &Snapshot) -> Provenance {
+        let origin = former.memory().origin();
+        self.provenance(origin.map_or("unknown", |origin| &origin.provenance.guest_kernel))
+    }
+}
+
+fn kernel_release() -> Result<String, HostError> {
+    const PATH: &str = "/proc/sys/kernel/osrelease";
+    let text = std::fs::read_to_string(PATH);
+    let text = text.map_err(|source| HostError::Unknown { path: PATH, source })?;
+    Ok(text.trim().to_owned())
+}
+
+fn cpu_model() -> Result<String, HostError> {
+    const PATH: &str = "/proc/cpuinfo";
+    let text = std::fs::read_to_string(PATH);
+    let text = text.map_err(|source| HostError::Unknown { path: PATH, source })?;
+    let model = text.lines().find_map(|line| line.strip_prefix("model name"));
+    let model = model.map(|rest| rest.trim_start_matches([' ', '\t', ':']));
+    Ok(model.unwrap_or("unknown").to_owned())
 }
 
 #[async_trait]
 impl Machines for HostMachines {
     fn engine(&self) -> EngineInfo {
-        let version = self.hypervisor.version().to_owned();
-        EngineInfo { engine: self.hypervisor.engine(), version }
+        let version = self.0.hypervisor.version().to_owned();
+        EngineInfo { engine: self.0.hypervisor.engine(), version }
     }
 
     async fn template(&self, name: &TemplateName) -> Result<Template, MachineError> {
-        self.image(name).map(|_| Template::Image)
+        let (host, name) = (self.0.clone(), name.clone());
+        let look = tokio::task::spawn_blocking(move || host.template(&name)).await;
+        look.expect("opening files does not panic")
     }
 
     async fn make(&self, spec: MachineSpec, run: &Run) -> Result<Arc<dyn Machine>, MachineError> {
-        let mut parts = Parts::new(self.dir(&spec.id));
-        match self.make_machine(&spec, &mut parts, &run.cancel).await {
-            Ok(agent) => Ok(Arc::new(HostMachine::new(parts, agent))),
-            Err(error) => {
-                let remains = parts.dismantle().await;
-                if remains.is_empty() {
-                    return Err(error);
-                }
-                tracing::error!(sandbox_id = %spec.id, error = %crate::chain(&error),
-                    "a machine could not be made");
-                Err(MachineError::Remains(remains))
-            }
-        }
-    }
-
-    async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, MachineError> {
-        todo!()
-    }
-
-    async fn remove_snapshot(&self, _: &TemplateName) -> Result<(), MachineError> {
-        todo!()
-    }
-
-    async fn discard(&self, _: ForkPoint) {
-        todo!()
+        Ok(Arc::new(self.0.create(spec, run).await?))
     }
 
     async fn survivors(&self) -> Vec<Survivor> {
-        self.list_survivors().await
+        self.0.list_survivors().await
     }
 
     async fn adopt(&self, id: &SandboxId) -> Result<Found, MachineError> {
-        self.adopt_machine(id).await.map(Found::Running)
+        self.0.adopt_machine(id).await
     }
 
     async fn sweep(&self, id: &SandboxId) -> Result<(), MachineError> {
-        self.sweep_sandbox(id).await
+        self.0.sweep_sandbox(id).await
+    }
+
+    async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, MachineError> {
+        let host = self.0.clone();
+        let list = move || {
+            let all = host.store.all()?;
+            all.into_iter().map(|(name, snapshot)| create::info(name, &snapshot)).collect()
+        };
+        tokio::task::spawn_blocking(list).await.expect("opening files does not panic")
+    }
+
+    async fn remove_snapshot(&self, name: &TemplateName) -> Result<(), MachineError> {
+        let (host, name) = (self.0.clone(), name.clone());
+        let remove = move || match host.store.remove(&name)? {
+            true => Ok(()),
+            false => Err(MachineError::UnknownTemplate(name)),
+        };
+        tokio::task::spawn_blocking(remove).await.expect("removing files does not panic")
+    }
+
+    async fn discard(&self, point: ForkPoint) {
+        let host = self.0.clone();
+        let discard = move || host.store.discard_fork(&point);
+        let discarded = tokio::task::spawn_blocking(discard).await;
+        if let Err(error) = discarded.expect("removing files does not panic") {
+            // It is found again when the daemon starts.
+            tracing::warn!(error = %crate::chain(&error), "what a fork froze is left");
+        }
     }
 
     async fn shut_down(&self) {
-        if let Err(error) = self.slots.shutdown().await {
+        if let Err(error) = self.0.slots.shutdown().await {
             tracing::warn!(error = %crate::chain(&error), "some network slots are left");
         }
     }

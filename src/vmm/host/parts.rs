@@ -1,14 +1,18 @@
 //! What a machine consists of at a moment, and how it is taken away.
 
+use std::fs::DirBuilder;
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::vmm::cgroup::Cgroup;
 use crate::vmm::disk::Overlay;
 use crate::vmm::hypervisor::Vm;
+use crate::vmm::memory::BuildId;
 use crate::vmm::network::Slot;
 use crate::vmm::record::RecordFile;
+use crate::vmm::snapshot::Snapshot;
 
 /// The parts of one machine; those that are not made yet, or taken away already, are absent.
 ///
@@ -17,22 +21,45 @@ use crate::vmm::record::RecordFile;
 pub(super) struct Parts {
     pub dir: PathBuf,
     pub record: Option<Arc<RecordFile>>,
+    /// What the VM was restored from.
+    pub snapshot: Option<Arc<Snapshot>>,
     pub slot: Option<Slot>,
     pub cgroup: Option<Cgroup>,
     pub overlay: Option<Overlay>,
     pub vm: Option<Arc<dyn Vm>>,
 }
 
+/// Where a sandbox keeps a snapshot of its own.
+pub(super) fn snapshot_dir(dir: &Path, build: BuildId) -> PathBuf {
+    // Without a dot: the extension is for what is not finished.
+    dir.join(format!("snapshot-{build}"))
+}
+
+/// Name of the overlay that lies on a snapshot.
+pub(super) fn overlay_name(build: BuildId) -> String {
+    format!("disk-{build}")
+}
+
+/// The snapshot that an overlay of that name lies on.
+pub(super) fn build_of(overlay_name: &str) -> Option<BuildId> {
+    overlay_name.strip_prefix("disk-")?.parse().ok()
+}
+
+/// Where the overlay of that name is.
+pub(super) fn overlay_path(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.qcow2"))
+}
+
 impl Parts {
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir, record: None, slot: None, cgroup: None, overlay: None, vm: None }
+        let (record, snapshot, slot, cgroup) = (None, None, None, None);
+        Self { dir, record, snapshot, slot, cgroup, overlay: None, vm: None }
     }
 
-    /// Makes the machine's directory. The VM's user may pass through it to its overlay, no more;
-    /// everybody else is kept out by the data directory.
+    /// Makes the machine's directory. The VM's user may pass through it, no more; everybody else is
+    /// kept out by the data directory.
     pub fn make_dir(&self) -> io::Result<()> {
-        use std::os::unix::fs::DirBuilderExt;
-        std::fs::DirBuilder::new().mode(0o711).create(&self.dir)
+        DirBuilder::new().mode(0o711).create(&self.dir)
     }
 
     /// Ends the VM, and whatever else runs in its cgroup.
@@ -46,10 +73,10 @@ impl Parts {
         Ok(())
     }
 
-    /// Takes everything away and returns what could not be. The VM goes first: what it uses can only
-    /// be freed after it. One failure does not stop the rest, but for a VM that does not die: then
-    /// everything stays, for it uses everything.
-    pub async fn dismantle(&mut self) -> Vec<String> {
+    /// Takes everything away but what is in the directory beside the overlay, and returns what could
+    /// not be. The VM goes first: what it uses can only be freed after it. One failure does not stop
+    /// the rest, but for a VM that does not die: then everything stays, for it uses everything.
+    pub async fn release(&mut self) -> Vec<String> {
         if let Err(error) = self.kill().await {
             return vec![error];
         }
@@ -64,7 +91,10 @@ impl Parts {
             // First the record, then the slot: a record must never name a slot that another
             // sandbox may have by then. A slot that no record names is reaped at the next start.
             if let Some(record) = &self.record
-                && let Err(error) = record.update(|record| record.slot = None)
+                && let Err(error) = record.update(|record| {
+                    record.slot = None;
+                    record.process = None;
+                })
             {
                 remains.push(crate::chain(&error).to_string());
             }
@@ -77,7 +107,19 @@ impl Parts {
         {
             remains.push(crate::chain(&error).to_string());
         }
-        match std::fs::remove_dir_all(&self.dir) {
+        remains
+    }
+
+    /// Takes everything away and returns what could not be.
+    pub async fn dismantle(&mut self) -> Vec<String> {
+        let mut remains = self.release().await;
+        if self.vm.is_some() {
+            return remains;
+        }
+        self.snapshot = None;
+        let dir = self.dir.clone();
+        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(dir)).await;
+        match removed.expect("removing files does not panic") {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 remains.push(format!("{}: {error}", self.dir.display()));
             }

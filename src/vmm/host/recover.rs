@@ -6,23 +6,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Host;
+use super::frozen::HostFrozen;
 use super::machine::HostMachine;
-use super::parts::Parts;
-use super::{HostMachines, OVERLAY};
+use super::parts::{Parts, build_of, overlay_path, snapshot_dir};
 use crate::domain::id::SandboxId;
 use crate::domain::sandbox::SandboxState;
 use crate::domain::slot::SlotIndex;
 use crate::vmm::cgroup::CgroupError;
 use crate::vmm::disk::Overlay;
 use crate::vmm::guest::{AGENT_PORT, Agent};
-use crate::vmm::machine::{Machine, MachineError, Survivor};
+use crate::vmm::machine::{Found, MachineError, Survivor};
 use crate::vmm::process::VmProcess;
-use crate::vmm::record::RecordFile;
+use crate::vmm::record::{Home, RecordFile};
+use crate::vmm::snapshot::Snapshot;
 
 /// A killed process is gone in milliseconds, unless the host is in trouble.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-impl HostMachines {
+impl Host {
     pub(super) async fn list_survivors(&self) -> Vec<Survivor> {
         let mut survivors = Vec::new();
         for dir in list(&self.sandboxes).unwrap_or_default() {
@@ -51,12 +53,19 @@ impl HostMachines {
     }
 
     pub(super) async fn adopt_machine(
-        &self,
+        self: &Arc<Self>,
         id: &SandboxId,
-    ) -> Result<Arc<dyn Machine>, MachineError> {
+    ) -> Result<Found, MachineError> {
         let mut parts = Parts::new(self.dir(id));
+        let record = RecordFile::read(&parts.dir).ok().map(|record| record.get());
+        if record.is_some_and(|record| record.home == Home::Snapshot) {
+            return self.adopt_frozen(id).await.map(|frozen| Found::Frozen(Arc::new(frozen)));
+        }
         match self.find(id, &mut parts).await {
-            Ok(agent) => Ok(Arc::new(HostMachine::new(parts, agent))),
+            Ok(agent) => {
+                let machine = HostMachine::new(self.clone(), parts, agent);
+                Ok(Found::Running(Arc::new(machine)))
+            }
             Err(reason) => {
                 // What was found is let go of, not taken away: the sweep goes by the record, which
                 // also names what was not found any more.
@@ -69,7 +78,33 @@ impl HostMachines {
         }
     }
 
+    /// A frozen sandbox is its record and its snapshot. What else there is, a pause could not take
+    /// away any more, or a resume had just made.
+    async fn adopt_frozen(self: &Arc<Self>, id: &SandboxId) -> Result<HostFrozen, MachineError> {
+        let (mut parts, mut remains) = self.take_vm_away(id).await?;
+        remains.extend(parts.release().await);
+        if !remains.is_empty() {
+            return Err(MachineError::Remains(remains));
+        }
+        let record = RecordFile::read(&parts.dir)?;
+        if let Some(build) = record.get().snapshot {
+            remove_all_but(&parts.dir, &[snapshot_dir(&parts.dir, build)]);
+        }
+        Ok(HostFrozen::new(self.clone(), parts.dir.clone(), Arc::new(record)))
+    }
+
     pub(super) async fn sweep_sandbox(&self, id: &SandboxId) -> Result<(), MachineError> {
+        let (mut parts, mut remains) = self.take_vm_away(id).await?;
+        remains.extend(parts.dismantle().await);
+        match remains.is_empty() {
+            true => Ok(()),
+            false => Err(MachineError::Remains(remains)),
+        }
+    }
+
+    /// Ends whatever runs of a sandbox and gives its slot back. Returns what there may be besides,
+    /// and what could not be given back.
+    async fn take_vm_away(&self, id: &SandboxId) -> Result<(Parts, Vec<String>), MachineError> {
         let mut parts = Parts::new(self.dir(id));
         let mut remains = Vec::new();
         parts.cgroup = self.cgroups.adopt(id).ok();
@@ -90,17 +125,16 @@ impl HostMachines {
         if let (Some(record), Some(now)) = (&parts.record, now)
             && let Some(slot) = now.slot.and_then(|slot| SlotIndex::try_from(slot).ok())
         {
-            // First the record, then the slot: as in `Parts::dismantle`.
-            let forgotten = record.update(|record| record.slot = None);
+            // First the record, then the slot: as in `Parts::release`.
+            let forgotten = record.update(|record| {
+                record.slot = None;
+                record.process = None;
+            });
             remains.extend(forgotten.err().map(|error| crate::chain(&error).to_string()));
             let removed = self.slots.discard(slot).await;
             remains.extend(removed.err().map(|error| crate::chain(&error).to_string()));
         }
-        remains.extend(parts.dismantle().await);
-        match remains.is_empty() {
-            true => Ok(()),
-            false => Err(MachineError::Remains(remains)),
-        }
+        Ok((parts, remains))
     }
 
     /// Finds everything that a machine consists of; what is missing makes it unfit.
@@ -123,12 +157,27 @@ impl HostMachines {
             Err(CgroupError::NotFound { .. }) => {}
             Err(error) => return Err(told(&error)),
         }
-        let pid = u32::try_from(process.pid).map_err(|error| told(&error))?;
-        let overlay = Overlay::adopt(&dir.join(OVERLAY), pid).map_err(|error| told(&error))?;
-        parts.overlay = Some(overlay);
         if now.life.state == SandboxState::Starting {
             return Err("the daemon ended while the sandbox was starting".to_owned());
         }
+        let vm = parts.vm.clone().expect("it was just found");
+        // The record may not know yet that a capture has moved the VM to another overlay.
+        let name = vm.disk().await.map_err(|error| told(&error))?;
+        let build = build_of(&name).ok_or_else(|| format!("{name} is no overlay of ours"))?;
+        let pid = u32::try_from(process.pid).map_err(|error| told(&error))?;
+        let path = overlay_path(&dir, &name);
+        let overlay = Overlay::adopt(&path, pid).map_err(|error| told(&error))?;
+        parts.overlay = Some(overlay);
+        let kept = snapshot_dir(&dir, build);
+        let snapshot = Snapshot::open(&kept).map_err(|error| told(&error))?;
+        parts.snapshot = Some(Arc::new(snapshot));
+        if now.snapshot != Some(build) {
+            let record = parts.record.as_ref().expect("it was just read");
+            record.update(|record| record.snapshot = Some(build)).map_err(|error| told(&error))?;
+        }
+        remove_all_but(&dir, &[kept, path]);
+        // A capture that was under way has left it frozen.
+        vm.thaw().await.map_err(|error| told(&error))?;
         Ok(Agent::new(address, &now.access_token))
     }
 
@@ -148,6 +197,26 @@ impl HostMachines {
         };
         if let Err(error) = outcome {
             tracing::warn!(path = %dir.display(), error, "a left-over directory stays");
+        }
+    }
+}
+
+/// Removes snapshots and overlays of a sandbox that were not finished, or are not needed any more.
+fn remove_all_but(dir: &Path, kept: &[PathBuf]) {
+    let ours = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with("snapshot-") || name.starts_with("disk-")
+    };
+    for path in list(dir).unwrap_or_default() {
+        if !ours(&path) || kept.contains(&path) {
+            continue;
+        }
+        let removed = match path.is_dir() {
+            true => std::fs::remove_dir_all(&path),
+            false => std::fs::remove_file(&path),
+        };
+        if let Err(error) = removed {
+            tracing::warn!(path = %path.display(), %error, "a left-over file stays");
         }
     }
 }

@@ -4,6 +4,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use crate::domain::shape::Shape;
+use crate::vmm::disk::OpenLayer;
 
 /// The guest's MAC address; the same in every guest, each alone in its namespace.
 pub const GUEST_MAC: &str = "06:00:a9:fe:00:15";
@@ -30,15 +31,15 @@ pub enum Engine {
 /// host full of idle guests would be full of translations.
 const TCG_CACHE_MIB: u32 = 64;
 
-/// Open files and sockets that QEMU inherits. Paths are passed as `/proc/self/fd/N`, so that
-/// nothing above the VM's own directory must be open to its unprivileged user.
+/// Open files and sockets that QEMU inherits. Nothing of the host must be open to its unprivileged
+/// user by path, but what is opened anew through `/proc/self/fd/N`: kernel, initramfs and memory.
 pub struct Descriptors {
-    /// Read-only.
-    pub kernel: OwnedFd,
-    /// Read-only.
-    pub initramfs: OwnedFd,
-    /// Read-only.
-    pub rootfs: OwnedFd,
+    /// How it starts.
+    pub start: Start,
+    /// Read-only layers of the disk, the lowest first.
+    pub layers: Vec<OpenLayer>,
+    /// The writable overlay, and its name.
+    pub overlay: (String, OwnedFd),
     /// A tap device.
     pub tap: OwnedFd,
     /// A listening socket.
@@ -47,10 +48,36 @@ pub struct Descriptors {
     pub qmp: OwnedFd,
 }
 
+/// What a VM starts from.
+pub enum Start {
+    /// Its kernel.
+    Boot {
+        /// Read-only.
+        kernel: OwnedFd,
+        /// Read-only.
+        initramfs: OwnedFd,
+        /// The guest's memory, written through.
+        memory: OwnedFd,
+    },
+    /// A snapshot.
+    Restore {
+        /// The base of the guest's memory; QEMU maps it privately.
+        memory: OwnedFd,
+        /// State of the devices, for [`super::qmp::Qmp::load`].
+        devices: OwnedFd,
+    },
+}
+
 impl Descriptors {
     /// All of them, for the process that inherits them.
     pub fn into_list(self) -> Vec<OwnedFd> {
-        vec![self.kernel, self.initramfs, self.rootfs, self.tap, self.console, self.qmp]
+        let mut all = match self.start {
+            Start::Boot { kernel, initramfs, memory } => vec![kernel, initramfs, memory],
+            Start::Restore { memory, devices } => vec![memory, devices],
+        };
+        all.extend(self.layers.into_iter().map(|layer| OwnedFd::from(layer.file)));
+        all.extend([self.overlay.1, self.tap, self.console, self.qmp]);
+        all
     }
 }
 
@@ -62,7 +89,7 @@ pub fn trial_command(
     initramfs: &Path,
     rootfs: &Path,
 ) -> Vec<String> {
-    let mut args = machine(engine, Shape::DEFAULT);
+    let mut args = machine(engine, Shape::DEFAULT, "");
     let text = |path: &Path| path.display().to_string();
     let drive = format!("if=none,id=root,format=raw,snapshot=on,file={}", text(rootfs));
     for (flag, value) in [
@@ -94,7 +121,7 @@ fn kernel_command_line(engine: Engine) -> String {
 }
 
 /// The machine itself, without devices.
-fn machine(engine: Engine, shape: Shape) -> Vec<String> {
+fn machine(engine: Engine, shape: Shape, options: &str) -> Vec<String> {
     let (accel, cpu) = match engine {
         Engine::Kvm => ("kvm".to_owned(), "host"),
         Engine::Tcg { .. } => (format!("tcg,tb-size={TCG_CACHE_MIB}"), "max"),
@@ -102,7 +129,7 @@ fn machine(engine: Engine, shape: Shape) -> Vec<String> {
     let mut args: Vec<String> =
         ["-no-user-config", "-nodefaults", "-no-reboot"].map(str::to_owned).into();
     for (flag, value) in [
-        ("-M", "microvm,acpi=on,rtc=on,isa-serial=on".to_owned()),
+        ("-M", format!("microvm,acpi=on,rtc=on,isa-serial=on{options}")),
         ("-accel", accel),
         ("-cpu", cpu.to_owned()),
         ("-smp", shape.vcpus.to_string()),
@@ -117,16 +144,15 @@ fn machine(engine: Engine, shape: Shape) -> Vec<String> {
     args
 }
 
-/// QEMU's arguments for a VM that boots from its kernel.
-pub fn command_line(
-    engine: Engine,
-    shape: Shape,
-    overlay: &Path,
-    inherited: &Descriptors,
-) -> Vec<String> {
+/// Options of the machine whose memory is an object called `mem`, and whose state is stored without
+/// a description of its format.
+const SNAPSHOT_OPTIONS: &str = ",memory-backend=mem,suppress-vmdesc=on";
+
+/// QEMU's arguments for a VM with memory in a file, disk and network.
+pub fn command_line(engine: Engine, shape: Shape, inherited: &Descriptors) -> Vec<String> {
     let path = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let number = |fd: &OwnedFd| fd.as_raw_fd().to_string();
-    let mut args = machine(engine, shape);
+    let mut args = machine(engine, shape, SNAPSHOT_OPTIONS);
     let mut add = |flag: &str, value: String| {
         args.push(flag.to_owned());
         args.push(value);
@@ -137,22 +163,53 @@ pub fn command_line(
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned(),
     );
 
-    add("-kernel", path(&inherited.kernel));
-    add("-initrd", path(&inherited.initramfs));
-    add("-append", kernel_command_line(engine));
+    let (memory, share) = match &inherited.start {
+        Start::Boot { kernel, initramfs, memory } => {
+            add("-kernel", path(kernel));
+            add("-initrd", path(initramfs));
+            add("-append", kernel_command_line(engine));
+            (memory, "on")
+        }
+        Start::Restore { memory, .. } => {
+            // The kernel is in the memory already, and what loads it is never run again.
+            add("-incoming", "defer".to_owned());
+            (memory, "off")
+        }
+    };
+    let (memory, size) = (path(memory), shape.memory_mib);
+    add("-object", format!("memory-backend-file,id=mem,share={share},mem-path={memory},size={size}M"));
+    // Else the state begins with the machine's configuration, and is refused under any other.
+    add("-global", "migration.send-configuration=off".to_owned());
 
-    let rootfs = path(&inherited.rootfs);
-    add("-blockdev", format!("driver=file,node-name=base-file,filename={rootfs},read-only=on"));
-    add("-blockdev", "driver=raw,node-name=base,file=base-file,read-only=on".to_owned());
-    let overlay = overlay.display();
-    add("-blockdev", format!("driver=file,node-name=overlay-file,filename={overlay}"));
+    for (index, layer) in inherited.layers.iter().enumerate() {
+        let (file, format) = (set(index), layer.format.as_str());
+        add("-add-fd", format!("fd={},set={index}", layer.file.as_raw_fd()));
+        add("-blockdev", format!("driver=file,node-name=file{index},filename={file},read-only=on"));
+        let backing = match index.checked_sub(1) {
+            Some(below) => format!(",backing=layer{below}"),
+            None => String::new(),
+        };
+        add(
+            "-blockdev",
+            format!(
+                "driver={format},node-name=layer{index},file=file{index},read-only=on{backing}"
+            ),
+        );
+    }
+    let top = inherited.layers.len();
+    let (name, overlay) = &inherited.overlay;
+    add("-add-fd", format!("fd={},set={top}", overlay.as_raw_fd()));
+    add("-blockdev", format!("driver=file,node-name=file-{name},filename={}", set(top)));
+    let backing = top.checked_sub(1).expect("a disk has a base");
     add(
         "-blockdev",
-        "driver=qcow2,node-name=root,file=overlay-file,backing=base,discard=unmap".to_owned(),
+        format!(
+            "driver=qcow2,node-name={name},file=file-{name},backing=layer{backing},discard=unmap"
+        ),
     );
     // By default QEMU stops the whole VM when the host's disk is full, and nobody would let it go
     // on; the guest rather sees the error.
-    add("-device", "virtio-blk-device,drive=root,werror=report,rerror=report".to_owned());
+    add("-device", format!("virtio-blk-device,drive={name},werror=report,rerror=report"));
 
     add("-netdev", format!("tap,id=net0,fd={}", number(&inherited.tap)));
     add("-device", format!("virtio-net-device,netdev=net0,mac={GUEST_MAC}"));
@@ -165,5 +222,14 @@ pub fn command_line(
     add("-chardev", format!("socket,id=qmp,fd={qmp},server=on,wait=off"));
     add("-mon", "chardev=qmp,mode=control".to_owned());
 
+    if matches!(inherited.start, Start::Restore { .. }) {
+        args.push("-S".to_owned());
+    }
     args
+}
+
+/// Name by which QEMU opens a descriptor that it was given. It works with that very descriptor, and
+/// so holds its lock; a path would be opened anew.
+fn set(index: usize) -> String {
+    format!("/dev/fdset/{index}")
 }

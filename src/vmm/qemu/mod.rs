@@ -1,27 +1,27 @@
 //! QEMU as a hypervisor: the `microvm` machine, with KVM or in software (TCG).
 
 mod command;
+mod qmp;
+mod vm;
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use self::command::{Descriptors, command_line};
-use super::console::{self, Console};
-use super::hypervisor::{BootPlan, Engine, Hypervisor, HypervisorError, Vm};
+use self::command::{Descriptors, Start, command_line};
+use self::vm::QemuVm;
+use super::console;
+use super::hypervisor::{BootPlan, Engine, Hypervisor, HypervisorError, RestorePlan, Vm, VmPlan};
+use super::memory::{self, GuestMemory, Lineage};
 use super::process::{Confinement, ProcessId, VmProcess};
 use super::tsc;
 
 /// The program, looked up in `PATH`.
 const PROGRAM: &str = "qemu-system-x86_64";
-
-/// Name of QEMU's control socket in a sandbox's directory.
-const QMP_SOCKET: &str = "qmp.sock";
-/// What QEMU itself has to say.
-const LOG: &str = "qemu.log";
 
 /// A killed process is gone in milliseconds, unless the host is in trouble.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -106,53 +106,105 @@ impl Hypervisor for Qemu {
     }
 
     async fn boot(&self, plan: BootPlan<'_>) -> Result<Box<dyn Vm>, HypervisorError> {
-        let open = |path: &Path| {
-            File::open(path)
-                .map(OwnedFd::from)
-                .map_err(|source| HypervisorError::Open { path: path.to_owned(), source })
-        };
-        let inherited = Descriptors {
+        let memory = File::options().read(true).write(true).open(plan.memory);
+        let memory = memory
+            .map_err(|source| HypervisorError::Open { path: plan.memory.to_owned(), source })?;
+        let start = Start::Boot {
             kernel: open(plan.kernel)?,
             initramfs: open(plan.initramfs)?,
-            rootfs: open(plan.rootfs)?,
+            memory: memory.into(),
+        };
+        let dir = plan.vm.dir.to_owned();
+        let process = self.spawn(plan.vm, start).await?;
+        Ok(Box::new(or_kill(process, QemuVm::connect(process, &dir)).await?))
+    }
+
+    async fn restore(&self, plan: RestorePlan<'_>) -> Result<Box<dyn Vm>, HypervisorError> {
+        let (trace, memory) = (plan.trace, plan.memory);
+        let base = memory.base().try_clone();
+        let base = base.map_err(|source| HypervisorError::Open {
+            path: memory.base_path().to_owned(),
+            source,
+        })?;
+        let devices = plan.devices.as_raw_fd();
+        let start = Start::Restore { memory: base.into(), devices: plan.devices };
+        let dir = plan.vm.dir.to_owned();
+        let process = trace.span("spawn", self.spawn(plan.vm, start)).await?;
+        let vm = async {
+            let vm = trace.span("qmp", QemuVm::connect(process, &dir)).await?;
+            // Before the devices are loaded: virtio reads its rings while its state is.
+            trace.span("inject", inject(process, memory)).await?;
+            trace.span("load", vm.load(devices)).await?;
+            Ok(vm)
+        };
+        Ok(Box::new(or_kill(process, vm).await?))
+    }
+
+    async fn adopt(&self, process: ProcessId, dir: &Path) -> Result<Box<dyn Vm>, HypervisorError> {
+        Ok(Box::new(QemuVm::connect(process, dir).await?))
+    }
+}
+
+/// Writes what differs from the base into a VM that has mapped it.
+async fn inject(process: ProcessId, memory: Arc<Lineage>) -> Result<(), HypervisorError> {
+    let work = move || {
+        let guest = GuestMemory::find(process.pid, memory.base())?;
+        memory::inject(&memory, &guest).map(drop)
+    };
+    let done = tokio::task::spawn_blocking(work).await;
+    Ok(done.expect("writing memory does not panic")?)
+}
+
+/// Gives the VM of a process that was just started; on failure nothing is left of it.
+async fn or_kill(
+    process: ProcessId,
+    vm: impl Future<Output = Result<QemuVm, HypervisorError>>,
+) -> Result<QemuVm, HypervisorError> {
+    let vm = vm.await;
+    if vm.is_err()
+        && let Ok(orphan) = VmProcess::watch(process)
+    {
+        orphan.kill(KILL_LIMIT).await?;
+    }
+    vm
+}
+
+fn open(path: &Path) -> Result<OwnedFd, HypervisorError> {
+    File::open(path)
+        .map(OwnedFd::from)
+        .map_err(|source| HypervisorError::Open { path: path.to_owned(), source })
+}
+
+impl Qemu {
+    /// Starts the process, confined.
+    async fn spawn(&self, plan: VmPlan<'_>, start: Start) -> Result<ProcessId, HypervisorError> {
+        let inherited = Descriptors {
+            start,
+            layers: plan.layers,
+            overlay: (plan.overlay.name.to_owned(), plan.overlay.file),
             tap: plan.tap,
             console: console::listen(plan.dir, console::SOCKET)?,
-            qmp: console::listen(plan.dir, QMP_SOCKET)?,
+            qmp: console::listen(plan.dir, qmp::SOCKET)?,
         };
-        let log_path = plan.dir.join(LOG);
+        let log_path = plan.dir.join(vm::LOG);
         let log = File::create(&log_path)
             .map_err(|source| HypervisorError::Open { path: log_path, source })?;
-        let args = command_line(self.accel, plan.shape, plan.overlay, &inherited);
+        let args = command_line(self.accel, plan.shape, &inherited);
         let confinement = Confinement {
             namespace: plan.namespace.to_owned(),
             cgroup: plan.cgroup,
             uid: plan.uid,
             groups: self.device_groups(),
             dir: plan.dir.to_owned(),
-            inherited: inherited.into_list().into_iter().chain([plan.overlay_lock]).collect(),
+            inherited: inherited.into_list(),
             log,
         };
         let program = self.program.clone();
         let spawn = move || VmProcess::spawn(&program, &args, confinement);
-        let process =
-            tokio::task::spawn_blocking(spawn).await.expect("starting a process does not panic")?;
-        let vm = self.adopt(process, plan.dir).await;
-        if vm.is_err()
-            && let Ok(orphan) = VmProcess::watch(process)
-        {
-            orphan.kill(KILL_LIMIT).await?;
-        }
-        vm
+        let spawned = tokio::task::spawn_blocking(spawn).await;
+        Ok(spawned.expect("starting a process does not panic")?)
     }
 
-    async fn adopt(&self, process: ProcessId, dir: &Path) -> Result<Box<dyn Vm>, HypervisorError> {
-        let process = VmProcess::watch(process)?;
-        let console = Console::follow(dir).await?;
-        Ok(Box::new(QemuVm { process, console, log: dir.join(LOG) }))
-    }
-}
-
-impl Qemu {
     /// Groups that the unprivileged process needs: that of `/dev/kvm`, where it is used.
     fn device_groups(&self) -> Vec<u32> {
         use std::os::unix::fs::MetadataExt;
@@ -162,43 +214,5 @@ impl Qemu {
             }
             command::Engine::Tcg { .. } => Vec::new(),
         }
-    }
-}
-
-struct QemuVm {
-    process: VmProcess,
-    console: Console,
-    log: PathBuf,
-}
-
-/// The end of what QEMU had to say, if it said anything.
-fn last_words(log: &Path) -> Option<String> {
-    const LONGEST: usize = 300;
-    let bytes = std::fs::read(log).ok()?;
-    let text = String::from_utf8_lossy(&bytes);
-    let line = text.lines().rfind(|line| !line.trim().is_empty())?;
-    Some(line.chars().take(LONGEST).collect())
-}
-
-#[async_trait]
-impl Vm for QemuVm {
-    fn process(&self) -> ProcessId {
-        self.process.id()
-    }
-
-    async fn agent_started(&self) {
-        self.console.agent_started().await;
-    }
-
-    async fn ended(&self) -> String {
-        let how = self.process.ended().await;
-        match last_words(&self.log) {
-            Some(words) => format!("{how}: {words}"),
-            None => how,
-        }
-    }
-
-    async fn kill(&self) -> Result<(), HypervisorError> {
-        Ok(self.process.kill(KILL_LIMIT).await?)
     }
 }

@@ -1,0 +1,291 @@
+//! The one way from a running machine to a snapshot of it.
+//!
+//! ```text
+//! sync, freeze, devices, memory, disk -> a complete snapshot in the machine's own directory
+//!     it goes on:  new overlay, thaw, record      it is paused:  record, end of the VM
+//! ```
+//!
+//! Until the snapshot is complete nothing has changed for the machine, and any failure thaws it.
+//! Then the record decides, in one rename, which of both counts.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+
+use super::Host;
+use super::error::file_error;
+use super::parts::{Parts, overlay_name, overlay_path, snapshot_dir};
+use crate::vmm::disk::{DiskFormat, Layer, Overlay};
+use crate::vmm::fault::Point;
+use crate::vmm::guest::Agent;
+use crate::vmm::hypervisor::{DiskPlan, Vm};
+use crate::vmm::machine::{CaptureError, MachineError, Run};
+use crate::vmm::memory::{self, BuildId, Durability, GuestMemory};
+use crate::vmm::record::{Home, Record, RecordFile};
+use crate::vmm::snapshot::{self, FORMAT, Manifest, Snapshot, SnapshotError};
+
+/// A guest that does not bring its disk up to date in this time is captured as it is: its file
+/// system has a journal.
+const SYNC_LIMIT: Duration = Duration::from_secs(10);
+
+/// The parts of a machine that runs.
+struct Running {
+    vm: Arc<dyn Vm>,
+    snapshot: Arc<Snapshot>,
+    record: Arc<RecordFile>,
+}
+
+impl Running {
+    fn of(parts: &Parts) -> Result<Self, MachineError> {
+        match (&parts.vm, &parts.snapshot, &parts.record) {
+            (Some(vm), Some(snapshot), Some(record)) => Ok(Self {
+                vm: vm.clone(),
+                snapshot: snapshot.clone(),
+                record: record.clone(),
+            }),
+            // It was destroyed while this waited for its turn.
+            _ => Err(MachineError::Cancelled),
+        }
+    }
+
+    fn pid(&self) -> Option<i32> {
+        Some(self.vm.process().pid)
+    }
+
+    /// Lets a VM run again whose capture failed, and says what the failure means.
+    async fn after(&self, error: MachineError) -> CaptureError {
+        match self.vm.thaw().await {
+            Ok(()) => CaptureError::RunsOn(error),
+            Err(thawing) => {
+                tracing::error!(error = %crate::chain(&thawing), cause = %crate::chain(&error),
+                    "a VM does not run on after its capture failed");
+                CaptureError::Lost(error)
+            }
+        }
+    }
+}
+
+impl Host {
+    /// Captures a machine that then goes on. Its directory holds the new snapshot, and its VM's
+    /// next capture builds on it.
+    pub(super) async fn checkpoint(
+        &self,
+        parts: &mut Parts,
+        agent: &Agent,
+        run: &Run,
+    ) -> Result<Arc<Snapshot>, CaptureError> {
+        let running = Running::of(parts).map_err(CaptureError::RunsOn)?;
+        let build = BuildId::random();
+        self.sync_and_freeze(&running, agent, run).await?;
+        let captured = self.capture(parts, &running, build, Durability::Cached, run).await;
+        let snapshot = match captured {
+            Ok(snapshot) => snapshot,
+            Err(error) => return Err(running.after(error).await),
+        };
+        if let Err(error) = run.trace.span("switch", self.switch(parts, &running, &snapshot)).await {
+            let _ = snapshot::remove(snapshot.dir());
+            return Err(running.after(error).await);
+        }
+        // The VM writes to its new overlay: from here on the new snapshot is what it builds on,
+        // whatever else fails.
+        let former = parts.snapshot.replace(snapshot.clone());
+        let thawed = run.trace.span("thaw", running.vm.thaw()).await;
+        thawed.map_err(|error| CaptureError::Lost(error.into()))?;
+        let switched = self
+            .faults
+            .at(Point::DiskSwitched, running.pid())
+            .map_err(file_error)
+            .and_then(|()| Ok(running.record.update(|record| record.snapshot = Some(build))?));
+        switched.map_err(CaptureError::RunsOn)?;
+        let dir = parts.dir.clone();
+        if let Some(former) = former {
+            forget(&dir, former).await;
+        }
+        self.faults.at(Point::Thawed, running.pid()).map_err(file_error).map_err(CaptureError::RunsOn)?;
+        Ok(snapshot)
+    }
+
+    /// Captures a machine and ends its VM. All that is left of it is its directory, with the
+    /// snapshot and the record that says so.
+    pub(super) async fn freeze(
+        &self,
+        parts: &mut Parts,
+        agent: &Agent,
+        run: &Run,
+        on_end: impl FnOnce(),
+    ) -> Result<Arc<Snapshot>, CaptureError> {
+        let running = Running::of(parts).map_err(CaptureError::RunsOn)?;
+        let build = BuildId::random();
+        self.sync_and_freeze(&running, agent, run).await?;
+        let captured = self.capture(parts, &running, build, Durability::Synced, run).await;
+        let snapshot = match captured {
+            Ok(_) if run.cancel.is_cancelled() => {
+                return Err(running.after(MachineError::Cancelled).await);
+            }
+            Ok(snapshot) => snapshot,
+            Err(error) => return Err(running.after(error).await),
+        };
+        on_end();
+        let commit = |record: &mut Record| {
+            record.snapshot = Some(build);
+            record.home = Home::Snapshot;
+        };
+        if let Err(error) = run.trace.blocking("commit", || running.record.commit(commit)) {
+            let _ = snapshot::remove(snapshot.dir());
+            return Err(running.after(error.into()).await);
+        }
+        // Paused, as anybody would find who looked now. What follows can only leave things behind.
+        let former = parts.snapshot.replace(snapshot.clone());
+        let pid = running.pid();
+        let remains = async {
+            self.faults.at(Point::PauseCommitted, pid).map_err(|error| vec![error.to_string()])?;
+            match parts.release().await {
+                remains if remains.is_empty() => Ok(()),
+                remains => Err(remains),
+            }
+        };
+        if let Err(remains) = run.trace.span("release", remains).await {
+            tracing::error!(dir = %parts.dir.display(), remains = remains.join("; "),
+                "something is left of a VM that was paused");
+            // Once more, for what was not tried because something before it failed.
+            parts.release().await;
+        }
+        let dir = parts.dir.clone();
+        if let Some(former) = former {
+            forget(&dir, former).await;
+        }
+        Ok(snapshot)
+    }
+
+    async fn sync_and_freeze(
+        &self,
+        running: &Running,
+        agent: &Agent,
+        run: &Run,
+    ) -> Result<(), CaptureError> {
+        let sync = async {
+            match tokio::time::timeout(SYNC_LIMIT, agent.sync()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(error = %crate::chain(&error), "no sync"),
+                Err(_) => tracing::warn!(limit = ?SYNC_LIMIT, "a guest's sync takes too long"),
+            }
+        };
+        tokio::select! {
+            biased;
+            () = run.cancel.cancelled() => return Err(CaptureError::RunsOn(MachineError::Cancelled)),
+            () = run.trace.span("sync", sync) => {}
+        }
+        let begun = self.faults.at(Point::CaptureBegun, running.pid()).map_err(file_error);
+        begun.map_err(CaptureError::RunsOn)?;
+        match run.trace.span("freeze", running.vm.freeze()).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(running.after(error.into()).await),
+        }
+    }
+
+    /// Writes the snapshot of a frozen VM.
+    async fn capture(
+        &self,
+        parts: &Parts,
+        running: &Running,
+        build: BuildId,
+        durability: Durability,
+        run: &Run,
+    ) -> Result<Arc<Snapshot>, MachineError> {
+        let at = |point| self.faults.at(point, running.pid()).map_err(file_error);
+        at(Point::Frozen)?;
+        let devices = run.trace.span("devices", running.vm.save_devices()).await?;
+        at(Point::DevicesSaved)?;
+
+        let overlay = parts.overlay.as_ref().expect("a running machine has a disk");
+        let overlay = overlay.path().to_owned();
+        let manifest = next_manifest(build, &running.record.get(), &running.snapshot);
+        let (former, pid) = (running.snapshot.clone(), running.vm.process().pid);
+        let provenance = self.provenance_after(&former);
+        let (dir, faults) = (snapshot_dir(&parts.dir, build), self.faults.clone());
+        let write = move || {
+            Snapshot::create::<MachineError>(&dir, &manifest, &devices, durability, |new| {
+                let guest = GuestMemory::find(pid, former.memory().base())?;
+                let memory = former.memory();
+                memory::capture(&guest, memory, new, build, provenance, durability)?;
+                faults.at(Point::MemoryWritten, Some(pid)).map_err(file_error)?;
+                former.link_layers(new)?;
+                let top = manifest.layers.last().expect("it was just added");
+                Ok(snapshot::link(&overlay, &new.join(&top.file))?)
+            })
+        };
+        let written = run.trace.span("write", tokio::task::spawn_blocking(write)).await;
+        let snapshot = Arc::new(written.expect("writing a snapshot does not panic")?);
+        if let Err(error) = at(Point::SnapshotWritten) {
+            let _ = snapshot::remove(snapshot.dir());
+            return Err(error);
+        }
+        Ok(snapshot)
+    }
+
+    /// Has a frozen VM write to an overlay on its new snapshot.
+    async fn switch(
+        &self,
+        parts: &mut Parts,
+        running: &Running,
+        snapshot: &Snapshot,
+    ) -> Result<(), MachineError> {
+        let name = overlay_name(snapshot.manifest().build);
+        let top = snapshot.manifest().layers.last().expect("a disk has layers");
+        let path = overlay_path(&parts.dir, &name);
+        let overlay = Overlay::create(&path, top, snapshot.manifest().disk_size)?;
+        let file = overlay.file().try_clone_to_owned().map_err(file_error)?;
+        let plan = DiskPlan { name: &name, file };
+        if let Err(error) = running.vm.switch_disk(plan).await {
+            // Whatever the failure was, the VM itself knows best.
+            if !matches!(running.vm.disk().await, Ok(active) if active == name) {
+                overlay.remove()?;
+                return Err(error.into());
+            }
+        }
+        parts.overlay = Some(overlay);
+        Ok(())
+    }
+}
+
+/// What a capture of this sandbox will be.
+fn next_manifest(build: BuildId, record: &Record, former: &Snapshot) -> Manifest {
+    let mut layers = former.manifest().layers.clone();
+    layers.push(Layer { file: format!("overlay.{build}.qcow2"), format: DiskFormat::Qcow2 });
+    Manifest {
+        format: FORMAT,
+        build,
+        created_at: Utc::now(),
+        sandbox_id: record.id.clone(),
+        image: record.image.clone(),
+        shape: record.shape,
+        engine: record.engine,
+        layers,
+        disk_size: former.manifest().disk_size,
+        access_token: Some(record.access_token.clone()),
+        envs: record.envs.clone(),
+    }
+}
+
+/// Removes a snapshot that a machine does not build on any more, and the name of the overlay that
+/// lay on it: the overlay itself is a layer of the new one.
+async fn forget(dir: &Path, former: Arc<Snapshot>) {
+    let overlay = overlay_path(dir, &overlay_name(former.manifest().build));
+    let work = move || {
+        let unlinked = match fs::remove_file(&overlay) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(SnapshotError::io("remove", &overlay)(error))
+            }
+            _ => Ok(()),
+        };
+        unlinked.and(snapshot::remove(former.dir()))
+    };
+    let removed = tokio::task::spawn_blocking(work).await;
+    if let Err(error) = removed.expect("removing files does not panic") {
+        // It is found again when the daemon starts.
+        tracing::warn!(error = %crate::chain(&error), "a snapshot that nobody needs is left");
+    }
+}

@@ -1,0 +1,196 @@
+//! New machines, each from a snapshot: an image's warm one, a named one, or a fork's.
+
+use std::sync::Arc;
+
+use super::Host;
+use super::error::file_error;
+use super::machine::HostMachine;
+use super::parts::{Parts, snapshot_dir};
+use crate::domain::name::TemplateName;
+use crate::domain::shape::Shape;
+use crate::vmm::image::{Image, ImageError};
+use crate::vmm::machine::{
+    Existing, MachineError, MachineSpec, Origin, Run, SnapshotInfo, Template,
+};
+use crate::vmm::memory::Durability;
+use crate::vmm::record::{Home, Record, RecordFile};
+use crate::vmm::snapshot::{Named, Snapshot};
+
+impl Host {
+    pub(super) fn image(&self, name: &TemplateName) -> Result<Option<Image>, MachineError> {
+        match self.images.get(name) {
+            Ok(image) => Ok(Some(image)),
+            Err(ImageError::NotFound { .. }) => Ok(None),
+            Err(error) => {
+                Err(MachineError::Template { name: name.clone(), source: Box::new(error) })
+            }
+        }
+    }
+
+    fn named(&self, name: &TemplateName) -> Result<Snapshot, MachineError> {
+        match self.store.get(name) {
+            Ok(Some(snapshot)) => Ok(snapshot),
+            Ok(None) => Err(MachineError::UnknownTemplate(name.clone())),
+            Err(error) => {
+                Err(MachineError::Template { name: name.clone(), source: Box::new(error) })
+            }
+        }
+    }
+
+    /// Looks a template up. Blocks.
+    pub(super) fn template(&self, name: &TemplateName) -> Result<Template, MachineError> {
+        if self.image(name)?.is_some() {
+            return Ok(Template::Image);
+        }
+        let snapshot = self.named(name)?;
+        self.check(&snapshot)?;
+        Ok(Template::Snapshot(snapshot.manifest().shape))
+    }
+
+    /// The snapshot that a machine starts from.
+    async fn source(
+        self: &Arc<Self>,
+        origin: &Origin,
+        shape: Shape,
+        run: &Run,
+    ) -> Result<Arc<Snapshot>, MachineError> {
+        let (host, origin) = (self.clone(), origin.clone());
+        let look = move || match &origin {
+            Origin::Fork(point) => Ok((None, Some(host.store.fork(point)?))),
+            Origin::Template(name) => match host.image(name)? {
+                Some(image) => Ok((Some(image), None)),
+                None => Ok((None, Some(host.named(name)?))),
+            },
+        };
+        let found: Result<_, MachineError> =
+            tokio::task::spawn_blocking(look).await.expect("opening files does not panic");
+        match found? {
+            (Some(image), _) => self.warm(image, shape, run).await,
+            (None, Some(snapshot)) => Ok(Arc::new(snapshot)),
+            (None, None) => unreachable!("one of both is found"),
+        }
+    }
+
+    /// Makes a machine. On failure nothing is left of it, [`MachineError::Remains`] apart.
+    pub(super) async fn create(
+        self: &Arc<Self>,
+        spec: MachineSpec,
+        run: &Run,
+    ) -> Result<HostMachine, MachineError> {
+        let source = self.source(&spec.origin, spec.shape, run);
+        let source = run.trace.span("template", source).await?;
+        let mut parts = Parts::new(self.dir(&spec.id));
+        let id = spec.id.clone();
+        let made = async {
+            self.found(&mut parts, spec, source, run).await?;
+            self.restore(&mut parts, run).await
+        };
+        match made.await {
+            Ok(agent) => Ok(HostMachine::new(self.clone(), parts, agent)),
+            Err(error) => {
+                let remains = parts.dismantle().await;
+                if remains.is_empty() {
+                    return Err(error);
+                }
+                tracing::error!(sandbox_id = %id, error = %crate::chain(&error),
+                    "a machine could not be made");
+                Err(MachineError::Remains(remains))
+            }
+        }
+    }
+
+    /// Makes a machine's directory with its record, and its own copy of what it starts from.
+    async fn found(
+        &self,
+        parts: &mut Parts,
+        spec: MachineSpec,
+        source: Arc<Snapshot>,
+        run: &Run,
+    ) -> Result<(), MachineError> {
+        let record = self.new_record(spec, &source);
+        let place = Parts::new(parts.dir.clone());
+        let work = move || {
+            place.make_dir().map_err(file_error)?;
+            let record = RecordFile::create(&place.dir, record)?;
+            let dir = snapshot_dir(&place.dir, source.manifest().build);
+            let snapshot = source.link_into(&dir, Durability::Cached)?;
+            Ok::<_, MachineError>((record, snapshot))
+        };
+        let made = run.trace.span("directory", tokio::task::spawn_blocking(work)).await;
+        let (record, snapshot) = made.expect("making files does not panic")?;
+        parts.record = Some(Arc::new(record));
+        parts.snapshot = Some(Arc::new(snapshot));
+        Ok(())
+    }
+
+    fn new_record(&self, spec: MachineSpec, source: &Snapshot) -> Record {
+        let manifest = source.manifest();
+        let mut envs = manifest.envs.clone();
+        envs.extend(spec.envs);
+        Record {
+            id: spec.id,
+            template: spec.template,
+            image: manifest.image.clone(),
+            shape: manifest.shape,
+            engine: self.hypervisor.engine(),
+            access_token: spec.access_token,
+            envs,
+            home: Home::Vm,
+            snapshot: Some(manifest.build),
+            slot: None,
+            process: None,
+            life: spec.life,
+        }
+    }
+
+    /// Checks that a snapshot may have a name.
+    pub(super) async fn check_name(
+        self: &Arc<Self>,
+        name: &TemplateName,
+        existing: Existing,
+    ) -> Result<(), MachineError> {
+        let (host, name) = (self.clone(), name.clone());
+        let check = move || {
+            if host.image(&name)?.is_some() {
+                return Err(MachineError::NameOfImage(name));
+            }
+            match (existing, host.store.get(&name)) {
+                (Existing::Keep, Ok(Some(_))) => Err(MachineError::SnapshotExists(name)),
+                // One that is broken may be replaced.
+                (Existing::Replace, _) | (Existing::Keep, Ok(None)) => Ok(()),
+                (Existing::Keep, Err(error)) => Err(error.into()),
+            }
+        };
+        tokio::task::spawn_blocking(check).await.expect("looking files up does not panic")
+    }
+
+    /// Gives a snapshot a name.
+    pub(super) async fn name(
+        self: &Arc<Self>,
+        snapshot: Arc<Snapshot>,
+        name: &TemplateName,
+        existing: Existing,
+    ) -> Result<SnapshotInfo, MachineError> {
+        let (host, name) = (self.clone(), name.clone());
+        let work = move || match host.store.name(&snapshot, &name, existing)? {
+            Named::Done(named) => info(name, &named),
+            Named::Taken => Err(MachineError::SnapshotExists(name)),
+        };
+        tokio::task::spawn_blocking(work).await.expect("linking files does not panic")
+    }
+}
+
+/// What is known of a named snapshot. Blocks.
+pub(super) fn info(name: TemplateName, snapshot: &Snapshot) -> Result<SnapshotInfo, MachineError> {
+    let manifest = snapshot.manifest();
+    Ok(SnapshotInfo {
+        name,
+        build: manifest.build.to_string(),
+        sandbox_id: manifest.sandbox_id.clone(),
+        image: manifest.image.clone(),
+        shape: manifest.shape,
+        engine: manifest.engine,
+        storage: snapshot.storage()?,
+        created_at: manifest.created_at,
+    })
+}

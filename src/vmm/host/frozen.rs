@@ -1,0 +1,154 @@
+//! A machine of this host that is frozen: a directory with a record and a snapshot.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use tokio::sync::Mutex;
+
+use super::Host;
+use super::machine::HostMachine;
+use super::parts::{Parts, snapshot_dir};
+use crate::domain::name::TemplateName;
+use crate::vmm::machine::{
+    Existing, Frozen, Machine, MachineError, Run, SnapshotInfo, Storage,
+};
+use crate::vmm::record::{Home, Life, RecordFile};
+use crate::vmm::snapshot::{self, Snapshot};
+
+/// A frozen machine.
+pub(super) struct HostFrozen {
+    host: Arc<Host>,
+    dir: PathBuf,
+    record: Arc<RecordFile>,
+    /// Held while its files are used, so that they are not merged under somebody's hands.
+    files: Arc<Mutex<()>>,
+    /// Somebody needs the files now.
+    wanted: Arc<AtomicBool>,
+}
+
+impl HostFrozen {
+    pub fn new(host: Arc<Host>, dir: PathBuf, record: Arc<RecordFile>) -> Self {
+        let (files, wanted) = (Arc::default(), Arc::default());
+        Self { host, dir, record, files, wanted }
+    }
+
+    /// Where its snapshot is.
+    fn snapshot_dir(&self) -> PathBuf {
+        let build = self.record.get().snapshot.expect("what is frozen has a snapshot");
+        snapshot_dir(&self.dir, build)
+    }
+
+    async fn open(&self) -> Result<Arc<Snapshot>, MachineError> {
+        let dir = self.snapshot_dir();
+        let opened = tokio::task::spawn_blocking(move || Snapshot::open(&dir)).await;
+        Ok(Arc::new(opened.expect("opening files does not panic")?))
+    }
+
+    /// Interrupts the merging of files, and keeps it from beginning.
+    async fn claim(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        self.wanted.store(true, Ordering::SeqCst);
+        let files = self.files.clone().lock_owned().await;
+        self.wanted.store(false, Ordering::SeqCst);
+        files
+    }
+}
+
+/// Makes a machine of what is in `dir`; on failure it is as it was.
+async fn resume(
+    host: &Arc<Host>,
+    dir: &Path,
+    record: Arc<RecordFile>,
+    snapshot: Arc<Snapshot>,
+    run: &Run,
+) -> Result<HostMachine, MachineError> {
+    let mut parts = Parts::new(dir.to_owned());
+    parts.record = Some(record.clone());
+    parts.snapshot = Some(snapshot);
+    let restored = match host.restore(&mut parts, run).await {
+        // From here on its VM is what counts; a daemon that ends before leaves it paused.
+        Ok(agent) => match record.update(|record| record.home = Home::Vm) {
+            Ok(()) => Ok(agent),
+            Err(error) => Err(error.into()),
+        },
+        Err(error) => Err(error),
+    };
+    match restored {
+        Ok(agent) => Ok(HostMachine::new(host.clone(), parts, agent)),
+        Err(error) => {
+            let remains = parts.release().await;
+            if !remains.is_empty() {
+                tracing::error!(dir = %dir.display(), remains = remains.join("; "),
+                    "something is left of a VM that could not be resumed");
+            }
+            Err(error)
+        }
+    }
+}
+
+#[async_trait]
+impl Frozen for HostFrozen {
+    fn keep(&self, life: &Life) -> Result<(), MachineError> {
+        Ok(self.record.update(|record| record.life = life.clone())?)
+    }
+
+    async fn storage(&self) -> Result<Storage, MachineError> {
+        Ok(self.open().await?.storage()?)
+    }
+
+    async fn resume(&self, run: &Run) -> Result<Arc<dyn Machine>, MachineError> {
+        let files = self.claim().await;
+        let snapshot = run.trace.span("open", self.open()).await?;
+        let (host, dir) = (self.host.clone(), self.dir.clone());
+        let (record, run) = (self.record.clone(), run.clone());
+        // A task of its own: a caller that goes away does not leave half a machine.
+        let work = tokio::spawn(async move {
+            let _files = files;
+            resume(&host, &dir, record, snapshot, &run).await
+        });
+        match work.await {
+            Ok(outcome) => Ok(Arc::new(outcome?)),
+            Err(error) => {
+                let source = format!("the resume was interrupted: {error}").into();
+                Err(MachineError::Snapshot { source })
+            }
+        }
+    }
+
+    async fn snapshot(
+        &self,
+        name: &TemplateName,
+        existing: Existing,
+    ) -> Result<SnapshotInfo, MachineError> {
+        self.host.check_name(name, existing).await?;
+        let _files = self.claim().await;
+        self.host.name(self.open().await?, name, existing).await
+    }
+
+    async fn tidy(&self) {
+        let files = self.files.clone().lock_owned().await;
+        let (dir, wanted) = (self.snapshot_dir(), self.wanted.clone());
+        let work = move || {
+            let _files = files;
+            snapshot::merge(&dir, &|| wanted.load(Ordering::SeqCst))
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(dir = %self.dir.display(), error = %crate::chain(&error),
+                    "a snapshot was not merged");
+            }
+            Err(error) => tracing::error!(%error, "merging a snapshot was interrupted"),
+        }
+    }
+
+    async fn destroy(&self) -> Result<(), MachineError> {
+        let _files = self.claim().await;
+        let remains = Parts::new(self.dir.clone()).dismantle().await;
+        match remains.is_empty() {
+            true => Ok(()),
+            false => Err(MachineError::Remains(remains)),
+        }
+    }
+}

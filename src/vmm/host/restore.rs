@@ -1,0 +1,207 @@
+//! The one way to a running machine: a snapshot, thawed, whose guest then learns who it is.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Host;
+use super::error::file_error;
+use super::parts::{Parts, overlay_name, overlay_path};
+use crate::vmm::cgroup::Limits;
+use crate::vmm::console;
+use crate::vmm::disk::Overlay;
+use crate::vmm::fault::Point;
+use crate::vmm::guest::{AGENT_PORT, Agent, Identity};
+use crate::vmm::hypervisor::{DiskPlan, RestorePlan, Vm, VmPlan};
+use crate::vmm::machine::{MachineError, Run};
+use crate::vmm::network::resolvers;
+use crate::vmm::record::{Record, RecordFile};
+use crate::vmm::snapshot::Snapshot;
+
+/// Each VM runs as a user of its own: this and its slot's number. Far from users of the system and
+/// from the ranges that useradd(8) gives to containers (from 100,000 and from 524,288).
+const FIRST_UID: u32 = 700_000;
+
+/// What a VM's process may take beside its guest's memory: the program, its threads, translations.
+const MEMORY_OVERHEAD_MIB: u64 = 256;
+
+/// Threads of one hypervisor: one per vCPU, some for I/O.
+const MAX_PIDS: u32 = 64;
+
+impl Host {
+    /// Checks that what is in the snapshot can go on here.
+    pub(super) fn check(&self, snapshot: &Snapshot) -> Result<(), MachineError> {
+        match snapshot.memory().origin() {
+            // A bare memory does not say what it was taken with; its manifest knows the engine.
+            None => Ok(()),
+            Some(origin) => {
+                let here = self.provenance(&origin.provenance.guest_kernel);
+                let checked = origin.provenance.check(&here);
+                checked.map_err(|mismatch| MachineError::Incompatible(mismatch.to_string()))
+            }
+        }
+    }
+
+    /// Makes a running machine out of a directory with a record and a snapshot. On failure `parts`
+    /// holds what there is to take away.
+    pub(super) async fn restore(
+        &self,
+        parts: &mut Parts,
+        run: &Run,
+    ) -> Result<Agent, MachineError> {
+        let (record, snapshot) = match (&parts.record, &parts.snapshot) {
+            (Some(record), Some(snapshot)) => (record.clone(), snapshot.clone()),
+            _ => unreachable!("what is restored has a record and a snapshot"),
+        };
+        self.check(&snapshot)?;
+        let now = record.get();
+        self.take_slot(parts, &record, run).await?;
+        self.faults.at(Point::SlotTaken, None).map_err(file_error)?;
+        let name = overlay_name(snapshot.manifest().build);
+        run.trace.blocking("overlay", || make_overlay(parts, &name, &snapshot))?;
+        self.faults.at(Point::OverlayMade, None).map_err(file_error)?;
+        if run.cancel.is_cancelled() {
+            return Err(MachineError::Cancelled);
+        }
+
+        let plan = RestorePlan {
+            vm: self.plan(parts, &now, &name, snapshot.open_layers()?).await?,
+            memory: snapshot.memory().clone(),
+            devices: snapshot.open_devices()?.into(),
+            trace: &run.trace,
+        };
+        let vm: Arc<dyn Vm> = Arc::from(self.hypervisor.restore(plan).await?);
+        let process = vm.process();
+        parts.vm = Some(vm.clone());
+        record.update(|record| record.process = Some(process))?;
+        self.faults.at(Point::Restored, Some(process.pid)).map_err(file_error)?;
+
+        run.trace.span("thaw", vm.thaw()).await?;
+        self.faults.at(Point::RestoreThawed, Some(process.pid)).map_err(file_error)?;
+        let slot = parts.slot.as_ref().expect("it was just taken");
+        let agent = Agent::new((slot.address(), AGENT_PORT).into(), &now.access_token);
+        let known_token = snapshot.manifest().access_token.clone();
+        let up = self.introduce(&now, known_token, &agent);
+        run.trace.span("init", self.unless_it_ends(&*vm, &parts.dir, run, up)).await?;
+        self.faults.at(Point::Introduced, Some(process.pid)).map_err(file_error)?;
+        Ok(agent)
+    }
+
+    /// Takes a network slot and makes a cgroup.
+    pub(super) async fn take_slot(
+        &self,
+        parts: &mut Parts,
+        record: &RecordFile,
+        run: &Run,
+    ) -> Result<(), MachineError> {
+        let slot = run.trace.span("slot", self.slots.acquire()).await;
+        let slot = slot.map_err(|error| MachineError::Network { source: Box::new(error) })?;
+        let slot = parts.slot.insert(slot);
+        record.update(|record| record.slot = Some(slot.index().get()))?;
+        let now = record.get();
+        let limits = Limits {
+            memory_bytes: (u64::from(now.shape.memory_mib) + MEMORY_OVERHEAD_MIB) << 20,
+            pids: MAX_PIDS,
+            vcpus: now.shape.vcpus,
+        };
+        let cgroup = run.trace.span("cgroup", self.cgroups.create(&now.id, limits)).await;
+        let cgroup = cgroup.map_err(|error| MachineError::Cgroup { source: Box::new(error) })?;
+        parts.cgroup = Some(cgroup);
+        Ok(())
+    }
+
+    /// What the VM is made of, in a machine that has a slot, a cgroup and an overlay.
+    pub(super) async fn plan<'a>(
+        &self,
+        parts: &'a Parts,
+        now: &Record,
+        overlay_name: &'a str,
+        layers: Vec<crate::vmm::disk::OpenLayer>,
+    ) -> Result<VmPlan<'a>, MachineError> {
+        let (slot, cgroup, overlay) = match (&parts.slot, &parts.cgroup, &parts.overlay) {
+            (Some(slot), Some(cgroup), Some(overlay)) => (slot, cgroup, overlay),
+            _ => unreachable!("they were made before"),
+        };
+        let network = |error| MachineError::Network { source: Box::new(error) };
+        Ok(VmPlan {
+            shape: now.shape,
+            layers,
+            overlay: DiskPlan {
+                name: overlay_name,
+                file: overlay.file().try_clone_to_owned().map_err(file_error)?,
+            },
+            dir: &parts.dir,
+            tap: slot.tap().await.map_err(network)?,
+            namespace: slot.namespace(),
+            cgroup: cgroup
+                .entry()
+                .map_err(|error| MachineError::Cgroup { source: Box::new(error) })?,
+            uid: FIRST_UID + slot.index().get(),
+        })
+    }
+
+    /// Tells a guest that was just thawed who it is.
+    async fn introduce(
+        &self,
+        now: &Record,
+        known_token: Option<String>,
+        agent: &Agent,
+    ) -> Result<(), MachineError> {
+        let identity = Identity {
+            hostname: now.id.to_string(),
+            envs: now.envs.clone(),
+            nameservers: resolvers(),
+            known_token,
+        };
+        Ok(agent.init(&identity, self.boot_timeout).await?)
+    }
+
+    /// Waits for what a guest does, unless its VM ends, it takes too long, or nobody wants it.
+    pub(super) async fn unless_it_ends<T>(
+        &self,
+        vm: &dyn Vm,
+        dir: &Path,
+        run: &Run,
+        work: impl Future<Output = Result<T, MachineError>>,
+    ) -> Result<T, MachineError> {
+        let limit: Duration = self.boot_timeout;
+        tokio::select! {
+            biased;
+            () = run.cancel.cancelled() => Err(MachineError::Cancelled),
+            how = vm.ended() => {
+                Err(MachineError::EndedEarly { how, console: console_tail(dir) })
+            }
+            done = tokio::time::timeout(limit, work) => done.unwrap_or_else(|_| {
+                Err(MachineError::BootTimeout {
+                    seconds: limit.as_secs(),
+                    console: console_tail(dir),
+                })
+            }),
+        }
+    }
+}
+
+/// Puts an empty overlay on a snapshot's disk.
+pub(super) fn make_overlay(
+    parts: &mut Parts,
+    name: &str,
+    snapshot: &Snapshot,
+) -> Result<(), MachineError> {
+    let manifest = snapshot.manifest();
+    let top = manifest.layers.last().expect("a disk has layers");
+    let path = overlay_path(&parts.dir, name);
+    parts.overlay = Some(Overlay::create(&path, top, manifest.disk_size)?);
+    Ok(())
+}
+
+/// The last lines of a guest's console, for an error that a person reads.
+fn console_tail(dir: &Path) -> String {
+    const LINES: usize = 5;
+    let bytes = std::fs::read(dir.join(console::LOG)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    match lines.len() {
+        0 => "nothing".to_owned(),
+        count => lines[count.saturating_sub(LINES)..].join(" | "),
+    }
+}

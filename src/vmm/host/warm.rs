@@ -1,0 +1,357 @@
+//! Warm snapshots: an image, booted once in one shape and frozen.
+//!
+//! ```text
+//! {images}/{image}/warm/{vcpus}x{memory_mib}-{key}/     the key covers all that went into it
+//! {images}/{image}/warm/.lock                           held while one is made
+//! ```
+//!
+//! They lie with their images, so that daemons with different data share them, unless images are on
+//! another file system than the data: sandboxes have hard links to them.
+
+use std::collections::HashMap;
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::Utc;
+use nix::fcntl::{Flock, FlockArg};
+use sha2::{Digest, Sha256};
+
+use super::Host;
+use super::error::file_error;
+use super::parts::{Parts, overlay_name, overlay_path};
+use crate::domain::exec::Exec;
+use crate::domain::id::SandboxId;
+use crate::domain::sandbox::SandboxState;
+use crate::domain::shape::Shape;
+use crate::vmm::disk::{DiskFormat, Layer, Overlay};
+use crate::vmm::guest::{AGENT_PORT, Agent};
+use crate::vmm::hypervisor::{BootPlan, Vm};
+use crate::vmm::image::Image;
+use crate::vmm::machine::{MachineError, Run};
+use crate::vmm::memory::{BuildId, Durability, Lineage};
+use crate::vmm::record::{Home, Life, Record, RecordFile};
+use crate::vmm::snapshot::{FORMAT, Manifest, ROOTFS, Snapshot, SnapshotError};
+
+const WARM: &str = "warm";
+const LOCK: &str = ".lock";
+const MEMORY: &str = "memfile";
+
+/// How long a guest whose agent has said that it listens may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// What is run before the freeze, so that a clone finds programs and libraries in its memory instead
+/// of reading them from disk. An image may not have them all.
+const WARM_UP: [&str; 3] = ["true", "sh -c true", "python3 -c pass"];
+const WARM_UP_LIMIT: Duration = Duration::from_secs(60);
+
+/// Warm snapshots that are being made by this daemon.
+#[derive(Default)]
+pub(super) struct Making(Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Making {
+    fn of(&self, dir: &Path) -> Arc<tokio::sync::Mutex<()>> {
+        let mut making = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        making.entry(dir.to_owned()).or_default().clone()
+    }
+}
+
+impl Host {
+    /// The warm snapshot of an image in a shape; made now if there is none. Of any number of callers
+    /// at a time, here and in other daemons, one makes it. A caller that goes away does not keep it
+    /// from being made.
+    pub(super) async fn warm(
+        self: &Arc<Self>,
+        image: Image,
+        shape: Shape,
+        run: &Run,
+    ) -> Result<Arc<Snapshot>, MachineError> {
+        let home = self.warm_home(&image);
+        let dir = home.join(format!("{}x{}-{}", shape.vcpus, shape.memory_mib, self.key(&image)));
+        if let Some(found) = open(&dir).await? {
+            return Ok(found);
+        }
+        let host = self.clone();
+        let work = tokio::spawn(async move {
+            let turn = host.making.of(&dir);
+            let _turn = turn.lock().await;
+            if let Some(found) = open(&dir).await? {
+                return Ok(found);
+            }
+            let _lock = lock(&home).await.map_err(file_error)?;
+            if let Some(found) = open(&dir).await? {
+                return Ok(found);
+            }
+            tracing::info!(image = %image.name, ?shape, "booting an image to freeze it");
+            let made = host.boot_and_freeze(&image, shape, &dir).await?;
+            remove_outdated(&home, &dir);
+            Ok(made)
+        });
+        tokio::select! {
+            biased;
+            () = run.cancel.cancelled() => Err(MachineError::Cancelled),
+            made = work => made.unwrap_or_else(|error| {
+                let source = format!("making the warm snapshot was interrupted: {error}").into();
+                Err(MachineError::Snapshot { source })
+            }),
+        }
+    }
+
+    fn warm_home(&self, image: &Image) -> PathBuf {
+        let beside = image.rootfs.parent().expect("a root disk is in its image's directory");
+        let device = |path: &Path| fs::metadata(path).map(|data| data.dev()).ok();
+        match device(beside) == device(&self.sandboxes) {
+            true => beside.join(WARM),
+            false => self.data_dir.join(WARM).join(image.name.as_str()),
+        }
+    }
+
+    /// A digest of everything that decides what a guest of this image looks like when it has booted,
+    /// and whether it can be restored here.
+    fn key(&self, image: &Image) -> String {
+        let here = self.provenance(&image.kernel_version);
+        let initramfs = image.initramfs.file_name().unwrap_or_default().to_string_lossy();
+        let parts = [
+            image.rootfs_sha256.as_str(),
+            &image.kernel_sha256,
+            &initramfs,
+            &here.engine,
+            &here.vmm_version,
+            &here.cpu_model,
+            &format!("{FORMAT}"),
+        ];
+        let digest = Sha256::digest(parts.join("\n"));
+        digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    async fn boot_and_freeze(
+        &self,
+        image: &Image,
+        shape: Shape,
+        dir: &Path,
+    ) -> Result<Arc<Snapshot>, MachineError> {
+        let id = SandboxId::random();
+        let mut parts = Parts::new(self.dir(&id));
+        let made = self.boot_in(&mut parts, id, image, shape, dir).await;
+        let remains = parts.dismantle().await;
+        match made {
+            Ok(_) if !remains.is_empty() => Err(MachineError::Remains(remains)),
+            outcome => outcome,
+        }
+    }
+
+    async fn boot_in(
+        &self,
+        parts: &mut Parts,
+        id: SandboxId,
+        image: &Image,
+        shape: Shape,
+        dir: &Path,
+    ) -> Result<Arc<Snapshot>, MachineError> {
+        let run = Run::default();
+        parts.make_dir().map_err(file_error)?;
+        let record = RecordFile::create(&parts.dir, self.boot_record(id, image, shape))?;
+        let record = parts.record.insert(Arc::new(record)).clone();
+        self.take_slot(parts, &record, &run).await?;
+
+        let build = BuildId::random();
+        let base = Layer { file: ROOTFS.to_owned(), format: DiskFormat::Raw };
+        let name = overlay_name(build);
+        let path = overlay_path(&parts.dir, &name);
+        parts.overlay = Some(Overlay::create(&path, &base, image.rootfs_bytes)?);
+        let memory = parts.dir.join(MEMORY);
+        make_memory(&memory, shape).map_err(file_error)?;
+        let rootfs = File::open(&image.rootfs).map_err(file_error)?;
+        let layer = crate::vmm::disk::OpenLayer { file: rootfs, format: DiskFormat::Raw };
+        let now = record.get();
+        let plan = BootPlan {
+            vm: self.plan(parts, &now, &name, vec![layer]).await?,
+            kernel: &image.kernel,
+            initramfs: &image.initramfs,
+            memory: &memory,
+        };
+        let vm: Arc<dyn Vm> = Arc::from(self.hypervisor.boot(plan).await?);
+        let process = vm.process();
+        parts.vm = Some(vm.clone());
+        record.update(|record| record.process = Some(process))?;
+
+        let slot = parts.slot.as_ref().expect("it was just taken");
+        let agent = Agent::new((slot.address(), AGENT_PORT).into(), "");
+        let up = async {
+            vm.agent_started().await;
+            agent.wait_until_healthy(ANSWER_LIMIT).await?;
+            warm_up(&agent).await;
+            Ok(agent.sync().await?)
+        };
+        self.unless_it_ends(&*vm, &parts.dir, &run, up).await?;
+        // Its connections end before the freeze, so that no clone thinks that it has them.
+        drop(agent);
+        vm.freeze().await?;
+        let devices = vm.save_devices().await?;
+        parts.kill().await.map_err(|error| MachineError::Remains(vec![error]))?;
+
+        let mut layers = vec![base];
+        layers.push(Layer { file: format!("overlay.{build}.qcow2"), format: DiskFormat::Qcow2 });
+        let manifest = Manifest {
+            format: FORMAT,
+            build,
+            created_at: Utc::now(),
+            sandbox_id: now.id,
+            image: image.name.clone(),
+            shape,
+            engine: now.engine,
+            layers,
+            disk_size: image.rootfs_bytes,
+            access_token: None,
+            envs: Default::default(),
+        };
+        let provenance = self.provenance(&image.kernel_version);
+        let (dir, rootfs) = (dir.to_owned(), image.rootfs.clone());
+        let durability = Durability::Synced;
+        let write = move || {
+            Snapshot::create::<SnapshotError>(&dir, &manifest, &devices, durability, |new| {
+                let to = |file: &str| new.join(file);
+                move_file(&memory, &to(MEMORY))?;
+                Lineage::seal(new, shape, provenance, durability)?;
+                link_or_copy(&rootfs, &to(ROOTFS))?;
+                move_file(&path, &to(&manifest.layers[1].file))
+            })
+        };
+        let written = tokio::task::spawn_blocking(write).await;
+        Ok(Arc::new(written.expect("writing a snapshot does not panic")?))
+    }
+
+    /// A boot has a record as any machine has, so that a later daemon takes away what is left of it.
+    fn boot_record(&self, id: SandboxId, image: &Image, shape: Shape) -> Record {
+        Record {
+            id,
+            template: image.name.clone(),
+            image: image.name.clone(),
+            shape,
+            engine: self.hypervisor.engine(),
+            access_token: String::new(),
+            envs: Default::default(),
+            home: Home::Vm,
+            snapshot: None,
+            slot: None,
+            process: None,
+            life: Life {
+                state: SandboxState::Starting,
+                reason: None,
+                generation: 0,
+                timeout_sec: None,
+                last_active_at: Utc::now(),
+            },
+        }
+    }
+}
+
+async fn open(dir: &Path) -> Result<Option<Arc<Snapshot>>, MachineError> {
+    let path = dir.to_owned();
+    let opened = tokio::task::spawn_blocking(move || Snapshot::open(&path)).await;
+    match opened.expect("opening files does not panic") {
+        Ok(snapshot) => Ok(Some(Arc::new(snapshot))),
+        Err(SnapshotError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        Err(error) => {
+            tracing::warn!(path = %dir.display(), error = %crate::chain(&error),
+                "a warm snapshot is damaged and will be made again");
+            crate::vmm::snapshot::remove(dir)?;
+            Ok(None)
+        }
+    }
+}
+
+/// Waits until no other process makes a warm snapshot there.
+async fn lock(home: &Path) -> io::Result<Flock<File>> {
+    let home = home.to_owned();
+    let work = move || {
+        fs::create_dir_all(&home)?;
+        let file = File::options().create(true).append(true).open(home.join(LOCK))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+        // Under the lock, what is not finished is nobody's.
+        for entry in fs::read_dir(&home)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "new") {
+                fs::remove_dir_all(path)?;
+            }
+        }
+        Ok(lock)
+    };
+    tokio::task::spawn_blocking(work).await.expect("locking a file does not panic")
+}
+
+/// Removes what was made for the same shape by another agent, hypervisor or image. Sandboxes that
+/// began with it have the files they need.
+fn remove_outdated(home: &Path, current: &Path) {
+    let shape = |path: &Path| {
+        let name = path.file_name()?.to_str()?;
+        Some(name.split_once('-')?.0.to_owned())
+    };
+    for entry in fs::read_dir(home).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path != current
+            && shape(&path).is_some_and(|it| Some(it) == shape(current))
+            && let Err(error) = crate::vmm::snapshot::remove(&path)
+        {
+            tracing::warn!(error = %crate::chain(&error), "an outdated warm snapshot stays");
+        }
+    }
+}
+
+/// Makes the file that becomes the guest's memory. The hypervisor's user has to open it for writing;
+/// only root comes near it.
+fn make_memory(path: &Path, shape: Shape) -> io::Result<()> {
+    let file = File::options().create_new(true).write(true).open(path)?;
+    file.set_len(u64::from(shape.memory_mib) << 20)?;
+    file.set_permissions(Permissions::from_mode(0o666))
+}
+
+async fn warm_up(agent: &Agent) {
+    for line in WARM_UP {
+        let mut words = line.split_whitespace().map(str::to_owned);
+        let exec = Exec {
+            cmd: words.next().expect("there is a program"),
+            args: words.collect(),
+            time_limit: Some(WARM_UP_LIMIT),
+            output_limit: 1024,
+            ..Exec::default()
+        };
+        if let Err(error) = agent.exec(exec, &Default::default()).await {
+            tracing::debug!(line, error = %crate::chain(&error), "not warmed up");
+        }
+    }
+}
+
+fn move_file(from: &Path, to: &Path) -> Result<(), SnapshotError> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => copy(from, to),
+        moved => moved.map_err(SnapshotError::io("move", from)),
+    }
+}
+
+fn link_or_copy(from: &Path, to: &Path) -> Result<(), SnapshotError> {
+    match fs::hard_link(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => copy(from, to),
+        linked => linked.map_err(SnapshotError::io("link", from)),
+    }
+}
+
+/// Copies a file without filling its holes.
+fn copy(from: &Path, to: &Path) -> Result<(), SnapshotError> {
+    let output = Command::new("cp").arg("--sparse=always").args([from, to]).output();
+    let failed = SnapshotError::io("copy", from);
+    match output {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(failed(io::Error::other(said)))
+        }
+        Err(error) => Err(failed(error)),
+    }
+}

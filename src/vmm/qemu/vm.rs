@@ -1,0 +1,194 @@
+//! One QEMU that runs.
+
+use std::io::{Read, Seek};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde_json::json;
+
+use super::KILL_LIMIT;
+use super::qmp::{Qmp, QmpError};
+use crate::vmm::console::Console;
+use crate::vmm::hypervisor::{DiskPlan, HypervisorError, Vm};
+use crate::vmm::process::{ProcessId, VmProcess};
+
+/// What QEMU itself has to say, in a sandbox's directory.
+pub const LOG: &str = "qemu.log";
+
+/// A QEMU, its control connection and its guest's console.
+pub struct QemuVm {
+    process: VmProcess,
+    console: Console,
+    qmp: Qmp,
+    log: PathBuf,
+}
+
+impl QemuVm {
+    /// Connects to the QEMU that was started in `dir`.
+    pub async fn connect(process: ProcessId, dir: &Path) -> Result<Self, HypervisorError> {
+        let log = dir.join(LOG);
+        let process = VmProcess::watch(process)?;
+        let connect = async {
+            let console = Console::follow(dir).await?;
+            let qmp = Qmp::connect(dir).await.map_err(control("reach"))?;
+            Ok((console, qmp))
+        };
+        tokio::select! {
+            biased;
+            connected = connect => match connected {
+                Ok((console, qmp)) => Ok(Self { process, console, qmp, log }),
+                Err(error) => Err(ended_or(&process, &log, error).await),
+            },
+            how = process.ended() => Err(early_end("reach", &how, &log)),
+        }
+    }
+
+    /// Loads the state of the devices from a descriptor that QEMU inherited.
+    pub async fn load(&self, fd: i32) -> Result<(), HypervisorError> {
+        tokio::select! {
+            biased;
+            how = self.process.ended() => Err(early_end("restore", &how, &self.log)),
+            loaded = self.qmp.load(fd) => match loaded {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    Err(ended_or(&self.process, &self.log, control("restore")(error)).await)
+                }
+            },
+        }
+    }
+
+    /// The state of the devices goes to memory first: QEMU could not make a file on the host.
+    async fn save(&self) -> Result<Vec<u8>, QmpError> {
+        let broken = |error: std::io::Error| QmpError::Broken(error);
+        let state = memfd_create(c"devices", MFdFlags::MFD_CLOEXEC).map_err(|e| broken(e.into()))?;
+        // QEMU takes a descriptor only in the very mode that it opens files in.
+        let path = format!("/proc/self/fd/{}", state.as_raw_fd());
+        let writer = std::fs::OpenOptions::new().write(true).open(path).map_err(broken)?;
+        let set = self.qmp.add_fd(writer.as_fd()).await?;
+        // Its name notwithstanding it has nothing to do with Xen: it saves all but RAM and disks.
+        let filename = format!("/dev/fdset/{set}");
+        let saved = self.qmp.execute("xen-save-devices-state", json!({"filename": filename}));
+        let saved = saved.await;
+        self.qmp.forget_fd(set).await?;
+        saved?;
+        let mut state = std::fs::File::from(state);
+        let mut bytes = Vec::new();
+        state.rewind().and_then(|()| state.read_to_end(&mut bytes)).map_err(broken)?;
+        Ok(bytes)
+    }
+
+    async fn switch(&self, overlay: DiskPlan<'_>) -> Result<(), QmpError> {
+        let DiskPlan { name, file } = overlay;
+        let present = self.disk_name().await?;
+        let set = self.qmp.add_fd(file.as_fd()).await?;
+        let file_name = format!("file-{name}");
+        let switched = async {
+            let node = json!({
+                "driver": "file", "node-name": file_name, "filename": format!("/dev/fdset/{set}"),
+            });
+            self.qmp.execute("blockdev-add", node).await?;
+            let node = json!({
+                "driver": "qcow2", "node-name": name, "file": file_name, "backing": null,
+                "discard": "unmap",
+            });
+            self.qmp.execute("blockdev-add", node).await?;
+            let both = json!({"node": present, "overlay": name});
+            self.qmp.execute("blockdev-snapshot", both).await
+        };
+        let switched = switched.await;
+        if switched.is_err() {
+            // What was added is not in use. What was not added cannot be removed, which is as good.
+            for node in [name, &file_name] {
+                let _ = self.qmp.execute("blockdev-del", json!({"node-name": node})).await;
+            }
+        }
+        self.qmp.forget_fd(set).await?;
+        switched.map(drop)
+    }
+
+    async fn disk_name(&self) -> Result<String, QmpError> {
+        let disks = self.qmp.execute("query-block", json!({})).await?;
+        // The only one there is.
+        let name = disks[0]["inserted"]["node-name"].as_str();
+        name.map(str::to_owned).ok_or_else(|| QmpError::Refused {
+            command: "query-block".to_owned(),
+            description: format!("unexpected answer {disks}"),
+        })
+    }
+}
+
+fn control(verb: &'static str) -> impl Fn(QmpError) -> HypervisorError {
+    move |source| HypervisorError::Control { verb, source: Box::new(source) }
+}
+
+/// A connection that breaks is the first sign of QEMU's end; the end itself says more.
+async fn ended_or(process: &VmProcess, log: &Path, error: HypervisorError) -> HypervisorError {
+    let HypervisorError::Control { verb, source } = &error else { return error };
+    let broken = source.downcast_ref::<QmpError>();
+    if !matches!(broken, Some(QmpError::Broken(_))) {
+        return error;
+    }
+    match tokio::time::timeout(KILL_LIMIT, process.ended()).await {
+        Ok(how) => early_end(verb, &how, log),
+        Err(_) => error,
+    }
+}
+
+fn early_end(verb: &'static str, how: &str, log: &Path) -> HypervisorError {
+    let words = last_words(log).map(|words| format!(": {words}")).unwrap_or_default();
+    HypervisorError::Control { verb, source: format!("QEMU {how}{words}").into() }
+}
+
+/// The end of what QEMU had to say, if it said anything.
+fn last_words(log: &Path) -> Option<String> {
+    const LONGEST: usize = 300;
+    let bytes = std::fs::read(log).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let line = text.lines().rfind(|line| !line.trim().is_empty())?;
+    Some(line.chars().take(LONGEST).collect())
+}
+
+#[async_trait]
+impl Vm for QemuVm {
+    fn process(&self) -> ProcessId {
+        self.process.id()
+    }
+
+    async fn agent_started(&self) {
+        self.console.agent_started().await;
+    }
+
+    async fn ended(&self) -> String {
+        let how = self.process.ended().await;
+        match last_words(&self.log) {
+            Some(words) => format!("{how}: {words}"),
+            None => how,
+        }
+    }
+
+    async fn freeze(&self) -> Result<(), HypervisorError> {
+        self.qmp.execute("stop", json!({})).await.map(drop).map_err(control("freeze"))
+    }
+
+    async fn thaw(&self) -> Result<(), HypervisorError> {
+        self.qmp.execute("cont", json!({})).await.map(drop).map_err(control("thaw"))
+    }
+
+    async fn save_devices(&self) -> Result<Vec<u8>, HypervisorError> {
+        self.save().await.map_err(control("save the devices of"))
+    }
+
+    async fn switch_disk(&self, overlay: DiskPlan<'_>) -> Result<(), HypervisorError> {
+        self.switch(overlay).await.map_err(control("switch the disk of"))
+    }
+
+    async fn disk(&self) -> Result<String, HypervisorError> {
+        self.disk_name().await.map_err(control("ask about the disk of"))
+    }
+
+    async fn kill(&self) -> Result<(), HypervisorError> {
+        Ok(self.process.kill(KILL_LIMIT).await?)
+    }
+}
