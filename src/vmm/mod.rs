@@ -11,6 +11,7 @@ pub mod hypervisor;
 pub mod image;
 pub mod kvm;
 pub mod machine;
+pub mod memory;
 pub mod network;
 pub mod process;
 pub mod qemu;
