@@ -35,8 +35,12 @@ impl Row<'_> {
         text.parse().map_err(|_| self.corrupt(column))
     }
 
-    pub(super) fn unsigned(&self, column: &'static str, value: i64) -> Result<u32, StoreError> {
-        u32::try_from(value).map_err(|_| self.corrupt(column))
+    pub(super) fn unsigned<T: TryFrom<i64>>(
+        &self,
+        column: &'static str,
+        value: i64,
+    ) -> Result<T, StoreError> {
+        T::try_from(value).map_err(|_| self.corrupt(column))
     }
 
     pub(super) fn text_map(

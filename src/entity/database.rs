@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use migration::{Migrator, MigratorTrait};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement, TransactionTrait};
 
 use super::api_keys::{ApiKeys, LastUses};
 use super::error::{Cause, StoreError};
 use super::hosts::Hosts;
 use super::retry::Retries;
 use super::sandboxes::Sandboxes;
+use super::snapshots::Snapshots;
 use super::{postgres, sqlite};
 
 /// An open database with the current schema. Cheap to clone; clones share the connections.
@@ -66,6 +67,11 @@ impl Database {
     /// The sandboxes.
     pub fn sandboxes(&self) -> Sandboxes<'_> {
         Sandboxes::new(self)
+    }
+
+    /// The named snapshots.
+    pub fn snapshots(&self) -> Snapshots<'_> {
+        Snapshots::new(self)
     }
 
     /// The API keys.
@@ -136,6 +142,26 @@ impl Database {
         let attempt = || self.inner.writer.execute_raw(statement.clone());
         let done = self.inner.retries.run(operation, attempt).await?;
         Ok(done.rows_affected())
+    }
+
+    /// Runs statements that write as one transaction, all or none; gives the number of rows that
+    /// each one touched. The first must write: one that reads could lose SQLite's lock to another
+    /// process before the second.
+    pub(super) async fn write_all(
+        &self,
+        operation: &'static str,
+        statements: &[Statement],
+    ) -> Result<Vec<u64>, StoreError> {
+        let attempt = || async {
+            let transaction = self.inner.writer.begin().await?;
+            let mut touched = Vec::with_capacity(statements.len());
+            for statement in statements {
+                touched.push(transaction.execute_raw(statement.clone()).await?.rows_affected());
+            }
+            transaction.commit().await?;
+            Ok(touched)
+        };
+        self.inner.retries.run(operation, attempt).await
     }
 }
 

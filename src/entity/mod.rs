@@ -5,9 +5,9 @@
 //! database library.
 //!
 //! ```text
-//! Database::open --> sandboxes() | api_keys() | hosts()    queries, one handle a table
+//! Database::open --> sandboxes() | snapshots() | api_keys() | hosts()    one handle a table
 //!        |                     |
-//!        |                 retry.rs                        a busy SQLite is asked again
+//!        |                 retry.rs                  a busy SQLite is asked again
 //!        v                     v
 //!  sqlite.rs: 1 writer + n readers | postgres.rs: one pool
 //! ```
@@ -21,6 +21,7 @@ pub mod hosts;
 mod postgres;
 mod retry;
 pub mod sandboxes;
+pub mod snapshots;
 mod sqlite;
 
 pub use cursor::{Cursor, InvalidCursor};

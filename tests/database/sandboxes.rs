@@ -6,6 +6,9 @@ use chrono::TimeDelta;
 
 use super::*;
 
+#[path = "snapshots.rs"]
+mod snapshots;
+
 pub async fn a_sandbox_reads_back_as_it_was_inserted(location: &str) {
     let database = open(location).await;
     let new = NewSandbox {

@@ -110,11 +110,13 @@ fn machine_kind(error: &MachineError) -> ErrorKind {
     match error {
         MachineError::UnknownTemplate(_) => ErrorKind::NotFound,
         MachineError::NoSpace { .. } => ErrorKind::NoSpace,
-        MachineError::Cancelled => ErrorKind::InvalidState,
+        MachineError::SnapshotExists(_) | MachineError::NameOfImage(_) => ErrorKind::Conflict,
+        MachineError::Cancelled | MachineError::Incompatible(_) => ErrorKind::InvalidState,
         MachineError::EndedEarly { .. }
         | MachineError::BootTimeout { .. }
         | MachineError::Agent(_) => ErrorKind::Guest,
         MachineError::Template { .. }
+        | MachineError::Snapshot { .. }
         | MachineError::Network { .. }
         | MachineError::Disk { .. }
         | MachineError::Cgroup { .. }

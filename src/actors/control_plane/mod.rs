@@ -30,7 +30,7 @@ use crate::entity::sandboxes::{
     Change, Filter, Idempotency, Insert, NewSandbox, Page, Sandbox, Window,
 };
 use crate::entity::{Cursor, Database};
-use crate::vmm::machine::{MachineSpec, Machines};
+use crate::vmm::machine::{MachineSpec, Machines, Origin};
 use crate::vmm::record::Life;
 
 pub use error::{ControlError, ErrorKind};
@@ -115,7 +115,7 @@ impl ControlPlane {
         caller: CallerId,
     ) -> Result<Sandbox, ControlError> {
         self.host.check_shape(request.shape)?;
-        self.machines.check_template(&request.template).map_err(ControlError::Template)?;
+        self.machines.template(&request.template).await.map_err(ControlError::Template)?;
         let started = Instant::now();
         let new = self.new_sandbox(request, caller);
         match self.database.sandboxes().insert(&new).await? {
@@ -269,6 +269,7 @@ async fn to_the_end<T: Send + 'static>(
 fn machine_spec(new: NewSandbox) -> MachineSpec {
     MachineSpec {
         id: new.id,
+        origin: Origin::Template(new.template.clone()),
         template: new.template,
         shape: new.shape,
         envs: new.envs,

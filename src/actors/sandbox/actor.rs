@@ -17,7 +17,7 @@ use crate::actors::reaper::ReaperHandle;
 use crate::actors::supervisor::{Exit, ExitSignal};
 use crate::domain::id::SandboxId;
 use crate::domain::sandbox::{Admission, Command, SandboxState, admit};
-use crate::vmm::machine::{Machine, MachineError, MachineSpec, Machines};
+use crate::vmm::machine::{Found, Machine, MachineError, MachineSpec, Machines, Run};
 use crate::vmm::record::Life;
 
 /// What every sandbox of a host works with.
@@ -38,7 +38,7 @@ pub enum Beginning {
     /// A new machine is to be made.
     Boot(Box<MachineSpec>, Reply<Result<(), Arc<MachineError>>>),
     /// Its machine runs already.
-    Adopted(Arc<dyn Machine>),
+    Adopted(Found),
     /// Its machine is gone, and why.
     Lost(String),
 }
@@ -134,7 +134,8 @@ impl SandboxActor {
         let machines = self.outfit.machines.clone();
         let address = ctx.address();
         tokio::spawn(async move {
-            let outcome = machines.boot(spec, &cancel).await.map_err(Arc::new);
+            let outcome =
+                machines.make(spec, &Run { cancel, ..Run::default() }).await.map_err(Arc::new);
             // An outcome is no request: it must arrive, so it may exceed the mailbox's capacity.
             address.do_send(Booted { operation, outcome });
         });
@@ -212,7 +213,8 @@ impl Actor for SandboxActor {
                 self.publisher.publish(&self.life, None, || {});
                 self.boot(*spec, ctx);
             }
-            Some(Beginning::Adopted(machine)) => {
+            Some(Beginning::Adopted(Found::Frozen(_))) => todo!(),
+            Some(Beginning::Adopted(Found::Running(machine))) => {
                 self.machine = Some(machine.clone());
                 match self.life.state {
                     // It was to be destroyed when the former daemon ended: that goes on.

@@ -115,6 +115,7 @@ fn template() -> crate::domain::name::TemplateName {
 fn spec() -> MachineSpec {
     MachineSpec {
         id: SandboxId::random(),
+        origin: crate::vmm::machine::Origin::Template(template()),
         template: template(),
         shape: Shape::DEFAULT,
         envs: Default::default(),

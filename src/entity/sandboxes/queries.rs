@@ -14,7 +14,7 @@ use super::{Change, Filter, Insert, NewSandbox, Page, Publish, Sandbox, Window};
 use crate::domain::id::SandboxId;
 use crate::domain::sandbox::SandboxState;
 use crate::entity::columns::{micros, no_nul};
-use crate::entity::cursor::Cursor;
+use crate::entity::cursor::{self, Cursor};
 use crate::entity::database::Database;
 use crate::entity::error::StoreError;
 
@@ -94,26 +94,25 @@ impl<'a> Sandboxes<'a> {
         let Some(condition) = self.condition(filter) else {
             return Ok(Page { sandboxes: Vec::new(), next: None });
         };
-        let limit = u64::from(window.limit.get());
         let select = Entity::find()
             .filter(condition)
-            .apply_if(window.after.as_ref(), |select, cursor| select.filter(after(cursor)))
+            .apply_if(window.after.as_ref(), |select, cursor| {
+                select.filter(cursor.rows_after(Column::CreatedAt, Column::Id))
+            })
             .order_by_desc(Column::CreatedAt)
             .order_by_desc(Column::Id)
-            // One more than asked for tells whether there is a next page.
-            .limit(limit + 1);
-        let mut models = self
+            .limit(cursor::rows_for(window.limit));
+        let models = self
             .database
             .retries()
             .run("list sandboxes", || select.clone().all(self.database.readers()))
             .await?;
-        let more = models.len() as u64 > limit;
-        models.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
-        let next = models
-            .last()
-            .filter(|_| more)
-            .map(|last| Cursor { created_at: last.created_at, id: last.id.clone() });
-        let sandboxes = models.into_iter().map(Sandbox::try_from).collect::<Result<_, _>>()?;
+        let mut sandboxes: Vec<Sandbox> =
+            models.into_iter().map(Sandbox::try_from).collect::<Result<_, _>>()?;
+        let next = cursor::cut(&mut sandboxes, window.limit, |last| Cursor {
+            created_at: last.created_at,
+            id: last.id.clone(),
+        });
         Ok(Page { sandboxes, next })
     }
 
@@ -271,16 +270,6 @@ impl<'a> Sandboxes<'a> {
             .build(self.database.backend());
         self.database.write("delete sandboxes that are long gone", delete).await
     }
-}
-
-/// Rows that come after the cursor in a list, newest first.
-fn after(cursor: &Cursor) -> Condition {
-    // Not a row value comparison: the two columns would have to be bound as one type.
-    Condition::any().add(Column::CreatedAt.lt(cursor.created_at)).add(
-        Condition::all()
-            .add(Column::CreatedAt.eq(cursor.created_at))
-            .add(Column::Id.lt(cursor.id.as_str())),
-    )
 }
 
 /// Rows of sandboxes that may still hold something on their host.

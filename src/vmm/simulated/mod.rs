@@ -20,7 +20,10 @@ use self::guest::Guest;
 use self::steps::Steps;
 use super::guest::{Agent, Identity};
 use super::hypervisor::{Engine, HypervisorError};
-use super::machine::{EngineInfo, Machine, MachineError, MachineSpec, Machines, Survivor};
+use super::machine::{
+    CaptureError, EngineInfo, Existing, ForkPoint, Found, Frozen, Machine, MachineError,
+    MachineSpec, Machines, Origin, Run, SnapshotInfo, Storage, Survivor, Template,
+};
 use super::process::VmProcess;
 use super::record::Life;
 use crate::domain::id::SandboxId;
@@ -185,24 +188,22 @@ impl Machines for SimulatedMachines {
         EngineInfo { engine: Engine::Simulated, version: "1".to_owned() }
     }
 
-    fn check_template(&self, template: &TemplateName) -> Result<(), MachineError> {
-        match self.0.templates.contains(template) {
-            true => Ok(()),
-            false => Err(MachineError::UnknownTemplate(template.clone())),
+    async fn template(&self, name: &TemplateName) -> Result<Template, MachineError> {
+        match self.0.templates.contains(name) {
+            true => Ok(Template::Image),
+            false => Err(MachineError::UnknownTemplate(name.clone())),
         }
     }
 
-    async fn boot(
-        &self,
-        spec: MachineSpec,
-        cancel: &CancellationToken,
-    ) -> Result<Arc<dyn Machine>, MachineError> {
-        self.check_template(&spec.template)?;
+    async fn make(&self, spec: MachineSpec, run: &Run) -> Result<Arc<dyn Machine>, MachineError> {
+        if let Origin::Template(name) = &spec.origin {
+            self.template(name).await?;
+        }
         self.0.boots.fetch_add(1, Ordering::SeqCst);
         let id = spec.id.clone();
         let made = match self.0.make(spec).await {
             // Held when the guest runs: what a failure has to take away is there.
-            Ok(machine) => self.0.steps.take(Step::Boot, &id, cancel).await.map(|()| machine),
+            Ok(machine) => self.0.steps.take(Step::Boot, &id, &run.cancel).await.map(|()| machine),
             Err(error) => Err(error),
         };
         match made {
@@ -226,13 +227,13 @@ impl Machines for SimulatedMachines {
         present.iter().map(survivor).collect()
     }
 
-    async fn adopt(&self, id: &SandboxId) -> Result<Arc<dyn Machine>, MachineError> {
+    async fn adopt(&self, id: &SandboxId) -> Result<Found, MachineError> {
         let state = self.0.present().get(id).map(|present| present.life.state);
         let reason = match self.0.watch(id) {
             Ok(_) if state == Some(SandboxState::Starting) => {
                 "the daemon ended while the sandbox was starting".to_owned()
             }
-            Ok(machine) => return Ok(Arc::new(machine)),
+            Ok(machine) => return Ok(Found::Running(Arc::new(machine))),
             Err(error) => crate::chain(&error).to_string(),
         };
         self.0.end(id).await;
@@ -243,6 +244,16 @@ impl Machines for SimulatedMachines {
     async fn sweep(&self, id: &SandboxId) -> Result<(), MachineError> {
         self.0.take_away(Step::Sweep, id).await
     }
+
+    async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, MachineError> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_snapshot(&self, name: &TemplateName) -> Result<(), MachineError> {
+        Err(MachineError::UnknownTemplate(name.clone()))
+    }
+
+    async fn discard(&self, _: ForkPoint) {}
 
     async fn shut_down(&self) {}
 }
@@ -270,6 +281,27 @@ impl Machine for SimulatedMachine {
             present.life = life.clone();
         }
         Ok(())
+    }
+
+    async fn storage(&self) -> Result<Storage, MachineError> {
+        Ok(Storage::default())
+    }
+
+    async fn pause(&self, _: &Run) -> Result<Arc<dyn Frozen>, CaptureError> {
+        todo!()
+    }
+
+    async fn snapshot(
+        &self,
+        _: &TemplateName,
+        _: Existing,
+        _: &Run,
+    ) -> Result<SnapshotInfo, CaptureError> {
+        todo!()
+    }
+
+    async fn fork(&self, _: &Run) -> Result<ForkPoint, CaptureError> {
+        todo!()
     }
 
     async fn ended(&self) -> String {
