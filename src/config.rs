@@ -8,6 +8,8 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
+use crate::vmm::fault::Fault;
+
 /// Read if it is there and no other file is named.
 const DEFAULT_FILE: &str = "/etc/nestbox/config.toml";
 
@@ -54,6 +56,8 @@ pub struct Config {
     pub slot_pool: usize,
     /// Seconds that a guest has to start.
     pub boot_timeout_sec: u64,
+    /// A step that fails once, for tests, such as `frozen=kill-vm`.
+    pub fault: Option<Fault>,
     /// What is logged, as `tracing` filter directives.
     pub log: String,
     /// How the log is written.
@@ -71,6 +75,7 @@ impl Default for Config {
             memory_reserve_mib: None,
             slot_pool: 8,
             boot_timeout_sec: 60,
+            fault: None,
             log: "info,actix_server=warn,sea_orm_migration=warn".to_owned(),
             log_format: LogFormat::Text,
         }

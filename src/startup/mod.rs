@@ -25,6 +25,7 @@ use crate::domain::shape::Shape;
 use crate::entity::Database;
 use crate::entity::hosts::{Host, HostState};
 use crate::vmm::choice::{Choice, TrialImage, Wanted, choose};
+use crate::vmm::fault::Faults;
 use crate::vmm::host::{HostMachines, HostSettings};
 use crate::vmm::host_memory::host_memory;
 use crate::vmm::image::ImageStore;
@@ -79,6 +80,7 @@ impl Daemon {
             data_dir: config.data_dir.clone(),
             slot_pool: config.slot_pool,
             boot_timeout: Duration::from_secs(config.boot_timeout_sec),
+            faults: Faults::new(config.fault),
         };
         let machines = HostMachines::start(settings, choice.hypervisor, images).await?;
         let machines: Arc<dyn Machines> = Arc::new(machines);

@@ -54,10 +54,10 @@ pub enum MachineError {
     Cgroup { source: Box<dyn std::error::Error + Send + Sync> },
     /// Its record could not be written.
     #[error("the sandbox's record failed")]
-    Record(#[from] RecordError),
+    Record(#[source] RecordError),
     /// Its VM could not be started.
     #[error("the sandbox's VM failed")]
-    Hypervisor(#[from] HypervisorError),
+    Hypervisor(#[source] HypervisorError),
     /// Its VM ended before its agent answered.
     #[error("the VM {how} before its agent answered; its console ended with: {console}")]
     EndedEarly { how: String, console: String },

@@ -33,12 +33,7 @@ const L1_TABLE_AT: u64 = 3 * CLUSTER;
 /// # Errors
 /// `InvalidInput` for a size that is no multiple of 512 or too large, or for a name that is too
 /// long; those of writing.
-pub fn write_overlay(
-    file: &File,
-    backing: &Path,
-    format: DiskFormat,
-    size: u64,
-) -> io::Result<()> {
+pub fn write_overlay(file: &File, backing: &Path, format: DiskFormat, size: u64) -> io::Result<()> {
     let name = backing.as_os_str().as_bytes();
     let format = format.as_str().as_bytes();
     // A second-level table is one cluster of 8-byte entries.

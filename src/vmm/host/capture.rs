@@ -41,11 +41,9 @@ struct Running {
 impl Running {
     fn of(parts: &Parts) -> Result<Self, MachineError> {
         match (&parts.vm, &parts.snapshot, &parts.record) {
-            (Some(vm), Some(snapshot), Some(record)) => Ok(Self {
-                vm: vm.clone(),
-                snapshot: snapshot.clone(),
-                record: record.clone(),
-            }),
+            (Some(vm), Some(snapshot), Some(record)) => {
+                Ok(Self { vm: vm.clone(), snapshot: snapshot.clone(), record: record.clone() })
+            }
             // It was destroyed while this waited for its turn.
             _ => Err(MachineError::Cancelled),
         }
@@ -85,7 +83,8 @@ impl Host {
             Ok(snapshot) => snapshot,
             Err(error) => return Err(running.after(error).await),
         };
-        if let Err(error) = run.trace.span("switch", self.switch(parts, &running, &snapshot)).await {
+        if let Err(error) = run.trace.span("switch", self.switch(parts, &running, &snapshot)).await
+        {
             let _ = snapshot::remove(snapshot.dir());
             return Err(running.after(error).await);
         }
@@ -94,17 +93,19 @@ impl Host {
         let former = parts.snapshot.replace(snapshot.clone());
         let thawed = run.trace.span("thaw", running.vm.thaw()).await;
         thawed.map_err(|error| CaptureError::Lost(error.into()))?;
-        let switched = self
-            .faults
-            .at(Point::DiskSwitched, running.pid())
-            .map_err(file_error)
-            .and_then(|()| Ok(running.record.update(|record| record.snapshot = Some(build))?));
+        let switched =
+            self.faults.at(Point::DiskSwitched, running.pid()).map_err(file_error).and_then(|()| {
+                Ok(running.record.update(|record| record.snapshot = Some(build))?)
+            });
         switched.map_err(CaptureError::RunsOn)?;
         let dir = parts.dir.clone();
         if let Some(former) = former {
             forget(&dir, former).await;
         }
-        self.faults.at(Point::Thawed, running.pid()).map_err(file_error).map_err(CaptureError::RunsOn)?;
+        self.faults
+            .at(Point::Thawed, running.pid())
+            .map_err(file_error)
+            .map_err(CaptureError::RunsOn)?;
         Ok(snapshot)
     }
 
@@ -205,12 +206,13 @@ impl Host {
         let manifest = next_manifest(build, &running.record.get(), &running.snapshot);
         let (former, pid) = (running.snapshot.clone(), running.vm.process().pid);
         let provenance = self.provenance_after(&former);
+        let origin = memory::Origin { shape: manifest.shape, provenance };
         let (dir, faults) = (snapshot_dir(&parts.dir, build), self.faults.clone());
         let write = move || {
             Snapshot::create::<MachineError>(&dir, &manifest, &devices, durability, |new| {
                 let guest = GuestMemory::find(pid, former.memory().base())?;
                 let memory = former.memory();
-                memory::capture(&guest, memory, new, build, provenance, durability)?;
+                memory::capture(&guest, memory, new, build, origin, durability)?;
                 faults.at(Point::MemoryWritten, Some(pid)).map_err(file_error)?;
                 former.link_layers(new)?;
                 let top = manifest.layers.last().expect("it was just added");

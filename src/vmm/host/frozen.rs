@@ -11,9 +11,7 @@ use super::Host;
 use super::machine::HostMachine;
 use super::parts::{Parts, snapshot_dir};
 use crate::domain::name::TemplateName;
-use crate::vmm::machine::{
-    Existing, Frozen, Machine, MachineError, Run, SnapshotInfo, Storage,
-};
+use crate::vmm::machine::{Existing, Frozen, Machine, MachineError, Run, SnapshotInfo, Storage};
 use crate::vmm::record::{Home, Life, RecordFile};
 use crate::vmm::snapshot::{self, Snapshot};
 

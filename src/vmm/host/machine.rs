@@ -45,9 +45,10 @@ impl HostMachine {
     async fn checkpoint(&self, run: &Run) -> Result<Arc<Snapshot>, CaptureError> {
         let (host, parts) = (self.host.clone(), self.parts.clone());
         let (agent, run) = (self.agent.clone(), run.clone());
-        let work = tokio::spawn(async move {
-            host.checkpoint(&mut *parts.lock().await, &agent, &run).await
-        });
+        let work =
+            tokio::spawn(
+                async move { host.checkpoint(&mut *parts.lock().await, &agent, &run).await },
+            );
         work.await.unwrap_or_else(|error| Err(interrupted(&error)))
     }
 }

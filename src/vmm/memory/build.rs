@@ -3,8 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// Names one generation for ever: 16 hexadecimal digits in the name of its file.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct BuildId(u64);
 
 /// The text is not 16 lower-case hexadecimal digits.
@@ -36,6 +39,20 @@ impl FromStr for BuildId {
             Ok(number) if digits && text.len() == 16 => Ok(Self(number)),
             _ => Err(InvalidBuildId),
         }
+    }
+}
+
+impl From<BuildId> for String {
+    fn from(build: BuildId) -> Self {
+        build.to_string()
+    }
+}
+
+impl TryFrom<String> for BuildId {
+    type Error = InvalidBuildId;
+
+    fn try_from(text: String) -> Result<Self, InvalidBuildId> {
+        text.parse()
     }
 }
 

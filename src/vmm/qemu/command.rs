@@ -177,7 +177,10 @@ pub fn command_line(engine: Engine, shape: Shape, inherited: &Descriptors) -> Ve
         }
     };
     let (memory, size) = (path(memory), shape.memory_mib);
-    add("-object", format!("memory-backend-file,id=mem,share={share},mem-path={memory},size={size}M"));
+    add(
+        "-object",
+        format!("memory-backend-file,id=mem,share={share},mem-path={memory},size={size}M"),
+    );
     // Else the state begins with the machine's configuration, and is refused under any other.
     add("-global", "migration.send-configuration=off".to_owned());
 

@@ -62,7 +62,8 @@ impl QemuVm {
     /// The state of the devices goes to memory first: QEMU could not make a file on the host.
     async fn save(&self) -> Result<Vec<u8>, QmpError> {
         let broken = |error: std::io::Error| QmpError::Broken(error);
-        let state = memfd_create(c"devices", MFdFlags::MFD_CLOEXEC).map_err(|e| broken(e.into()))?;
+        let state =
+            memfd_create(c"devices", MFdFlags::MFD_CLOEXEC).map_err(|e| broken(e.into()))?;
         // QEMU takes a descriptor only in the very mode that it opens files in.
         let path = format!("/proc/self/fd/{}", state.as_raw_fd());
         let writer = std::fs::OpenOptions::new().write(true).open(path).map_err(broken)?;

@@ -136,8 +136,9 @@ impl Host {
         self.present().insert(spec.id.clone(), present);
         let machine = self.watch(&spec.id)?;
         let hostname = spec.id.to_string();
-        let identity = Identity { hostname, envs: spec.envs, nameservers: Vec::new() };
-        machine.agent.init(&identity).await?;
+        let identity =
+            Identity { hostname, envs: spec.envs, nameservers: Vec::new(), known_token: None };
+        machine.agent.init(&identity, std::time::Duration::from_secs(5)).await?;
         Ok(machine)
     }
 

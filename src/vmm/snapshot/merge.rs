@@ -39,10 +39,8 @@ fn merge_overlays(dir: &Path, snapshot: Snapshot) -> Result<(), SnapshotError> {
         [base, .., top] => (base.clone(), top.clone()),
         _ => return Ok(()),
     };
-    let merged = Layer {
-        file: format!("overlay.{}.qcow2", BuildId::random()),
-        format: DiskFormat::Qcow2,
-    };
+    let merged =
+        Layer { file: format!("overlay.{}.qcow2", BuildId::random()), format: DiskFormat::Qcow2 };
     let (from, to) = (dir.join(&top.file), dir.join(&merged.file));
     // A copy of the top one takes in what the ones below it have. It must not be a link: others
     // may have the same file.

@@ -181,7 +181,8 @@ impl SnapshotStore {
     }
 
     fn find(&self, name: &TemplateName) -> Result<Option<PathBuf>, SnapshotError> {
-        let found = list(&self.named)?.into_iter().find(|path| name_of(path).as_ref() == Some(name));
+        let found =
+            list(&self.named)?.into_iter().find(|path| name_of(path).as_ref() == Some(name));
         Ok(found)
     }
 }
