@@ -8,14 +8,16 @@ use actix::{Actor, ArbiterHandle, AsyncContext, Context, Handler, Message};
 use chrono::Utc;
 
 use super::mailbox::{CAPACITY, CallError, Reply, call};
-use super::sandbox::SandboxHandle;
+use super::sandbox::{OperationError, SandboxHandle};
 use super::sandbox_manager::ManagerHandle;
 use super::supervisor::{ExitSignal, Supervised};
 use crate::domain::id::SandboxId;
+use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
 use crate::entity::Database;
 use crate::vmm::host_memory::host_memory;
 use crate::vmm::machine::{MachineError, MachineSpec};
+use crate::vmm::trace::Trace;
 
 /// How often a host says that it is there.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -58,6 +60,9 @@ pub enum HostError {
     /// It failed to make the machine.
     #[error(transparent)]
     Machine(Arc<MachineError>),
+    /// The sandbox did not do it.
+    #[error(transparent)]
+    Operation(#[from] OperationError),
 }
 
 struct HostActor {
@@ -130,14 +135,44 @@ impl HostHandle {
     /// # Errors
     ///
     /// [`HostError::OutOfMemory`] before anything is made; else nothing is left of it.
-    pub async fn create(&self, spec: MachineSpec) -> Result<(), HostError> {
-        let id = spec.id.clone();
-        let memory_mib = u64::from(spec.shape.memory_mib) + VM_OVERHEAD_MIB;
-        call(&self.actor.address(), |reply| Promise { id: id.clone(), memory_mib, reply })
-            .await??;
-        let outcome = self.manager.create(spec).await;
-        self.actor.address().do_send(Kept(id));
-        outcome?.map_err(HostError::Machine)
+    pub async fn create(&self, spec: MachineSpec, trace: Trace) -> Result<(), HostError> {
+        let (id, shape) = (spec.id.clone(), spec.shape);
+        let made = self.with_memory(&id, shape, self.manager.create(spec, trace)).await?;
+        made?.map_err(HostError::Machine)
+    }
+
+    /// Makes a paused sandbox run again.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError::OutOfMemory`] before anything is done; it is still paused.
+    pub async fn resume(
+        &self,
+        sandbox: &SandboxHandle,
+        shape: Shape,
+        trace: Trace,
+    ) -> Result<(), HostError> {
+        let resumed = match sandbox.life().state == SandboxState::Paused {
+            true => self.with_memory(sandbox.id(), shape, sandbox.resume(trace)).await?,
+            // It has its memory already, or will be refused.
+            false => sandbox.resume(trace).await,
+        };
+        Ok(resumed?)
+    }
+
+    /// Does what takes the memory of a VM, if there is as much.
+    async fn with_memory<T>(
+        &self,
+        id: &SandboxId,
+        shape: Shape,
+        work: impl Future<Output = T>,
+    ) -> Result<T, HostError> {
+        let memory_mib = u64::from(shape.memory_mib) + VM_OVERHEAD_MIB;
+        let promise = |reply| Promise { id: id.clone(), memory_mib, reply };
+        call(&self.actor.address(), promise).await??;
+        let done = work.await;
+        self.actor.address().do_send(Kept(id.clone()));
+        Ok(done)
     }
 
     /// The sandbox called `id`, if it lives here.

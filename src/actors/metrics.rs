@@ -19,12 +19,19 @@ struct StatusLabel {
     status: u16,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OperationLabel {
+    operation: &'static str,
+}
+
 /// All metrics of one daemon.
 pub struct Metrics {
     registry: Registry,
     sandboxes: Family<StateLabel, Gauge>,
     create_seconds: Histogram,
     create_failures: Counter,
+    operation_seconds: Family<OperationLabel, Histogram, fn() -> Histogram>,
+    operation_failures: Family<OperationLabel, Counter>,
     command_seconds: Histogram,
     requests: Family<StatusLabel, Counter>,
     request_seconds: Histogram,
@@ -33,12 +40,14 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         // From 1 ms to a minute and a half.
-        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 17));
+        let seconds: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 17));
         let mut registry = Registry::with_prefix("nestbox");
         let metrics = Self {
             sandboxes: Family::default(),
             create_seconds: seconds(),
             create_failures: Counter::default(),
+            operation_seconds: Family::new_with_constructor(seconds),
+            operation_failures: Family::default(),
             command_seconds: seconds(),
             requests: Family::default(),
             request_seconds: seconds(),
@@ -54,6 +63,16 @@ impl Default for Metrics {
             "sandbox_create_failures",
             "Sandboxes that could not be made",
             metrics.create_failures.clone(),
+        );
+        registry.register(
+            "operation_seconds",
+            "Time that pauses, resumes, forks and snapshots of sandboxes took",
+            metrics.operation_seconds.clone(),
+        );
+        registry.register(
+            "operation_failures",
+            "Pauses, resumes, forks and snapshots that this host failed to do",
+            metrics.operation_failures.clone(),
         );
         registry.register(
             "command_seconds",
@@ -77,6 +96,15 @@ impl Metrics {
 
     pub(super) fn sandbox_failed(&self) {
         self.create_failures.inc();
+    }
+
+    pub(super) fn operation_done(&self, operation: &'static str, took: Duration) {
+        let label = OperationLabel { operation };
+        self.operation_seconds.get_or_create(&label).observe(took.as_secs_f64());
+    }
+
+    pub(super) fn operation_failed(&self, operation: &'static str) {
+        self.operation_failures.get_or_create(&OperationLabel { operation }).inc();
     }
 
     pub(super) fn command_run(&self, took: Duration) {

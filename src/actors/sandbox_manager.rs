@@ -14,6 +14,7 @@ use super::supervisor::{ExitSignal, Supervised};
 use crate::domain::id::SandboxId;
 use crate::vmm::machine::{MachineError, MachineSpec, Machines};
 use crate::vmm::record::Life;
+use crate::vmm::trace::Trace;
 
 struct SandboxManager {
     arbiter: ArbiterHandle,
@@ -33,7 +34,7 @@ pub struct ManagerHandle {
 /// What became of the sandboxes that a former daemon left.
 #[derive(Debug, Default)]
 pub struct Adoption {
-    /// They run on.
+    /// They run on, or are still paused.
     pub adopted: Vec<SandboxId>,
     /// They could not be found again, and why; nothing is left of them.
     pub lost: HashMap<SandboxId, String>,
@@ -86,8 +87,9 @@ impl ManagerHandle {
     pub async fn create(
         &self,
         spec: MachineSpec,
+        trace: Trace,
     ) -> Result<Result<(), Arc<MachineError>>, CallError> {
-        call(&self.actor.address(), |reply| Create(Box::new(spec), reply)).await
+        call(&self.actor.address(), |creator| Create { spec: Box::new(spec), trace, creator }).await
     }
 
     /// Takes over what a former daemon left; called once, before the first create.
@@ -96,9 +98,9 @@ impl ManagerHandle {
         for survivor in self.machines.survivors().await {
             let (id, life) = (survivor.id, survivor.life);
             let beginning = match self.machines.adopt(&id).await {
-                Ok(machine) => {
+                Ok(found) => {
                     adoption.adopted.push(id.clone());
-                    Beginning::Adopted(machine)
+                    Beginning::Adopted(found)
                 }
                 Err(error) => {
                     let reason = crate::chain(&error).to_string();
@@ -117,7 +119,11 @@ impl ManagerHandle {
 
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Create(Box<MachineSpec>, Reply<Result<(), Arc<MachineError>>>);
+struct Create {
+    spec: Box<MachineSpec>,
+    trace: Trace,
+    creator: Reply<Result<(), Arc<MachineError>>>,
+}
 
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -152,9 +158,9 @@ impl Actor for SandboxManager {
 impl Handler<Create> for SandboxManager {
     type Result = ();
 
-    fn handle(&mut self, Create(spec, reply): Create, _: &mut Context<Self>) {
+    fn handle(&mut self, Create { spec, trace, creator }: Create, _: &mut Context<Self>) {
         let (id, life) = (spec.id.clone(), spec.life.clone());
-        self.begin(id, life, Beginning::Boot(spec, reply));
+        self.begin(id, life, Beginning::Boot { spec, trace, creator });
     }
 }
 

@@ -5,5 +5,7 @@ pub mod exec;
 pub mod id;
 pub mod name;
 pub mod sandbox;
+#[cfg(test)]
+mod sandbox_tests;
 pub mod shape;
 pub mod slot;

@@ -92,6 +92,15 @@ impl SandboxState {
         }
     }
 
+    /// Whether a sandbox's time runs out in this state, unless work is done in it.
+    pub fn expires(self) -> bool {
+        match self {
+            Self::Pending | Self::Starting | Self::Running | Self::Pausing => true,
+            Self::Paused | Self::Resuming => false,
+            Self::Stopping | Self::Stopped | Self::Missing | Self::Error => true,
+        }
+    }
+
     /// Whether a sandbox may go from this state to `next` in one step.
     pub fn may_become(self, next: SandboxState) -> bool {
         use SandboxState::*;
@@ -132,10 +141,36 @@ impl FromStr for SandboxState {
 pub enum Command {
     /// Run a command in it, read or write its files.
     Work,
+    /// Freeze it to disk.
+    Pause,
+    /// Make it run again after a pause.
+    Resume,
+    /// Keep what it is now under a name.
+    Snapshot,
+    /// Make others that begin as it is now.
+    Fork,
     /// End it because its time is over.
     Expire,
     /// End it and give back everything it holds.
     Destroy,
+}
+
+/// An operation under way that leaves a sandbox in the state it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capture {
+    /// What it is now is kept under a name.
+    Snapshot,
+    /// What it is now is frozen for others that begin so.
+    Fork,
+}
+
+impl fmt::Display for Capture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Snapshot => "snapshot",
+            Self::Fork => "fork",
+        })
+    }
 }
 
 /// The answer to a [`Command`].
@@ -155,6 +190,12 @@ pub enum Refusal {
     /// Not there yet: trying again later may work.
     #[error("the sandbox is {0}, not running yet")]
     NotYet(SandboxState),
+    /// Not frozen yet: trying again later may work.
+    #[error("the sandbox is {0}, not paused yet")]
+    NotPausedYet(SandboxState),
+    /// Something else is being done to it: trying again later may work.
+    #[error("the sandbox is {state}, and a {capture} of it is under way: try again after that")]
+    Busy { state: SandboxState, capture: Capture },
     /// It is on its way out, or gone.
     #[error("the sandbox is {0}")]
     Gone(SandboxState),
@@ -166,132 +207,59 @@ pub enum Refusal {
     Unreachable(SandboxState),
 }
 
-/// Decides whether `command` can be done to a sandbox in `state`.
-pub fn admit(state: SandboxState, command: Command) -> Admission {
+/// Decides whether `command` can be done to a sandbox in `state`, with `pending` under way.
+///
+/// Work goes on beside a capture, and the end of a sandbox overtakes everything; else one thing is
+/// done at a time.
+pub fn admit(state: SandboxState, pending: Option<Capture>, command: Command) -> Admission {
+    use Command::*;
     use SandboxState::*;
-    match command {
-        Command::Work => match state {
-            Running => Admission::Accept,
-            Pending | Starting | Resuming => Admission::Refused(Refusal::NotYet(state)),
-            Pausing | Paused => Admission::Refused(Refusal::Frozen(state)),
-            Stopping | Stopped | Error => Admission::Refused(Refusal::Gone(state)),
-            Missing => Admission::Refused(Refusal::Unreachable(state)),
+    let refused = Admission::Refused;
+    let unless_pending = match pending {
+        None => Admission::Accept,
+        Some(capture) => refused(Refusal::Busy { state, capture }),
+    };
+    match state {
+        Pending | Starting => match command {
+            Destroy => Admission::Accept,
+            Work | Pause | Resume | Snapshot | Fork | Expire => refused(Refusal::NotYet(state)),
         },
-        Command::Expire => match state {
-            Running => Admission::Accept,
-            Stopping | Stopped | Error => Admission::AlreadySo,
-            Pending | Starting | Resuming => Admission::Refused(Refusal::NotYet(state)),
-            Pausing | Paused => Admission::Refused(Refusal::Frozen(state)),
-            Missing => Admission::Refused(Refusal::Unreachable(state)),
+        Running => match command {
+            Work | Destroy => Admission::Accept,
+            Resume => Admission::AlreadySo,
+            Pause | Snapshot | Fork | Expire => unless_pending,
         },
-        Command::Destroy => match state {
-            Stopping | Stopped => Admission::AlreadySo,
-            Pending | Starting | Running | Pausing | Paused | Resuming | Missing | Error => {
-                Admission::Accept
+        Pausing => match command {
+            Destroy => Admission::Accept,
+            Pause => Admission::AlreadySo,
+            Resume | Snapshot => refused(Refusal::NotPausedYet(state)),
+            Work | Fork | Expire => refused(Refusal::Frozen(state)),
+        },
+        Paused => match command {
+            Destroy => Admission::Accept,
+            Pause => Admission::AlreadySo,
+            Resume | Snapshot => unless_pending,
+            Work | Fork | Expire => refused(Refusal::Frozen(state)),
+        },
+        Resuming => match command {
+            Destroy => Admission::Accept,
+            Resume => Admission::AlreadySo,
+            Work | Pause | Snapshot | Fork | Expire => refused(Refusal::NotYet(state)),
+        },
+        Stopping | Stopped => match command {
+            Destroy | Expire => Admission::AlreadySo,
+            Work | Pause | Resume | Snapshot | Fork => refused(Refusal::Gone(state)),
+        },
+        Error => match command {
+            Destroy => Admission::Accept,
+            Expire => Admission::AlreadySo,
+            Work | Pause | Resume | Snapshot | Fork => refused(Refusal::Gone(state)),
+        },
+        Missing => match command {
+            Destroy => Admission::Accept,
+            Work | Pause | Resume | Snapshot | Fork | Expire => {
+                refused(Refusal::Unreachable(state))
             }
         },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn names_read_back() {
-        for state in SandboxState::ALL {
-            assert_eq!(state.as_str().parse(), Ok(state));
-        }
-        assert_eq!("nope".parse::<SandboxState>(), Err(UnknownState("nope".into())));
-    }
-
-    #[test]
-    fn destroy_is_never_refused() {
-        for state in SandboxState::ALL {
-            assert!(!matches!(admit(state, Command::Destroy), Admission::Refused(_)), "{state}");
-        }
-    }
-
-    #[test]
-    fn work_is_done_in_running_only() {
-        for state in SandboxState::ALL {
-            let accepted = admit(state, Command::Work) == Admission::Accept;
-            assert_eq!(accepted, state == SandboxState::Running, "{state}");
-        }
-    }
-
-    /// The reference model: what a sandbox is, seen from outside, in four words.
-    #[derive(Debug, Clone, Copy, PartialEq)]
-    enum Model {
-        Coming,
-        Up,
-        Going,
-        Over,
-    }
-
-    #[derive(Debug, Clone, Copy)]
-    enum Event {
-        Ask(Command),
-        Booted,
-        VmDied,
-        TornDown,
-    }
-
-    fn event() -> impl Strategy<Value = Event> {
-        prop_oneof![
-            Just(Event::Ask(Command::Work)),
-            Just(Event::Ask(Command::Expire)),
-            Just(Event::Ask(Command::Destroy)),
-            Just(Event::Booted),
-            Just(Event::VmDied),
-            Just(Event::TornDown),
-        ]
-    }
-
-    proptest! {
-        /// Whatever happens in whatever order: the machine agrees with the model on what is
-        /// accepted, no step is taken that `may_become` forbids, and nothing comes back to life.
-        #[test]
-        fn a_life_agrees_with_the_model(events in proptest::collection::vec(event(), 0..40)) {
-            let mut state = SandboxState::Starting;
-            let mut model = Model::Coming;
-            for event in events {
-                let next = match event {
-                    Event::Ask(command) => {
-                        let accepted = admit(state, command) == Admission::Accept;
-                        let expected = match (command, model) {
-                            (Command::Work | Command::Expire, Model::Up) => true,
-                            (Command::Work | Command::Expire, _) => false,
-                            (Command::Destroy, Model::Coming | Model::Up) => true,
-                            // A failed sandbox can still be destroyed, a stopped one already is.
-                            (Command::Destroy, Model::Over) => state == SandboxState::Error,
-                            (Command::Destroy, Model::Going) => false,
-                        };
-                        prop_assert_eq!(accepted, expected);
-                        match (accepted, command) {
-                            (true, Command::Destroy | Command::Expire) => SandboxState::Stopping,
-                            _ => state,
-                        }
-                    }
-                    Event::Booted if model == Model::Coming => SandboxState::Running,
-                    Event::VmDied if matches!(model, Model::Coming | Model::Up) => SandboxState::Error,
-                    Event::TornDown if model == Model::Going => SandboxState::Stopped,
-                    Event::Booted | Event::VmDied | Event::TornDown => state,
-                };
-                if next != state {
-                    prop_assert!(state.may_become(next), "{} -> {}", state, next);
-                    prop_assert!(!(model == Model::Over && next == SandboxState::Running));
-                }
-                state = next;
-                model = match state {
-                    SandboxState::Starting => Model::Coming,
-                    SandboxState::Running => Model::Up,
-                    SandboxState::Stopping => Model::Going,
-                    _ => Model::Over,
-                };
-            }
-        }
     }
 }

@@ -4,12 +4,18 @@
 
 mod api_keys;
 mod auth;
+mod body;
 mod error;
 mod exec;
 mod files;
+mod fork;
 mod health;
 mod observe;
+mod page;
+mod pause;
 mod sandboxes;
+mod snapshots;
+mod trace;
 
 use std::io;
 use std::net::TcpListener;
@@ -74,6 +80,9 @@ pub fn create_app(
             web::scope("/v1")
                 .wrap(from_fn(auth::authenticate))
                 .configure(sandboxes::routes)
+                .configure(pause::routes)
+                .configure(fork::routes)
+                .configure(snapshots::routes)
                 .configure(exec::routes)
                 .configure(files::routes)
                 .configure(api_keys::routes),

@@ -10,11 +10,12 @@ use sha2::{Digest, Sha256};
 
 use super::auth::Caller;
 use super::error::{ApiError, only};
-use crate::actors::control_plane::{ControlPlane, CreateSandbox};
+use super::page;
+use super::trace::Traced;
+use crate::actors::control_plane::{ControlPlane, CreateSandbox, Storage, Trace};
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::sandbox::SandboxState;
-use crate::domain::shape::Shape;
 use crate::entity::Cursor;
 use crate::entity::sandboxes::{Filter, Idempotency, Sandbox};
 
@@ -23,9 +24,6 @@ const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
 /// What a sandbox is made from unless the request says otherwise.
 const DEFAULT_TEMPLATE: &str = "debian";
-
-const DEFAULT_PAGE: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
-const LARGEST_PAGE: u32 = 1000;
 
 /// Labels and variables are carried with every look at a sandbox, so they stay small.
 const MAX_ENTRIES: usize = 128;
@@ -47,7 +45,7 @@ struct CreateBody {
 
 /// A sandbox, as the API shows it.
 #[derive(Debug, Serialize)]
-struct SandboxView {
+pub(super) struct SandboxView {
     id: SandboxId,
     template: TemplateName,
     state: SandboxState,
@@ -84,6 +82,31 @@ impl From<Sandbox> for SandboxView {
     }
 }
 
+/// A sandbox with what takes a look at its host to know.
+#[derive(Serialize)]
+struct DetailedView {
+    #[serde(flatten)]
+    sandbox: SandboxView,
+    /// None if nothing is left of it on its host.
+    storage: Option<StorageView>,
+}
+
+/// Bytes in use on the host's disk.
+#[derive(Serialize)]
+struct StorageView {
+    memory_bytes: u64,
+    memory_generations: u32,
+    disk_bytes: u64,
+    shared_bytes: u64,
+}
+
+impl From<Storage> for StorageView {
+    fn from(storage: Storage) -> Self {
+        let Storage { memory_bytes, memory_generations, disk_bytes, shared_bytes } = storage;
+        Self { memory_bytes, memory_generations, disk_bytes, shared_bytes }
+    }
+}
+
 #[derive(Serialize)]
 struct ListView {
     sandboxes: Vec<SandboxView>,
@@ -95,13 +118,15 @@ async fn create(
     caller: Caller,
     control: web::Data<ControlPlane>,
     request: HttpRequest,
+    traced: web::Query<Traced>,
     body: web::Json<CreateBody>,
 ) -> Result<HttpResponse, ApiError> {
     let body = body.into_inner();
     let idempotency = idempotency(&request, &body)?;
     let request = create_sandbox(body, idempotency)?;
-    let sandbox = control.create(request, &caller.0).await?;
-    Ok(HttpResponse::Created().json(SandboxView::from(sandbox)))
+    let trace = Trace::default();
+    let sandbox = control.create(request, &caller.0, trace.clone()).await?;
+    Ok(HttpResponse::Created().json(traced.view(SandboxView::from(sandbox), &trace)))
 }
 
 #[get("/sandboxes")]
@@ -124,7 +149,9 @@ async fn get(
     control: web::Data<ControlPlane>,
     id: web::Path<SandboxId>,
 ) -> Result<HttpResponse, ApiError> {
-    Ok(HttpResponse::Ok().json(SandboxView::from(control.get(&id).await?)))
+    let sandbox = SandboxView::from(control.get(&id).await?);
+    let storage = control.storage(&id).await.map(StorageView::from);
+    Ok(HttpResponse::Ok().json(DetailedView { sandbox, storage }))
 }
 
 #[delete("/sandboxes/{id}")]
@@ -157,10 +184,8 @@ fn create_sandbox(
     check_environment(&body.envs)?;
     Ok(CreateSandbox {
         template,
-        shape: Shape {
-            vcpus: body.vcpus.unwrap_or(Shape::DEFAULT.vcpus),
-            memory_mib: body.memory_mb.unwrap_or(Shape::DEFAULT.memory_mib),
-        },
+        vcpus: body.vcpus,
+        memory_mib: body.memory_mb,
         timeout_sec: body.timeout_sec,
         envs: body.envs,
         metadata: body.metadata,
@@ -215,7 +240,7 @@ impl ListQuery {
     /// `state` (repeatable, or several separated by commas), `metadata` (`key=value`, repeatable),
     /// `limit`, `cursor`. Without `state`, those that are not stopped.
     fn parse(pairs: Vec<(String, String)>) -> Result<Self, ApiError> {
-        let mut query = Self { filter: Filter::default(), limit: DEFAULT_PAGE, after: None };
+        let mut query = Self { filter: Filter::default(), limit: page::DEFAULT, after: None };
         for (name, value) in pairs {
             match name.as_str() {
                 "state" => {
@@ -233,19 +258,8 @@ impl ListQuery {
                         .ok_or_else(|| ApiError::invalid("metadata is given as key=value"))?;
                     query.filter.metadata.insert(key.to_owned(), value.to_owned());
                 }
-                "limit" => {
-                    query.limit = value
-                        .parse()
-                        .ok()
-                        .filter(|limit: &NonZeroU32| limit.get() <= LARGEST_PAGE)
-                        .ok_or_else(|| {
-                            ApiError::invalid(format!("limit is from 1 to {LARGEST_PAGE}"))
-                        })?;
-                }
-                "cursor" => {
-                    let cursor = value.parse().map_err(|_| ApiError::invalid("unknown cursor"))?;
-                    query.after = Some(cursor);
-                }
+                "limit" => query.limit = page::limit(&value)?,
+                "cursor" => query.after = Some(page::cursor(&value)?),
                 _ => return Err(ApiError::invalid(format!("unknown parameter {name:?}"))),
             }
         }

@@ -2,9 +2,11 @@
 
 use crate::actors::host::HostError;
 use crate::actors::mailbox::CallError;
-use crate::actors::sandbox::WorkError;
+use crate::actors::sandbox::{OperationError, WorkError};
 use crate::domain::id::SandboxId;
+use crate::domain::name::TemplateName;
 use crate::domain::sandbox::SandboxState;
+use crate::domain::shape::Shape;
 use crate::entity::StoreError;
 use crate::vmm::guest::AgentError;
 use crate::vmm::machine::MachineError;
@@ -27,9 +29,21 @@ pub enum ControlError {
     /// A host refused or failed.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The template cannot be used.
+    /// There is no such snapshot.
+    #[error("there is no snapshot {0}")]
+    NoSnapshot(TemplateName),
+    /// A snapshot cannot be given another shape.
+    #[error(
+        "a sandbox from the snapshot {name} has {} vCPUs and {} MiB of memory: ask for that, or \
+         for nothing", .shape.vcpus, .shape.memory_mib
+    )]
+    FixedShape { name: TemplateName, shape: Shape },
+    /// A template or a snapshot cannot be used.
     #[error(transparent)]
-    Template(MachineError),
+    Machine(MachineError),
+    /// An operation on a sandbox was refused or failed.
+    #[error(transparent)]
+    Operation(#[from] OperationError),
     /// Work in the sandbox was refused or failed.
     #[error(transparent)]
     Work(#[from] WorkError),
@@ -65,14 +79,27 @@ pub enum ErrorKind {
     Internal,
 }
 
+impl ErrorKind {
+    /// Whether it is the host that failed, rather than the caller who asked for too much.
+    pub fn is_failure(self) -> bool {
+        match self {
+            Self::Guest | Self::NoSpace | Self::Internal => true,
+            Self::Invalid | Self::NotFound | Self::Conflict => false,
+            Self::InvalidState | Self::Unavailable => false,
+        }
+    }
+}
+
 impl ControlError {
     /// Of which kind it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoSandbox(_) | Self::NoKey(_) => ErrorKind::NotFound,
+            Self::NoSandbox(_) | Self::NoSnapshot(_) | Self::NoKey(_) => ErrorKind::NotFound,
+            Self::FixedShape { .. } => ErrorKind::Invalid,
             Self::LastKey | Self::IdempotencyConflict(_) => ErrorKind::Conflict,
             Self::Host(error) => host_kind(error),
-            Self::Template(error) => machine_kind(error),
+            Self::Machine(error) => machine_kind(error),
+            Self::Operation(error) => operation_kind(error),
             Self::Work(error) => work_kind(error),
             Self::Call(error) => call_kind(error),
             Self::Store(_) => ErrorKind::Internal,
@@ -103,6 +130,15 @@ fn host_kind(error: &HostError) -> ErrorKind {
         HostError::UnknownMemory(_) => ErrorKind::Internal,
         HostError::Call(error) => call_kind(error),
         HostError::Machine(error) => machine_kind(error),
+        HostError::Operation(error) => operation_kind(error),
+    }
+}
+
+fn operation_kind(error: &OperationError) -> ErrorKind {
+    match error {
+        OperationError::Refused(_) => ErrorKind::InvalidState,
+        OperationError::Call(error) => call_kind(error),
+        OperationError::Machine(error) => machine_kind(error),
     }
 }
 
@@ -129,7 +165,7 @@ fn machine_kind(error: &MachineError) -> ErrorKind {
 
 fn work_kind(error: &WorkError) -> ErrorKind {
     match error {
-        WorkError::Refused { .. } => ErrorKind::InvalidState,
+        WorkError::Refused(_) => ErrorKind::InvalidState,
         WorkError::Lost { state: SandboxState::Error, .. } => ErrorKind::Guest,
         WorkError::Lost { .. } => ErrorKind::InvalidState,
         WorkError::Call(error) => call_kind(error),

@@ -4,8 +4,13 @@
 //! make it, and an answer is given only when everybody can read what it says. Whatever changes
 //! something runs to its end even if nobody waits for it any more.
 
+mod create;
 mod error;
+mod fork;
 mod keys;
+mod pause;
+mod sink;
+mod snapshots;
 mod work;
 
 use std::collections::{BTreeMap, HashSet};
@@ -14,49 +19,33 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use chrono::{TimeDelta, Utc};
+use chrono::Utc;
 use tokio::time::{Instant, sleep};
 
 use super::host::HostHandle;
+use super::mailbox::CallError;
 use super::metrics::Metrics;
-use super::sandbox::{SandboxHandle, SinkError, StatusSink};
+use super::sandbox::{OperationError, Refused, SandboxHandle};
 use super::sandbox_manager::Adoption;
 use crate::domain::id::SandboxId;
-use crate::domain::name::TemplateName;
-use crate::domain::sandbox::SandboxState;
-use crate::domain::shape::Shape;
-use crate::entity::sandboxes::{
-    Change, Filter, Idempotency, Insert, NewSandbox, Page, Sandbox, Window,
-};
+use crate::domain::sandbox::{Admission, Command, SandboxState, admit};
+use crate::entity::sandboxes::{Change, Filter, Page, Sandbox, Window};
 use crate::entity::{Cursor, Database};
-use crate::vmm::machine::{MachineSpec, Machines, Origin};
-use crate::vmm::record::Life;
+use crate::vmm::machine::Machines;
 
+pub use create::CreateSandbox;
 pub use error::{ControlError, ErrorKind};
 pub use keys::{CallerId, NewKey};
+pub use sink::DatabaseSink;
 pub use work::FileContent;
+
+// What passes through from the host's edge to the API.
+pub use crate::vmm::machine::{Existing, Storage};
+pub use crate::vmm::trace::{Span, Trace};
 
 /// A row that is ahead of its actor, or behind it, is so for moments only.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 const SETTLE_PAUSE: Duration = Duration::from_millis(20);
-
-/// What a caller wants to have made.
-#[derive(Debug, Clone)]
-pub struct CreateSandbox {
-    /// An image or a named snapshot.
-    pub template: TemplateName,
-    /// vCPUs and memory.
-    pub shape: Shape,
-    /// Seconds without work after which it is destroyed; never if absent.
-    pub timeout_sec: Option<u32>,
-    /// Environment of its processes.
-    pub envs: BTreeMap<String, String>,
-    /// The caller's own labels.
-    pub metadata: BTreeMap<String, String>,
-    /// The caller's name for this request.
-    pub idempotency: Option<Idempotency>,
-}
 
 /// The control plane's handle; cheap to clone.
 #[derive(Clone)]
@@ -67,6 +56,8 @@ pub struct ControlPlane {
     metrics: Arc<Metrics>,
     /// Held while a key is deleted: of two at once, neither would see that the other takes the last.
     key_removal: Arc<tokio::sync::Mutex<()>>,
+    /// Held while the record of a snapshot follows its files.
+    snapshot_records: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl ControlPlane {
@@ -77,7 +68,14 @@ impl ControlPlane {
         machines: Arc<dyn Machines>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { database, host, machines, metrics, key_removal: Arc::default() }
+        Self {
+            database,
+            host,
+            machines,
+            metrics,
+            key_removal: Arc::default(),
+            snapshot_records: Arc::default(),
+        }
     }
 
     /// What is counted and timed.
@@ -92,85 +90,6 @@ impl ControlPlane {
             *population.entry(sandbox.life().state.as_str()).or_default() += 1;
         }
         population
-    }
-
-    /// Makes a sandbox and returns it running.
-    ///
-    /// # Errors
-    ///
-    /// Nothing is left of it then, but for a record in state `error` if its start failed.
-    /// A caller that goes away does not cancel it.
-    pub async fn create(
-        &self,
-        request: CreateSandbox,
-        caller: &CallerId,
-    ) -> Result<Sandbox, ControlError> {
-        let (control, caller) = (self.clone(), caller.clone());
-        to_the_end(async move { control.create_now(request, caller).await }).await
-    }
-
-    async fn create_now(
-        &self,
-        request: CreateSandbox,
-        caller: CallerId,
-    ) -> Result<Sandbox, ControlError> {
-        self.host.check_shape(request.shape)?;
-        self.machines.template(&request.template).await.map_err(ControlError::Template)?;
-        let started = Instant::now();
-        let new = self.new_sandbox(request, caller);
-        match self.database.sandboxes().insert(&new).await? {
-            Insert::Created(_) => {}
-            Insert::AlreadyExists(existing) => return self.settled(existing.id).await,
-            Insert::Conflict(id) => return Err(ControlError::IdempotencyConflict(id)),
-        }
-        let id = new.id.clone();
-        match self.host.create(machine_spec(new)).await {
-            Ok(()) => {
-                self.metrics.sandbox_created(started.elapsed());
-                self.get(&id).await
-            }
-            Err(error) => {
-                self.metrics.sandbox_failed();
-                self.database.sandboxes().free_idempotency_key(&id).await?;
-                self.database.sandboxes().discard(&id).await?;
-                Err(error.into())
-            }
-        }
-    }
-
-    fn new_sandbox(&self, request: CreateSandbox, caller: CallerId) -> NewSandbox {
-        let created_at = Utc::now();
-        NewSandbox {
-            id: SandboxId::random(),
-            host_id: self.host.id().to_owned(),
-            template: request.template,
-            shape: request.shape,
-            timeout_sec: request.timeout_sec,
-            envs: request.envs,
-            metadata: request.metadata,
-            hypervisor: self.machines.engine().engine.as_str().to_owned(),
-            access_token: keys::random_token(),
-            api_key_id: caller.0,
-            idempotency: request.idempotency,
-            created_at,
-            expires_at: expiry(request.timeout_sec, created_at),
-        }
-    }
-
-    /// The sandbox of an earlier request with the same idempotency key, once it has started.
-    async fn settled(&self, id: SandboxId) -> Result<Sandbox, ControlError> {
-        let deadline = Instant::now() + SETTLE_LIMIT;
-        loop {
-            if let Some(handle) = self.host.find(&id) {
-                handle.started().await;
-            }
-            let sandbox = self.get(&id).await?;
-            let coming = matches!(sandbox.state, SandboxState::Pending | SandboxState::Starting);
-            if !coming || Instant::now() > deadline {
-                return Ok(sandbox);
-            }
-            sleep(SETTLE_PAUSE).await;
-        }
     }
 
     /// The sandbox called `id`.
@@ -237,16 +156,59 @@ impl ControlPlane {
         }
     }
 
-    fn find_live(&self, id: &SandboxId) -> Option<SandboxHandle> {
-        self.host.find(id)
+    /// What a sandbox takes on disk; none if nothing is left of it, or it cannot be told.
+    pub async fn storage(&self, id: &SandboxId) -> Option<Storage> {
+        let storage = self.host.find(id)?.storage().await;
+        storage.unwrap_or_else(|error| {
+            tracing::warn!(sandbox_id = %id, error = %crate::chain(&error),
+                "it is unknown what a sandbox takes on disk");
+            None
+        })
     }
 
-    /// Brings the records in line with what a start of the daemon found.
+    /// The sandbox that `command` is for, if it lives.
+    async fn find_live(
+        &self,
+        id: &SandboxId,
+        command: Command,
+    ) -> Result<SandboxHandle, ControlError> {
+        if let Some(handle) = self.host.find(id) {
+            return Ok(handle);
+        }
+        let sandbox = self.get(id).await?;
+        Err(match admit(sandbox.state, None, command) {
+            Admission::Refused(refusal) => {
+                OperationError::from(Refused { refusal, reason: sandbox.reason }).into()
+            }
+            // Recorded as living, yet nobody looks after it: it has just ended.
+            Admission::Accept | Admission::AlreadySo => CallError::Gone.into(),
+        })
+    }
+
+    /// Does `work` and counts how it went.
+    async fn measured<T>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T, ControlError>>,
+    ) -> Result<T, ControlError> {
+        let started = Instant::now();
+        let outcome = work.await;
+        match &outcome {
+            Ok(_) => self.metrics.operation_done(operation, started.elapsed()),
+            Err(error) if error.kind().is_failure() => self.metrics.operation_failed(operation),
+            Err(_) => {}
+        }
+        outcome
+    }
+
+    /// Brings the records in line with what a start of the daemon found. Gives the sandboxes that
+    /// are not there.
     ///
     /// # Errors
     ///
-    /// [`ControlError::Store`].
+    /// [`ControlError::Store`]; [`ControlError::Machine`] if the snapshots cannot be found.
     pub async fn reconcile(&self, adoption: &Adoption) -> Result<Vec<SandboxId>, ControlError> {
+        self.reconcile_snapshots().await?;
         let found: HashSet<SandboxId> =
             adoption.adopted.iter().chain(adoption.lost.keys()).cloned().collect();
         let reason = "it was not there any more when the daemon started";
@@ -263,54 +225,5 @@ async fn to_the_end<T: Send + 'static>(
         Ok(outcome) => outcome,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Err(ControlError::ShuttingDown),
-    }
-}
-
-fn machine_spec(new: NewSandbox) -> MachineSpec {
-    MachineSpec {
-        id: new.id,
-        origin: Origin::Template(new.template.clone()),
-        template: new.template,
-        shape: new.shape,
-        envs: new.envs,
-        access_token: new.access_token,
-        life: Life {
-            state: SandboxState::Starting,
-            reason: None,
-            generation: 1,
-            timeout_sec: new.timeout_sec,
-            last_active_at: new.created_at,
-        },
-    }
-}
-
-fn expiry(timeout_sec: Option<u32>, from: chrono::DateTime<Utc>) -> Option<chrono::DateTime<Utc>> {
-    timeout_sec.map(|seconds| from + TimeDelta::seconds(seconds.into()))
-}
-
-/// Writes what the built-in host decides straight into the database.
-#[derive(Clone)]
-pub struct DatabaseSink(pub Database);
-
-#[async_trait]
-impl StatusSink for DatabaseSink {
-    async fn publish(
-        &self,
-        id: &SandboxId,
-        life: &Life,
-        slot: Option<u32>,
-    ) -> Result<(), SinkError> {
-        let change =
-            Change { state: life.state, reason: life.reason.clone(), slot, at: Utc::now() };
-        match self.0.sandboxes().publish(id, life.generation, &change).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(SinkError(Box::new(error))),
-        }
-    }
-
-    async fn touch(&self, id: &SandboxId, life: &Life) -> Result<(), SinkError> {
-        let expires_at = expiry(life.timeout_sec, life.last_active_at);
-        let touched = self.0.sandboxes().touch(id, life.last_active_at, expires_at).await;
-        touched.map_err(|error| SinkError(Box::new(error)))
     }
 }

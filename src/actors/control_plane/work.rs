@@ -5,11 +5,10 @@ use futures::{Stream, StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
 use super::{ControlError, ControlPlane, to_the_end};
-use crate::actors::CallError;
-use crate::actors::sandbox::{Lease, WorkError};
+use crate::actors::sandbox::Lease;
 use crate::domain::exec::{Exec, ExecOutput};
 use crate::domain::id::SandboxId;
-use crate::domain::sandbox::{Admission, Command, admit};
+use crate::domain::sandbox::Command;
 
 /// A file on its way out of a sandbox.
 pub struct FileContent {
@@ -21,28 +20,14 @@ pub struct FileContent {
 
 impl ControlPlane {
     async fn begin_work(&self, id: &SandboxId) -> Result<Lease, ControlError> {
-        match self.find_live(id) {
-            Some(handle) => Ok(handle.begin_work().await?),
-            None => {
-                let sandbox = self.get(id).await?;
-                match admit(sandbox.state, Command::Work) {
-                    Admission::Refused(refusal) => {
-                        Err(WorkError::Refused { refusal, reason: sandbox.reason }.into())
-                    }
-                    // Recorded as running, yet nobody runs it: it has just ended.
-                    Admission::Accept | Admission::AlreadySo => {
-                        Err(WorkError::Call(CallError::Gone).into())
-                    }
-                }
-            }
-        }
+        Ok(self.find_live(id, Command::Work).await?.begin_work().await?)
     }
 
     /// Runs a command to its end. If the caller goes away the command is killed.
     ///
     /// # Errors
     ///
-    /// [`WorkError`] within.
+    /// [`ControlError::Work`].
     pub async fn exec(&self, id: &SandboxId, exec: Exec) -> Result<ExecOutput, ControlError> {
         let mut lease = self.begin_work(id).await?;
         let abandoned = CancellationToken::new();
@@ -61,7 +46,7 @@ impl ControlPlane {
     ///
     /// # Errors
     ///
-    /// [`WorkError`] within.
+    /// [`ControlError::Work`].
     pub async fn read_file(
         &self,
         id: &SandboxId,
@@ -91,7 +76,7 @@ impl ControlPlane {
     ///
     /// # Errors
     ///
-    /// [`WorkError`] within.
+    /// [`ControlError::Work`].
     pub async fn write_file<S>(
         &self,
         id: &SandboxId,

@@ -5,15 +5,24 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use actix::{Actor, ArbiterHandle};
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
-use super::actor::{BeginWork, Beginning, Destroy, Expire, Outfit, SandboxActor};
+use super::actor::{
+    BeginWork, Beginning, Destroy, Expire, Fork, Lasting, Outfit, Pause, Resume, SandboxActor,
+    Snapshot,
+};
+use super::body::Presence;
 use super::lease::{Lease, WorkError};
 use super::ledger::Ledger;
+use super::refused::OperationError;
 use crate::actors::mailbox::{CallError, Shared, call, post};
 use crate::actors::supervisor::{Exit, ExitSignal};
 use crate::domain::id::SandboxId;
+use crate::domain::name::TemplateName;
 use crate::domain::sandbox::SandboxState;
+use crate::vmm::machine::{Existing, ForkPoint, MachineError, SnapshotInfo, Storage};
 use crate::vmm::record::Life;
+use crate::vmm::trace::Trace;
 
 /// How often an actor is built again before its sandbox is given up.
 const MAX_RESTARTS: u32 = 5;
@@ -24,6 +33,7 @@ pub struct SandboxHandle {
     id: SandboxId,
     address: Arc<RwLock<Shared<SandboxActor>>>,
     published: watch::Receiver<Life>,
+    body: Presence,
 }
 
 impl SandboxHandle {
@@ -53,6 +63,62 @@ impl SandboxHandle {
     /// [`WorkError::Refused`] unless it is running.
     pub async fn begin_work(&self) -> Result<Lease, WorkError> {
         call(&self.address(), BeginWork).await?
+    }
+
+    /// Freezes it to disk. Once this has been polled that is done, whether or not the answer is
+    /// waited for; so are all that follow.
+    ///
+    /// # Errors
+    ///
+    /// It runs on, or its state says what became of it. [`OperationError::Refused`] unless it is
+    /// running or paused.
+    pub async fn pause(&self, trace: Trace) -> Result<(), OperationError> {
+        call(&self.address(), |reply| Pause(trace, reply)).await?
+    }
+
+    /// Makes it run again where it was paused.
+    ///
+    /// # Errors
+    ///
+    /// It is still paused. [`OperationError::Refused`] unless it is paused or running.
+    pub async fn resume(&self, trace: Trace) -> Result<(), OperationError> {
+        call(&self.address(), |reply| Resume(trace, reply)).await?
+    }
+
+    /// Keeps what it is now under a name.
+    ///
+    /// # Errors
+    ///
+    /// It is as it was, or its state says what became of it. [`OperationError::Refused`] unless it
+    /// is running or paused.
+    pub async fn snapshot(
+        &self,
+        name: TemplateName,
+        existing: Existing,
+    ) -> Result<SnapshotInfo, OperationError> {
+        call(&self.address(), |reply| Snapshot { name, existing, reply }).await?
+    }
+
+    /// Freezes what it is now for others that begin so.
+    ///
+    /// # Errors
+    ///
+    /// It runs on, or its state says what became of it. [`OperationError::Refused`] unless it is
+    /// running.
+    pub async fn fork(&self, trace: Trace) -> Result<ForkPoint, OperationError> {
+        call(&self.address(), |reply| Fork(trace, reply)).await?
+    }
+
+    /// What it takes on disk; none if nothing is left of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::vmm::machine::Machine::storage`].
+    pub async fn storage(&self) -> Result<Option<Storage>, MachineError> {
+        match self.body.get() {
+            Some(body) => body.storage().await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Ends it and gives back all it holds; idempotent. Once this has been polled the sandbox ends,
@@ -96,22 +162,24 @@ pub(in crate::actors) fn start(
 ) -> (SandboxHandle, impl Future<Output = ()> + Send + 'static) {
     let ledger = Arc::new(Ledger::new(life.last_active_at));
     let (publish, published) = watch::channel(life);
+    let body = Presence::default();
+    let lasting =
+        Lasting { published: publish, ledger, body: body.clone(), tasks: TaskTracker::new() };
     let build = {
         let (arbiter, id, outfit) = (arbiter.clone(), id.clone(), outfit.clone());
-        let publish = publish.clone();
+        let lasting = lasting.clone();
         move |beginning: Beginning| {
             let (exit, exited) = ExitSignal::new();
-            let (id, outfit) = (id.clone(), outfit.clone());
-            let (publish, ledger) = (publish.clone(), ledger.clone());
+            let (id, outfit, lasting) = (id.clone(), outfit.clone(), lasting.clone());
             let address = SandboxActor::start_in_arbiter(&arbiter, move |_| {
-                SandboxActor::new(id, outfit, beginning, publish, ledger, exit)
+                SandboxActor::new(id, outfit, beginning, lasting, exit)
             });
             (Arc::new(address), exited)
         }
     };
     let (first, mut exited) = build(beginning);
     let address = Arc::new(RwLock::new(first));
-    let handle = SandboxHandle { id: id.clone(), address: address.clone(), published };
+    let handle = SandboxHandle { id: id.clone(), address: address.clone(), published, body };
 
     let supervision = async move {
         let mut restarts = 0;
@@ -119,27 +187,26 @@ pub(in crate::actors) fn start(
         while let Ok(Exit::Crashed) = exited.await {
             restarts += 1;
             tracing::error!(sandbox_id = %id, restarts, "a sandbox's actor panicked");
-            if publish.borrow().state.is_final() {
+            // Its operation was cancelled with it; what it leaves is found, not what it worked on.
+            lasting.tasks.close();
+            lasting.tasks.wait().await;
+            lasting.tasks.reopen();
+            lasting.body.set(None);
+            if lasting.published.borrow().state.is_final() {
                 // Its life is over and told; an actor would have nothing to look after.
                 break;
             }
             if restarts > MAX_RESTARTS {
-                give_up(&id, &outfit, &publish).await;
+                give_up(&id, &outfit, &lasting.published).await;
                 break;
             }
-            match outfit.machines.adopt(&id).await {
-                Ok(machine) => {
-                    let (again, exit) = build(Beginning::Adopted(machine));
-                    *address.write().unwrap_or_else(PoisonError::into_inner) = again;
-                    exited = exit;
-                }
-                Err(error) => {
-                    let reason = crate::chain(&error).to_string();
-                    let (again, exit) = build(Beginning::Lost(reason));
-                    *address.write().unwrap_or_else(PoisonError::into_inner) = again;
-                    exited = exit;
-                }
-            }
+            let beginning = match outfit.machines.adopt(&id).await {
+                Ok(found) => Beginning::Adopted(found),
+                Err(error) => Beginning::Lost(crate::chain(&error).to_string()),
+            };
+            let (again, exit) = build(beginning);
+            *address.write().unwrap_or_else(PoisonError::into_inner) = again;
+            exited = exit;
         }
     };
     (handle, supervision)

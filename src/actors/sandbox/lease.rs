@@ -10,8 +10,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::ledger::Ledger;
+use super::refused::Refused;
 use crate::actors::mailbox::CallError;
-use crate::domain::sandbox::{Refusal, SandboxState};
+use crate::domain::sandbox::SandboxState;
 use crate::vmm::guest::{Agent, AgentError};
 use crate::vmm::record::Life;
 
@@ -22,8 +23,8 @@ const NEWS_DELAY: Duration = Duration::from_millis(500);
 #[derive(Debug, thiserror::Error)]
 pub enum WorkError {
     /// It is in no state for it.
-    #[error("{refusal}{}", .reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default())]
-    Refused { refusal: Refusal, reason: Option<String> },
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// It went away while the work was being done.
     #[error("the sandbox became {state} while it worked{}",
         .reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default())]

@@ -2,19 +2,22 @@
 //!
 //! Handlers admit (a look at a table, microseconds) and start operations; an operation runs beside
 //! the mailbox with a cancellation token, and its outcome comes back as a message. A kill therefore
-//! never waits behind a slow boot: it cancels it. [`SandboxHandle`] is what others hold.
+//! never waits behind a slow boot or pause: it cancels it. [`SandboxHandle`] is what others hold.
 
 mod actor;
+mod body;
 mod handle;
 mod lease;
 mod ledger;
 mod publisher;
+mod refused;
 #[cfg(test)]
 mod sandbox_tests;
 
 pub use handle::SandboxHandle;
 pub use lease::{Lease, WorkError};
 pub use publisher::{SinkError, StatusSink};
+pub use refused::{OperationError, Refused};
 
 pub(super) use actor::{Beginning, Outfit};
 pub(super) use handle::start;

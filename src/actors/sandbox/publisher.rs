@@ -11,9 +11,9 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::body::Body;
 use super::ledger::Ledger;
 use crate::domain::id::SandboxId;
-use crate::vmm::machine::Machine;
 use crate::vmm::record::Life;
 
 /// Activity is made known at most this often.
@@ -34,7 +34,7 @@ pub trait StatusSink: Send + Sync + 'static {
         slot: Option<u32>,
     ) -> Result<(), SinkError>;
 
-    /// Records when work was last done in a sandbox.
+    /// Records when work was last done in a sandbox, and when its time is over if it runs out now.
     async fn touch(&self, id: &SandboxId, life: &Life) -> Result<(), SinkError>;
 }
 
@@ -47,8 +47,8 @@ pub struct SinkError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 type Afterwards = Box<dyn FnOnce() + Send>;
 
 struct Publication {
-    life: Life,
-    machine: Option<Arc<dyn Machine>>,
+    /// None if only what came before is to be known.
+    news: Option<(Life, Option<Body>)>,
     afterwards: Afterwards,
 }
 
@@ -66,16 +66,23 @@ impl Publisher {
         Self { queue }
     }
 
-    /// Makes `life` known, then calls `afterwards`.
+    /// Makes `life` known, then calls `afterwards`. The record of it goes with `body`.
     pub fn publish(
         &self,
         life: &Life,
-        machine: Option<Arc<dyn Machine>>,
+        body: Option<Body>,
         afterwards: impl FnOnce() + Send + 'static,
     ) {
-        let publication =
-            Publication { life: life.clone(), machine, afterwards: Box::new(afterwards) };
-        if self.queue.send(publication).is_err() {
+        self.enqueue(Some((life.clone(), body)), Box::new(afterwards));
+    }
+
+    /// Calls `afterwards` when everything that was to be published so far is known.
+    pub fn afterwards(&self, afterwards: impl FnOnce() + Send + 'static) {
+        self.enqueue(None, Box::new(afterwards));
+    }
+
+    fn enqueue(&self, news: Option<(Life, Option<Body>)>, afterwards: Afterwards) {
+        if self.queue.send(Publication { news, afterwards }).is_err() {
             tracing::error!("a publisher ended before its actor");
         }
     }
@@ -87,27 +94,32 @@ async fn run(
     ledger: Arc<Ledger>,
     mut publications: mpsc::UnboundedReceiver<Publication>,
 ) {
-    let mut latest: Option<(Life, Option<Arc<dyn Machine>>)> = None;
+    let mut latest: Option<(Life, Option<Body>)> = None;
     let mut touched = None;
     let mut next_activity = Instant::now();
     loop {
         let afterwards = tokio::select! {
             biased;
             publication = publications.recv() => {
-                let Some(Publication { life, machine, afterwards }) = publication else { return };
-                latest = Some((life, machine));
+                let Some(Publication { news, afterwards }) = publication else { return };
+                if news.is_none() {
+                    afterwards();
+                    continue;
+                }
+                latest = news;
                 Some(afterwards)
             }
             () = activity(&ledger, next_activity) => None,
         };
-        let Some((life, machine)) = &mut latest else { continue };
+        let Some((life, body)) = &mut latest else { continue };
         life.last_active_at = ledger.last_active_at();
-        keep(&id, life, machine.as_ref());
+        keep(&id, life, body.as_ref());
         if afterwards.is_some() {
-            let slot = machine.as_ref().and_then(|machine| machine.slot());
+            let slot = body.as_ref().and_then(Body::slot);
             insist(&id, life, || sink.publish(&id, life, slot)).await;
         }
-        if touched.replace(life.last_active_at) != Some(life.last_active_at) {
+        let clock = (life.last_active_at, life.state.expires());
+        if touched.replace(clock) != Some(clock) {
             insist(&id, life, || sink.touch(&id, life)).await;
             next_activity = Instant::now() + ACTIVITY_INTERVAL;
         }
@@ -123,9 +135,9 @@ async fn activity(ledger: &Ledger, earliest: Instant) {
     ledger.activity.notified().await;
 }
 
-fn keep(id: &SandboxId, life: &Life, machine: Option<&Arc<dyn Machine>>) {
-    if let Some(machine) = machine
-        && let Err(error) = machine.keep(life)
+fn keep(id: &SandboxId, life: &Life, body: Option<&Body>) {
+    if let Some(body) = body
+        && let Err(error) = body.keep(life)
     {
         tracing::error!(sandbox_id = %id, error = %crate::chain(&error),
             "cannot keep a sandbox's record");

@@ -20,6 +20,7 @@ use crate::domain::shape::Shape;
 use crate::vmm::machine::MachineSpec;
 use crate::vmm::record::Life;
 use crate::vmm::simulated::{Fault, Mode, SimulatedMachines, Step};
+use crate::vmm::trace::Trace;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -90,7 +91,7 @@ impl Bench {
     async fn create(&self) -> SandboxHandle {
         let spec = spec();
         let id = spec.id.clone();
-        self.manager.create(spec).await.expect("is queued").expect("boots");
+        self.manager.create(spec, Trace::default()).await.expect("is queued").expect("boots");
         self.manager.find(&id).expect("lives here")
     }
 
@@ -98,7 +99,7 @@ impl Bench {
     async fn create_held(&self) -> (SandboxHandle, crate::vmm::simulated::Held) {
         self.machines.set_mode(Step::Boot, Mode::SingleStepDeaf);
         let manager = self.manager.clone();
-        tokio::spawn(async move { manager.create(spec()).await });
+        tokio::spawn(async move { manager.create(spec(), Trace::default()).await });
         let held = self.machines.held(Step::Boot).await;
         (self.manager.find(&held.id).expect("lives here"), held)
     }
@@ -174,7 +175,7 @@ fn an_actor_that_panics_while_its_machine_boots_leaves_no_machine() {
         let bench = Bench::new();
         bench.machines.set_mode(Step::Boot, Mode::SingleStep);
         let manager = bench.manager.clone();
-        let creating = tokio::spawn(async move { manager.create(spec()).await });
+        let creating = tokio::spawn(async move { manager.create(spec(), Trace::default()).await });
         let held = bench.machines.held(Step::Boot).await;
         let handle = bench.manager.find(&held.id).expect("lives here");
         handle.crash();

@@ -79,6 +79,25 @@ impl Guest {
         Ok(())
     }
 
+    /// Stops it and everything in it where it is, as a VM that is frozen.
+    pub(super) fn freeze(&self) {
+        if self.lives() {
+            stop_tree(self.process.pid);
+        }
+    }
+
+    /// Lets it and everything in it go on.
+    pub(super) fn thaw(&self) {
+        if self.lives() {
+            walk_tree(self.process.pid, |pid| signal(pid, Signal::SIGCONT));
+        }
+    }
+
+    /// While it was not waited for its pid cannot come to mean another process.
+    fn lives(&self) -> bool {
+        start_ticks(self.process.pid) == Some(self.process.start_ticks)
+    }
+
     /// Takes away what an agent leaves that ended before its time.
     pub(super) fn forget(&self) {
         remove_cgroups(self.process.pid);
@@ -86,8 +105,7 @@ impl Guest {
 
     /// Ends it and everything in it at once, and tells nobody.
     pub(super) fn kill(&self) {
-        // While it was not waited for its pid cannot come to mean another process.
-        if start_ticks(self.process.pid) == Some(self.process.start_ticks) {
+        if self.lives() {
             end_tree(self.process.pid);
         }
     }
@@ -123,13 +141,25 @@ fn spawn_error(program: &Path, source: io::Error) -> MachineError {
     HypervisorError::from(ProcessError::Spawn { program: program.to_owned(), source }).into()
 }
 
-/// Kills a process and all its descendants. Stopped first, none of them can start another one that
-/// would be missed.
+/// Kills a process and all its descendants.
 fn end_tree(pid: i32) {
+    for pid in stop_tree(pid) {
+        signal(pid, Signal::SIGKILL);
+    }
+}
+
+/// Stops a process and all its descendants. Stopped, none of them can start another one that would
+/// be missed.
+fn stop_tree(pid: i32) -> Vec<i32> {
+    walk_tree(pid, |pid| signal(pid, Signal::SIGSTOP))
+}
+
+/// Visits a process and all its descendants, those included that come meanwhile.
+fn walk_tree(pid: i32, visit: impl Fn(i32)) -> Vec<i32> {
     let mut tree = vec![pid];
     let mut next = 0;
     while let Some(&parent) = tree.get(next) {
-        signal(parent, Signal::SIGSTOP);
+        visit(parent);
         next += 1;
         if next == tree.len() {
             let children = children();
@@ -138,9 +168,7 @@ fn end_tree(pid: i32) {
             tree.extend(known.iter().flat_map(of).filter(|pid| !known.contains(pid)));
         }
     }
-    for pid in tree {
-        signal(pid, Signal::SIGKILL);
-    }
+    tree
 }
 
 fn signal(pid: i32, signal: Signal) {

@@ -7,9 +7,10 @@
 //! confined at all.
 
 mod guest;
+mod machine;
 mod steps;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,20 +18,25 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use self::guest::Guest;
+use self::machine::{SimulatedFrozen, SimulatedMachine};
 use self::steps::Steps;
 use super::guest::{Agent, Identity};
 use super::hypervisor::{Engine, HypervisorError};
 use super::machine::{
-    CaptureError, EngineInfo, Existing, ForkPoint, Found, Frozen, Machine, MachineError,
-    MachineSpec, Machines, Origin, Run, SnapshotInfo, Storage, Survivor, Template,
+    EngineInfo, ForkPoint, Found, Machine, MachineError, MachineSpec, Machines, Origin, Run,
+    SnapshotInfo, Survivor, Template,
 };
 use super::process::VmProcess;
 use super::record::Life;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::sandbox::SandboxState;
+use crate::domain::shape::Shape;
 
 pub use steps::{Fault, Held, Mode, Step};
+
+/// How long an agent that runs already may take to answer.
+const INIT_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// The machines of a simulated host. Clones are the same host; all machines end with the last one.
 #[derive(Clone)]
@@ -41,6 +47,8 @@ struct Host {
     steps: Steps,
     /// What is on the host, as its disk would tell a later daemon.
     present: Mutex<HashMap<SandboxId, Present>>,
+    snapshots: Mutex<BTreeMap<TemplateName, SnapshotInfo>>,
+    forks: Mutex<HashMap<ForkPoint, TemplateName>>,
     slots: AtomicU32,
     boots: AtomicUsize,
 }
@@ -48,9 +56,24 @@ struct Host {
 /// A machine that is there, as long as anything of it is left.
 struct Present {
     guest: Arc<Guest>,
+    phase: Phase,
     access_token: String,
     slot: u32,
     life: Life,
+    /// The image that it all began with.
+    image: TemplateName,
+    shape: Shape,
+    /// How often its memory was written to disk.
+    generations: u32,
+}
+
+/// What a machine is to whoever finds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// A VM, even if it is stopped for a moment.
+    Running,
+    /// Files.
+    Frozen,
 }
 
 impl SimulatedMachines {
@@ -60,6 +83,8 @@ impl SimulatedMachines {
             templates: templates.into_iter().collect(),
             steps: Steps::default(),
             present: Mutex::default(),
+            snapshots: Mutex::default(),
+            forks: Mutex::default(),
             slots: AtomicU32::new(0),
             boots: AtomicUsize::new(0),
         }))
@@ -94,6 +119,11 @@ impl SimulatedMachines {
         self.0.boots.load(Ordering::SeqCst)
     }
 
+    /// How many forks have left something on the host.
+    pub fn fork_points(&self) -> usize {
+        self.0.forks().len()
+    }
+
     /// The sandboxes of which anything is left on the host.
     pub fn present(&self) -> BTreeSet<SandboxId> {
         self.0.present().keys().cloned().collect()
@@ -105,23 +135,53 @@ impl Host {
         self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn snapshots(&self) -> MutexGuard<'_, BTreeMap<TemplateName, SnapshotInfo>> {
+        self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forks(&self) -> MutexGuard<'_, HashMap<ForkPoint, TemplateName>> {
+        self.forks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The image that everything which starts there began with.
+    fn image(&self, origin: &Origin) -> Result<TemplateName, MachineError> {
+        match origin {
+            Origin::Template(name) if self.templates.contains(name) => Ok(name.clone()),
+            Origin::Template(name) => match self.snapshots().get(name) {
+                Some(snapshot) => Ok(snapshot.image.clone()),
+                None => Err(MachineError::UnknownTemplate(name.clone())),
+            },
+            Origin::Fork(point) => {
+                let image = self.forks().get(point).cloned();
+                image.ok_or_else(|| MachineError::Snapshot { source: "no such fork".into() })
+            }
+        }
+    }
+
     fn watch(self: &Arc<Self>, id: &SandboxId) -> Result<SimulatedMachine, MachineError> {
         let present = self.present();
         let Some(found) = present.get(id) else {
             return Err(MachineError::NotAdopted("nothing is known of it".to_owned()));
         };
         let process = VmProcess::watch(found.guest.process()).map_err(HypervisorError::from)?;
+        let agent = Agent::new(found.guest.address, &found.access_token);
+        let guest = found.guest.clone();
         Ok(SimulatedMachine {
             id: id.clone(),
             slot: found.slot,
-            agent: Agent::new(found.guest.address, &found.access_token),
+            agent,
+            guest,
             process,
             host: self.clone(),
         })
     }
 
     /// Starts a guest and tells it who it is.
-    async fn make(self: &Arc<Self>, spec: MachineSpec) -> Result<SimulatedMachine, MachineError> {
+    async fn make(
+        self: &Arc<Self>,
+        spec: MachineSpec,
+        image: TemplateName,
+    ) -> Result<SimulatedMachine, MachineError> {
         let started = tokio::task::spawn_blocking(Guest::start).await;
         let guest = started.map_err(|error| MachineError::EndedEarly {
             how: format!("could not be started: {error}"),
@@ -129,16 +189,20 @@ impl Host {
         })??;
         let present = Present {
             guest: Arc::new(guest),
+            phase: Phase::Running,
             access_token: spec.access_token,
             slot: self.slots.fetch_add(1, Ordering::SeqCst),
             life: spec.life,
+            image,
+            shape: spec.shape,
+            generations: 0,
         };
         self.present().insert(spec.id.clone(), present);
         let machine = self.watch(&spec.id)?;
         let hostname = spec.id.to_string();
         let identity =
             Identity { hostname, envs: spec.envs, nameservers: Vec::new(), known_token: None };
-        machine.agent.init(&identity, std::time::Duration::from_secs(5)).await?;
+        machine.agent().init(&identity, INIT_LIMIT).await?;
         Ok(machine)
     }
 
@@ -190,24 +254,26 @@ impl Machines for SimulatedMachines {
     }
 
     async fn template(&self, name: &TemplateName) -> Result<Template, MachineError> {
-        match self.0.templates.contains(name) {
-            true => Ok(Template::Image),
-            false => Err(MachineError::UnknownTemplate(name.clone())),
+        if self.0.templates.contains(name) {
+            return Ok(Template::Image);
+        }
+        match self.0.snapshots().get(name) {
+            Some(snapshot) => Ok(Template::Snapshot(snapshot.shape)),
+            None => Err(MachineError::UnknownTemplate(name.clone())),
         }
     }
 
     async fn make(&self, spec: MachineSpec, run: &Run) -> Result<Arc<dyn Machine>, MachineError> {
-        if let Origin::Template(name) = &spec.origin {
-            self.template(name).await?;
-        }
+        let image = self.0.image(&spec.origin)?;
         self.0.boots.fetch_add(1, Ordering::SeqCst);
         let id = spec.id.clone();
-        let made = match self.0.make(spec).await {
+        let made = async {
+            let machine = run.trace.span("guest", self.0.make(spec, image)).await?;
             // Held when the guest runs: what a failure has to take away is there.
-            Ok(machine) => self.0.steps.take(Step::Boot, &id, &run.cancel).await.map(|()| machine),
-            Err(error) => Err(error),
+            run.trace.span("boot", self.0.steps.take(Step::Boot, &id, &run.cancel)).await?;
+            Ok(machine)
         };
-        match made {
+        match made.await {
             Ok(machine) => Ok(Arc::new(machine)),
             Err(error) => {
                 self.0.end(&id).await;
@@ -229,13 +295,20 @@ impl Machines for SimulatedMachines {
     }
 
     async fn adopt(&self, id: &SandboxId) -> Result<Found, MachineError> {
-        let state = self.0.present().get(id).map(|present| present.life.state);
-        let reason = match self.0.watch(id) {
-            Ok(_) if state == Some(SandboxState::Starting) => {
+        let known = self.0.present().get(id).map(|found| (found.phase, found.life.state));
+        let reason = match (self.0.watch(id), known) {
+            (Ok(_), Some((_, SandboxState::Starting))) => {
                 "the daemon ended while the sandbox was starting".to_owned()
             }
-            Ok(machine) => return Ok(Found::Running(Arc::new(machine))),
-            Err(error) => crate::chain(&error).to_string(),
+            (Ok(_), Some((Phase::Frozen, _))) => {
+                return Ok(Found::Frozen(Arc::new(SimulatedFrozen::new(id, &self.0))));
+            }
+            (Ok(machine), _) => {
+                // A capture that was under way has not happened.
+                machine.thaw();
+                return Ok(Found::Running(Arc::new(machine)));
+            }
+            (Err(error), _) => crate::chain(&error).to_string(),
         };
         self.0.end(id).await;
         self.0.present().remove(id);
@@ -247,69 +320,19 @@ impl Machines for SimulatedMachines {
     }
 
     async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, MachineError> {
-        Ok(Vec::new())
+        Ok(self.0.snapshots().values().cloned().collect())
     }
 
     async fn remove_snapshot(&self, name: &TemplateName) -> Result<(), MachineError> {
-        Err(MachineError::UnknownTemplate(name.clone()))
+        match self.0.snapshots().remove(name) {
+            Some(_) => Ok(()),
+            None => Err(MachineError::UnknownTemplate(name.clone())),
+        }
     }
 
-    async fn discard(&self, _: ForkPoint) {}
+    async fn discard(&self, point: ForkPoint) {
+        self.0.forks().remove(&point);
+    }
 
     async fn shut_down(&self) {}
-}
-
-struct SimulatedMachine {
-    id: SandboxId,
-    slot: u32,
-    agent: Agent,
-    process: VmProcess,
-    host: Arc<Host>,
-}
-
-#[async_trait]
-impl Machine for SimulatedMachine {
-    fn agent(&self) -> &Agent {
-        &self.agent
-    }
-
-    fn slot(&self) -> Option<u32> {
-        Some(self.slot)
-    }
-
-    fn keep(&self, life: &Life) -> Result<(), MachineError> {
-        if let Some(present) = self.host.present().get_mut(&self.id) {
-            present.life = life.clone();
-        }
-        Ok(())
-    }
-
-    async fn storage(&self) -> Result<Storage, MachineError> {
-        Ok(Storage::default())
-    }
-
-    async fn pause(&self, _: &Run) -> Result<Arc<dyn Frozen>, CaptureError> {
-        todo!()
-    }
-
-    async fn snapshot(
-        &self,
-        _: &TemplateName,
-        _: Existing,
-        _: &Run,
-    ) -> Result<SnapshotInfo, CaptureError> {
-        todo!()
-    }
-
-    async fn fork(&self, _: &Run) -> Result<ForkPoint, CaptureError> {
-        todo!()
-    }
-
-    async fn ended(&self) -> String {
-        self.process.ended().await
-    }
-
-    async fn destroy(&self) -> Result<(), MachineError> {
-        self.host.take_away(Step::Destroy, &self.id).await
-    }
 }

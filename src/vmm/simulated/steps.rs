@@ -13,6 +13,12 @@ use crate::vmm::machine::MachineError;
 pub enum Step {
     /// It is made; what runs already is taken away if that fails.
     Boot,
+    /// It is frozen to stay so; it is stopped already, and goes on if that fails.
+    Pause,
+    /// It is made to run again; it stays frozen if that fails.
+    Resume,
+    /// It is captured for a snapshot or a fork; it is stopped until then.
+    Capture,
     /// It is ended and taken away.
     Destroy,
     /// What is left of it is taken away.
@@ -24,9 +30,9 @@ pub enum Step {
 pub enum Mode {
     /// At once.
     Automatic,
-    /// When the test gives its verdict; a cancelled boot ends at once.
+    /// When the test gives its verdict; a step that is cancelled ends at once.
     SingleStep,
-    /// When the test gives its verdict, and a boot does not notice that it was cancelled.
+    /// When the test gives its verdict, and a step does not notice that it was cancelled.
     SingleStepDeaf,
     /// The next so many fail, the others are taken at once.
     Failing {
@@ -50,6 +56,11 @@ pub enum Fault {
     BootTimeout,
     /// Something is left on the host.
     Remains,
+    /// What is frozen was made by something that this host does not have.
+    Incompatible,
+    /// The VM is gone, and with it what was not captured. In every other fault a machine that was
+    /// to be captured runs on.
+    VmLost,
 }
 
 impl From<Fault> for MachineError {
@@ -64,6 +75,27 @@ impl From<Fault> for MachineError {
             }
             Fault::BootTimeout => Self::BootTimeout { seconds: 60, console: console() },
             Fault::Remains => Self::Remains(vec!["the slot is busy".to_owned()]),
+            Fault::Incompatible => Self::Incompatible(
+                "it was made by simulated 2, this host has simulated 1".to_owned(),
+            ),
+            Fault::VmLost => Self::Snapshot { source: source() },
+        }
+    }
+}
+
+/// Why a step was not taken.
+pub(super) enum Obstacle {
+    /// Nobody wants it any more.
+    Cancelled,
+    /// The test wants it to fail.
+    Fault(Fault),
+}
+
+impl From<Obstacle> for MachineError {
+    fn from(obstacle: Obstacle) -> Self {
+        match obstacle {
+            Obstacle::Cancelled => Self::Cancelled,
+            Obstacle::Fault(fault) => fault.into(),
         }
     }
 }
@@ -121,19 +153,11 @@ impl Lane {
 
 /// All steps.
 #[derive(Default)]
-pub(super) struct Steps {
-    boot: Lane,
-    destroy: Lane,
-    sweep: Lane,
-}
+pub(super) struct Steps([Lane; Step::Sweep as usize + 1]);
 
 impl Steps {
     fn lane(&self, step: Step) -> &Lane {
-        match step {
-            Step::Boot => &self.boot,
-            Step::Destroy => &self.destroy,
-            Step::Sweep => &self.sweep,
-        }
+        &self.0[step as usize]
     }
 
     pub(super) fn set_mode(&self, step: Step, mode: Mode) {
@@ -158,11 +182,11 @@ impl Steps {
         step: Step,
         id: &SandboxId,
         cancel: &CancellationToken,
-    ) -> Result<(), MachineError> {
+    ) -> Result<(), Obstacle> {
         let lane = self.lane(step);
         let mode = lane.next_mode();
         match mode {
-            Mode::Failing { times, fault } if times > 0 => Err(fault.into()),
+            Mode::Failing { times, fault } if times > 0 => Err(Obstacle::Fault(fault)),
             Mode::Automatic | Mode::Failing { .. } => Ok(()),
             Mode::SingleStep | Mode::SingleStepDeaf => {
                 let (verdict, decided) = oneshot::channel();
@@ -175,8 +199,8 @@ impl Steps {
                     }
                 };
                 tokio::select! {
-                    () = cancelled => Err(MachineError::Cancelled),
-                    verdict = decided => Ok(verdict.unwrap_or(Ok(()))?),
+                    () = cancelled => Err(Obstacle::Cancelled),
+                    verdict = decided => verdict.unwrap_or(Ok(())).map_err(Obstacle::Fault),
                 }
             }
         }

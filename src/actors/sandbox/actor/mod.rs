@@ -1,0 +1,329 @@
+//! The actor itself: where its sandbox is in its life, and who comes to know. Private to its handle.
+//!
+//! [`commands`] decides about what others ask for, [`operations`] does it.
+
+mod commands;
+mod operations;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, AsyncContext, Context, Handler, Message};
+use chrono::TimeDelta;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::operations::Operation;
+use super::body::{Body, Presence};
+use super::ledger::Ledger;
+use super::publisher::{Publisher, StatusSink};
+use crate::actors::janitor::JanitorHandle;
+use crate::actors::mailbox::{CAPACITY, Reply};
+use crate::actors::reaper::ReaperHandle;
+use crate::actors::supervisor::{Exit, ExitSignal};
+use crate::domain::id::SandboxId;
+use crate::domain::sandbox::SandboxState;
+use crate::vmm::machine::{Found, Machine, MachineError, MachineSpec, Machines};
+use crate::vmm::record::Life;
+use crate::vmm::trace::Trace;
+
+pub(super) use commands::{BeginWork, Destroy, Expire, Fork, Pause, Resume, Snapshot};
+
+/// What every sandbox of a host works with.
+#[derive(Clone)]
+pub struct Outfit {
+    /// Makes machines.
+    pub machines: Arc<dyn Machines>,
+    /// Where decisions become known.
+    pub sink: Arc<dyn StatusSink>,
+    /// Reminds of deadlines.
+    pub reaper: ReaperHandle,
+    /// Takes away what could not be taken away at once.
+    pub janitor: JanitorHandle,
+}
+
+/// How an actor comes to its sandbox.
+pub enum Beginning {
+    /// A new machine is to be made.
+    Boot {
+        /// Of what kind.
+        spec: Box<MachineSpec>,
+        /// Where its time goes.
+        trace: Trace,
+        /// Who waits for it.
+        creator: Reply<Result<(), Arc<MachineError>>>,
+    },
+    /// It is there already.
+    Adopted(Found),
+    /// Its machine is gone, and why.
+    Lost(String),
+}
+
+/// What of a sandbox outlives an actor that panics.
+#[derive(Clone)]
+pub(super) struct Lasting {
+    pub published: watch::Sender<Life>,
+    pub ledger: Arc<Ledger>,
+    pub body: Presence,
+    /// Operations under way: whoever adopts the sandbox waits for them.
+    pub tasks: TaskTracker,
+}
+
+pub(super) struct SandboxActor {
+    id: SandboxId,
+    outfit: Outfit,
+    beginning: Option<Beginning>,
+    life: Life,
+    published: watch::Sender<Life>,
+    publisher: Publisher,
+    ledger: Arc<Ledger>,
+    body: Presence,
+    tasks: TaskTracker,
+    /// What is being done. It stays until its outcome has come, even when it is cancelled: so there
+    /// is one at a time, and no outcome can be taken for another's.
+    operation: Option<Operation>,
+    /// Cancelled when the VM is no longer there to work in.
+    alive: CancellationToken,
+    destroyers: Vec<Reply<()>>,
+    exit: ExitSignal,
+}
+
+impl SandboxActor {
+    pub(super) fn new(
+        id: SandboxId,
+        outfit: Outfit,
+        beginning: Beginning,
+        lasting: Lasting,
+        exit: ExitSignal,
+    ) -> Self {
+        let Lasting { published, ledger, body, tasks } = lasting;
+        let life = published.borrow().clone();
+        let publisher = Publisher::start(id.clone(), outfit.sink.clone(), ledger.clone());
+        Self {
+            id,
+            outfit,
+            beginning: Some(beginning),
+            life,
+            published,
+            publisher,
+            ledger,
+            body,
+            tasks,
+            operation: None,
+            alive: CancellationToken::new(),
+            destroyers: Vec::new(),
+            exit,
+        }
+    }
+
+    /// Goes to another state and makes that known; `afterwards` runs when everybody can read it.
+    fn become_(
+        &mut self,
+        state: SandboxState,
+        reason: Option<String>,
+        afterwards: impl FnOnce() + Send + 'static,
+    ) {
+        debug_assert!(self.life.state.may_become(state), "{} -> {state}", self.life.state);
+        tracing::info!(sandbox_id = %self.id, from = %self.life.state, to = %state,
+            reason = reason.as_deref(), "state");
+        self.life.state = state;
+        self.life.reason = reason;
+        self.life.generation += 1;
+        self.published.send_replace(self.life.clone());
+        self.publish(afterwards);
+    }
+
+    fn publish(&self, afterwards: impl FnOnce() + Send + 'static) {
+        // What is over keeps no record: it goes with the body.
+        let body = self.body.get().filter(|_| !self.life.state.is_final());
+        self.publisher.publish(&self.life, body, afterwards);
+    }
+
+    /// Takes over what a former daemon, or an actor that panicked, left.
+    fn adopt(&mut self, found: Found, ctx: &mut Context<Self>) {
+        self.body.set(Some(found.into()));
+        if self.life.state == SandboxState::Stopping || self.life.state.is_final() {
+            // It was to be taken away: that goes on. The control plane may not have heard of it.
+            self.publish(|| {});
+            return self.dismantle(ctx);
+        }
+        match self.body.get() {
+            Some(Body::Machine(machine)) => {
+                if self.life.state == SandboxState::Resuming {
+                    self.ledger.restart(chrono::Utc::now());
+                }
+                self.find_itself(SandboxState::Running, SandboxState::Resuming);
+                self.attend(&machine, ctx);
+            }
+            Some(Body::Frozen(_)) => {
+                self.find_itself(SandboxState::Paused, SandboxState::Pausing);
+            }
+            None => unreachable!("it was set above"),
+        }
+    }
+
+    /// Is in `state`, whatever was last said: an operation under way has happened or has not.
+    fn find_itself(&mut self, state: SandboxState, on_the_way: SandboxState) {
+        if self.life.state == state {
+            return self.publish(|| {});
+        }
+        if !self.life.state.may_become(state) {
+            self.become_(on_the_way, None, || {});
+        }
+        self.become_(state, None, || {});
+    }
+
+    /// Sees to a VM that has begun to run, or runs on: its end is noticed, and that of its time.
+    fn attend(&mut self, machine: &Arc<dyn Machine>, ctx: &mut Context<Self>) {
+        self.alive = CancellationToken::new();
+        let (machine, alive) = (machine.clone(), self.alive.clone());
+        let address = ctx.address();
+        tokio::spawn(async move {
+            tokio::select! {
+                // First: a VM that is ended on purpose is no news.
+                biased;
+                () = alive.cancelled() => {}
+                how = machine.ended() => address.do_send(VmEnded { how }),
+            }
+        });
+        self.arm_reaper();
+    }
+
+    fn arm_reaper(&self) {
+        if let Some(seconds) = self.life.timeout_sec {
+            let deadline = self.ledger.last_active_at() + TimeDelta::seconds(seconds.into());
+            self.outfit.reaper.arm(self.id.clone(), deadline);
+        }
+    }
+
+    /// Starts to take everything away, whatever is being done now.
+    fn stop(&mut self, reason: Option<String>, ctx: &mut Context<Self>) {
+        self.cancel_operation();
+        let address = ctx.address();
+        // The intention is on disk before anything is taken away: a later daemon carries it out.
+        self.become_(SandboxState::Stopping, reason, move || address.do_send(Dismantle));
+        // After that, so that whoever works in it learns of the new state.
+        self.alive.cancel();
+    }
+
+    /// The VM is gone against its will: says so at once, not after the clean-up.
+    fn lose(
+        &mut self,
+        reason: String,
+        afterwards: impl FnOnce() + Send + 'static,
+        ctx: &mut Context<Self>,
+    ) {
+        self.become_(SandboxState::Error, Some(reason), afterwards);
+        self.alive.cancel();
+        match self.operation {
+            Some(_) => self.cancel_operation(),
+            None => self.dismantle(ctx),
+        }
+    }
+
+    /// The life is over: says so, answers everybody, ends the actor.
+    fn finish(&mut self, state: SandboxState, reason: Option<String>, ctx: &mut Context<Self>) {
+        self.body.set(None);
+        let destroyers = std::mem::take(&mut self.destroyers);
+        let address = ctx.address();
+        self.become_(state, reason, move || {
+            for reply in destroyers {
+                // Whoever asked may have hung up.
+                let _ = reply.send(());
+            }
+            address.do_send(Ended);
+        });
+        self.alive.cancel();
+    }
+
+    /// Something of the sandbox is left on the host; the janitor goes on trying.
+    fn leave_to_janitor(&mut self, error: &MachineError) {
+        tracing::error!(sandbox_id = %self.id, error = %crate::chain(error),
+            "a sandbox was not taken away completely");
+        self.outfit.janitor.sweep(self.id.clone());
+    }
+}
+
+impl Actor for SandboxActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.set_mailbox_capacity(CAPACITY);
+        match self.beginning.take() {
+            Some(Beginning::Boot { spec, trace, creator }) => {
+                self.publish(|| {});
+                self.boot(*spec, trace, creator, ctx);
+            }
+            Some(Beginning::Adopted(found)) => self.adopt(found, ctx),
+            Some(Beginning::Lost(reason)) => match self.life.state {
+                SandboxState::Stopping => self.finish(SandboxState::Stopped, None, ctx),
+                _ => self.finish(SandboxState::Error, Some(reason), ctx),
+            },
+            None => unreachable!("an actor starts once"),
+        }
+    }
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct VmEnded {
+    how: String,
+}
+
+/// Everybody knows that it is to be taken away.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Dismantle;
+
+/// The last state is known to everybody.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Ended;
+
+impl Handler<VmEnded> for SandboxActor {
+    type Result = ();
+
+    fn handle(&mut self, VmEnded { how }: VmEnded, ctx: &mut Context<Self>) {
+        // While it is being paused the pause itself finds out, and says whether anything is left.
+        if self.life.state == SandboxState::Running {
+            self.lose(format!("its VM {how}"), || {}, ctx);
+        }
+    }
+}
+
+impl Handler<Dismantle> for SandboxActor {
+    type Result = ();
+
+    fn handle(&mut self, Dismantle: Dismantle, ctx: &mut Context<Self>) {
+        // What was cancelled is waited for; its end comes here too, and may have come before.
+        if self.life.state == SandboxState::Stopping && self.operation.is_none() {
+            self.dismantle(ctx);
+        }
+    }
+}
+
+impl Handler<Ended> for SandboxActor {
+    type Result = ();
+
+    fn handle(&mut self, Ended: Ended, ctx: &mut Context<Self>) {
+        self.exit.set(Exit::Finished);
+        // Requests that came in the meantime are answered before the mailbox closes.
+        ctx.run_later(Duration::ZERO, |_, ctx| actix::ActorContext::stop(ctx));
+    }
+}
+
+/// Makes the actor panic, as a bug would.
+#[cfg(test)]
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Panic;
+
+#[cfg(test)]
+impl Handler<Panic> for SandboxActor {
+    type Result = ();
+
+    fn handle(&mut self, Panic: Panic, _: &mut Context<Self>) {
+        panic!("a bug")
+    }
+}
