@@ -2,6 +2,7 @@
 
 mod doctor;
 mod serve;
+mod warm_up;
 
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
@@ -33,6 +34,7 @@ use crate::vmm::machine::Machines;
 
 pub use doctor::doctor;
 pub use serve::serve;
+pub use warm_up::warm_up;
 
 /// Name of the file with the first API key, in the data directory.
 pub const API_KEY_FILE: &str = "api-key";
@@ -72,17 +74,17 @@ impl Daemon {
         if !nix::unistd::geteuid().is_root() {
             bail!("the daemon makes network namespaces and VMs, so it has to be started as root");
         }
-        let lock = claim_data_dir(&config.data_dir)?;
+        let Some(lock) = claim_data_dir(&config.data_dir)? else {
+            bail!(
+                "another daemon uses {}: stop it, or choose another --data-dir",
+                config.data_dir.display()
+            );
+        };
         let database = Database::open(&config.database_location()).await?;
         let images = ImageStore::open(config.image_dir());
         let choice = choose_hypervisor(config, &images).await?;
-        let settings = HostSettings {
-            data_dir: config.data_dir.clone(),
-            slot_pool: config.slot_pool,
-            boot_timeout: Duration::from_secs(config.boot_timeout_sec),
-            faults: Faults::new(config.fault),
-        };
-        let machines = HostMachines::start(settings, choice.hypervisor, images).await?;
+        let machines =
+            HostMachines::start(host_settings(config), choice.hypervisor, images).await?;
         let machines: Arc<dyn Machines> = Arc::new(machines);
         let host_id = host_id(&config.data_dir)?;
         let arbiter = Arbiter::new();
@@ -243,8 +245,17 @@ async fn forget_old(database: Database) {
     }
 }
 
-/// Makes the data directory and sees to it that no other daemon uses it.
-fn claim_data_dir(dir: &Path) -> Result<Flock<File>> {
+fn host_settings(config: &Config) -> HostSettings {
+    HostSettings {
+        data_dir: config.data_dir.clone(),
+        slot_pool: config.slot_pool,
+        boot_timeout: Duration::from_secs(config.boot_timeout_sec),
+        faults: Faults::new(config.fault),
+    }
+}
+
+/// Makes the data directory and sees to it that nobody else uses it; nothing if somebody does.
+fn claim_data_dir(dir: &Path) -> Result<Option<Flock<File>>> {
     let advice = || format!("cannot use the data directory {}", dir.display());
     std::fs::create_dir_all(dir).with_context(advice)?;
     // Only root looks inside: it holds keys, and disks of sandboxes.
@@ -256,10 +267,8 @@ fn claim_data_dir(dir: &Path) -> Result<Flock<File>> {
         .open(dir.join(LOCK_FILE))
         .with_context(advice)?;
     match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-            bail!("another daemon uses {}: stop it, or choose another --data-dir", dir.display())
-        }
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
         Err((_, errno)) => Err(io::Error::from(errno)).with_context(advice),
     }
 }
