@@ -1,0 +1,269 @@
+//! Machines that were restored before anybody asked for them.
+//!
+//! A restore costs what it costs: in software mostly the translation of what a guest runs first.
+//! A standby has that behind it. It is restored like any machine, does once what a create will ask
+//! of it, and is frozen; a create then thaws it and tells it who it is. It is made for what was
+//! created last, is as untouched as a warm snapshot, and goes to one sandbox only.
+//!
+//! Its id is the one of the sandbox that it becomes, so that nothing has to be renamed: whoever
+//! creates a sandbox asks for an id first.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use tokio::sync::Notify;
+
+use super::Host;
+use super::parts::Parts;
+use crate::domain::exec::Exec;
+use crate::domain::id::SandboxId;
+use crate::domain::name::TemplateName;
+use crate::domain::sandbox::SandboxState;
+use crate::domain::shape::Shape;
+use crate::vmm::guest::Agent;
+use crate::vmm::host_memory::host_memory;
+use crate::vmm::machine::{MachineError, MachineSpec, Origin, Run};
+use crate::vmm::memory::BuildId;
+use crate::vmm::record::Life;
+
+/// Longest wait for a standby that is being made: about what it takes to make one.
+const WAIT_LIMIT: Duration = Duration::from_millis(500);
+
+/// An id that was given out and not used by then is given to somebody else.
+const OFFER_LIMIT: Duration = Duration::from_secs(10);
+
+/// A standby is made only if the host has room for this many machines of its shape.
+const ROOM: u64 = 4;
+
+/// What standbys are made for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Kind {
+    image: TemplateName,
+    shape: Shape,
+}
+
+/// A machine that waits, frozen.
+pub(super) struct Standby {
+    kind: Kind,
+    id: SandboxId,
+    /// The warm snapshot that it came from.
+    source: BuildId,
+    pub parts: Parts,
+    offered: Option<Instant>,
+}
+
+#[derive(Default)]
+struct State {
+    ready: VecDeque<Standby>,
+    /// How many are being made.
+    making: usize,
+    /// How many creates wait for one of those.
+    waiting: usize,
+    closed: bool,
+}
+
+/// The standbys of a host.
+pub(super) struct Standbys {
+    wanted: usize,
+    state: Mutex<State>,
+    made: Notify,
+}
+
+impl Standbys {
+    pub fn new(wanted: usize) -> Self {
+        Self { wanted, state: Mutex::default(), made: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn offer(&self, kind: &Kind) -> Option<SandboxId> {
+        let mut state = self.state();
+        let free = |standby: &&mut Standby| {
+            standby.kind == *kind
+                && standby.offered.is_none_or(|offered| offered.elapsed() > OFFER_LIMIT)
+        };
+        let standby = state.ready.iter_mut().find(free)?;
+        standby.offered = Some(Instant::now());
+        Some(standby.id.clone())
+    }
+
+    /// The id of a standby, or of one that is about to be ready.
+    pub async fn reserve(&self, image: &TemplateName, shape: Shape) -> Option<SandboxId> {
+        let kind = Kind { image: image.clone(), shape };
+        let made = self.made.notified();
+        tokio::pin!(made);
+        made.as_mut().enable();
+        if let Some(id) = self.offer(&kind) {
+            return Some(id);
+        }
+        {
+            let mut state = self.state();
+            if state.waiting >= state.making {
+                return None;
+            }
+            state.waiting += 1;
+        }
+        // One that is made meanwhile may be of another kind, or its making may fail: no matter.
+        let _ = tokio::time::timeout(WAIT_LIMIT, made).await;
+        self.state().waiting -= 1;
+        self.offer(&kind)
+    }
+
+    /// Takes the standby of that id, if it is one.
+    pub fn take(&self, id: &SandboxId) -> Option<Standby> {
+        let mut state = self.state();
+        let place = state.ready.iter().position(|standby| standby.id == *id)?;
+        state.ready.remove(place)
+    }
+
+    /// Takes one that is not for `kind`, if they are too many together.
+    fn take_other(&self, kind: &Kind) -> Option<Standby> {
+        let mut state = self.state();
+        if state.ready.len() + state.making < self.wanted {
+            return None;
+        }
+        let place = state.ready.iter().position(|standby| standby.kind != *kind)?;
+        state.ready.remove(place)
+    }
+
+    /// Leave to make one, if one is missing.
+    fn begin(&self, kind: &Kind) -> bool {
+        let mut state = self.state();
+        let of_kind = state.ready.iter().filter(|standby| standby.kind == *kind).count();
+        let missing = !state.closed && of_kind + state.making < self.wanted;
+        state.making += usize::from(missing);
+        missing
+    }
+
+    /// Gives one back that may not be kept.
+    fn end(&self, made: Option<Standby>) -> Option<Standby> {
+        let mut state = self.state();
+        state.making -= 1;
+        let refused = match made {
+            Some(standby) if !state.closed => {
+                state.ready.push_back(standby);
+                None
+            }
+            refused => refused,
+        };
+        drop(state);
+        self.made.notify_waiters();
+        refused
+    }
+}
+
+impl Standby {
+    /// Whether it is what a restore of that snapshot would give.
+    pub fn fits(&self, source: BuildId) -> bool {
+        self.source == source
+    }
+}
+
+impl Host {
+    /// Sees to it that machines stand by for the next creates from an image in a shape.
+    pub(super) fn stand_by(self: &Arc<Self>, image: &TemplateName, shape: Shape) {
+        let kind = Kind { image: image.clone(), shape };
+        while self.standbys.begin(&kind) {
+            let (host, kind) = (self.clone(), kind.clone());
+            tokio::spawn(async move {
+                if let Some(other) = host.standbys.take_other(&kind) {
+                    dismiss(other).await;
+                }
+                let made = match has_room(kind.shape) {
+                    true => host.make_standby(kind).await,
+                    false => None,
+                };
+                if let Some(refused) = host.standbys.end(made) {
+                    dismiss(refused).await;
+                }
+            });
+        }
+    }
+
+    async fn make_standby(self: &Arc<Self>, kind: Kind) -> Option<Standby> {
+        let spec = spec(&kind);
+        let id = spec.id.clone();
+        let mut parts = Parts::new(self.dir(&id));
+        let run = Run::default();
+        let made = async {
+            let source = self.source(&spec.origin, spec.shape, &run).await?;
+            let build = source.manifest().build;
+            self.found(&mut parts, spec, source, &run).await?;
+            let agent = self.restore(&mut parts, &run).await?;
+            rehearse(&agent).await?;
+            parts.vm.as_ref().expect("it was just restored").freeze().await?;
+            Ok::<_, MachineError>(build)
+        };
+        match made.await {
+            Ok(source) => Some(Standby { kind, id, source, parts, offered: None }),
+            Err(error) => {
+                tracing::warn!(error = %crate::chain(&error), "a standby could not be made");
+                report(parts.dismantle().await);
+                None
+            }
+        }
+    }
+
+    /// Ends all standbys and keeps new ones from being made.
+    pub(super) async fn stand_down(&self) {
+        loop {
+            let standby = {
+                let mut state = self.standbys.state();
+                state.closed = true;
+                state.ready.pop_front()
+            };
+            match standby {
+                Some(standby) => dismiss(standby).await,
+                None if self.standbys.state().making == 0 => return,
+                None => self.standbys.made.notified().await,
+            }
+        }
+    }
+}
+
+/// What a standby is until it becomes a sandbox: without a token, so that it can be rehearsed with,
+/// and in a state in which a later daemon takes it away.
+fn spec(kind: &Kind) -> MachineSpec {
+    MachineSpec {
+        id: SandboxId::random(),
+        origin: Origin::Template(kind.image.clone()),
+        template: kind.image.clone(),
+        shape: kind.shape,
+        envs: Default::default(),
+        access_token: String::new(),
+        life: Life {
+            state: SandboxState::Starting,
+            reason: None,
+            generation: 0,
+            timeout_sec: None,
+            last_active_at: Utc::now(),
+        },
+    }
+}
+
+/// Has the guest do once what it will be asked first.
+async fn rehearse(agent: &Agent) -> Result<(), MachineError> {
+    let exec = Exec { cmd: "true".to_owned(), output_limit: 1024, ..Exec::default() };
+    agent.exec(exec, &Default::default()).await?;
+    Ok(())
+}
+
+fn has_room(shape: Shape) -> bool {
+    let needed = u64::from(shape.memory_mib) * ROOM;
+    host_memory().is_ok_and(|memory| memory.available_mib > needed)
+}
+
+pub(super) async fn dismiss(mut standby: Standby) {
+    report(standby.parts.dismantle().await);
+}
+
+fn report(remains: Vec<String>) {
+    if !remains.is_empty() {
+        // It is found again when the daemon starts.
+        tracing::error!(remains = remains.join("; "), "something is left of a standby");
+    }
+}
