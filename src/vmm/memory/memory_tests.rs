@@ -387,6 +387,35 @@ fn a_vm_on_the_old_base_is_captured_after_a_collapse() {
     assert!(content(&captured.lineage) == vm.content());
 }
 
+#[test]
+fn a_collapse_that_a_crash_ended_is_undone_or_finished() {
+    let snapshots = Snapshots::new();
+    let (_, base) = snapshots.sealed(&[(1, 1)]);
+    let mut vm = Mapped::new(base.base());
+    vm.fill(2, 2);
+    let (dir, captured) = snapshots.capture(&vm, &base);
+    let before = names(&dir);
+
+    // The new base has its name, and the header does not have it yet.
+    fs::write(dir.join("memfile.0123456789abcdef"), "").unwrap();
+    fs::write(dir.join("memfile.header.new"), "").unwrap();
+    assert!(content(&Lineage::open(&dir).unwrap()) == vm.content());
+    Lineage::remove_strays(&dir).unwrap();
+    assert_eq!(names(&dir), before);
+
+    // The new header is in place, and the old generations are still there.
+    let saved = snapshots.dir();
+    captured.lineage.link_into(&saved, Durability::Cached).unwrap();
+    collapse(&captured.lineage, &dir, BuildId::random(), &never, Durability::Cached).unwrap();
+    let after = names(&dir);
+    for old in before.iter().filter(|name| *name != "memfile.header") {
+        fs::hard_link(saved.join(old), dir.join(old)).unwrap();
+    }
+    assert!(content(&Lineage::open(&dir).unwrap()) == vm.content());
+    Lineage::remove_strays(&dir).unwrap();
+    assert_eq!(names(&dir), after);
+}
+
 /// What happens to a chain of snapshots.
 #[derive(Debug, Clone)]
 enum Step {
@@ -480,4 +509,57 @@ fn more_generations_than_are_usual_are_read() {
     assert!(content(&lineage) == vm.content());
     let before = vm.content().to_vec();
     assert!(vm.restored(&lineage).content() == before);
+}
+
+/// Prints what the operations cost. Run it with `--release --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement: there is nothing to fail but the time it takes"]
+fn costs() {
+    const MEMORY_MIB: u32 = 512;
+    let snapshots = Snapshots::new();
+    let dir = snapshots.dir();
+    let file = File::create(dir.join("memfile")).unwrap();
+    // As a booted guest leaves it: part of the memory was never touched.
+    for mib in 0..200 {
+        file.write_all_at(&[7; MIB], mib * MIB as u64).unwrap();
+    }
+    file.set_len(u64::from(MEMORY_MIB) << 20).unwrap();
+    let provenance = origin().provenance;
+    let origin = Origin { shape: Shape { vcpus: 1, memory_mib: MEMORY_MIB }, provenance };
+    let sealed = Lineage::seal(&dir, origin.shape, origin.provenance.clone(), Durability::Synced);
+    let base = sealed.unwrap();
+    let timed = |what: &str, work: &mut dyn FnMut()| {
+        let start = std::time::Instant::now();
+        work();
+        println!("{what:50} {:8.2} ms", start.elapsed().as_secs_f64() * 1e3);
+    };
+    let take = |vm: &Mapped, parent: &Lineage, durability| {
+        let build = BuildId::random();
+        capture(&vm.guest, parent, &snapshots.dir(), build, origin.clone(), durability).unwrap()
+    };
+    for (mib, every) in [(0, 1), (1, 1), (5, 1), (5, 16), (100, 1), (100, 4)] {
+        println!("{mib} MiB changed, every {every}. page");
+        let mut vm = Mapped::new(base.base());
+        (0..mib * PAGES).for_each(|page| vm.fill(page * every, 8 + (page % 240) as u8));
+        timed("  changed", &mut || drop(vm.guest.changed().unwrap()));
+        timed("  capture, cached", &mut || drop(take(&vm, &base, Durability::Cached)));
+        timed("  capture, synced", &mut || drop(take(&vm, &base, Durability::Synced)));
+        let captured = take(&vm, &base, Durability::Cached);
+        assert_eq!(captured.bytes_written, mib * MIB as u64);
+        drop(vm);
+        let vm = Mapped::new(base.base());
+        timed("  inject", &mut || assert!(inject(&captured.lineage, &vm.guest).is_ok()));
+        timed("  capture of nothing new on top", &mut || {
+            let again = take(&vm, &captured.lineage, Durability::Cached);
+            assert_eq!(again.pages_changed, 0);
+        });
+        timed("  open", &mut || {
+            drop(Lineage::open(captured.lineage.base_path().parent().unwrap()).unwrap())
+        });
+        timed("  collapse, cached", &mut || {
+            let dir = snapshots.dir();
+            let build = BuildId::random();
+            collapse(&captured.lineage, &dir, build, &never, Durability::Cached).unwrap();
+        });
+    }
 }

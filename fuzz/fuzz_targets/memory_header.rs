@@ -1,0 +1,17 @@
+//! Headers of guest memory by somebody who can compute a checksum.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use nestbox::vmm::memory::Header;
+use sha2::{Digest, Sha256};
+
+fuzz_target!(|content: &[u8]| {
+    let mut bytes = Header::MAGIC.to_vec();
+    bytes.extend(content);
+    bytes.extend(Sha256::digest(&bytes));
+    if let Ok(header) = Header::parse(&bytes) {
+        let again = header.encode().expect("what was read can be written");
+        assert_eq!(Header::parse(&again), Ok(header));
+    }
+});
