@@ -54,6 +54,8 @@ pub struct Config {
     pub memory_reserve_mib: Option<u64>,
     /// Network slots that are kept ready.
     pub slot_pool: usize,
+    /// Sandboxes that are ready before anybody asks for them; 0 for none.
+    pub standbys: usize,
     /// Seconds that a guest has to start.
     pub boot_timeout_sec: u64,
     /// A step that fails once, for tests, such as `frozen=kill-vm`.
@@ -74,6 +76,7 @@ impl Default for Config {
             image_dir: None,
             memory_reserve_mib: None,
             slot_pool: 8,
+            standbys: 2,
             boot_timeout_sec: 60,
             fault: None,
             log: "info,actix_server=warn,sea_orm_migration=warn".to_owned(),
@@ -113,6 +116,10 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slot_pool: Option<usize>,
+    /// Sandboxes that are ready before anybody asks for them [default: 2]
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub standbys: Option<usize>,
     /// Seconds that a guest has to start [default: 60]
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -249,6 +249,7 @@ fn host_settings(config: &Config) -> HostSettings {
     HostSettings {
         data_dir: config.data_dir.clone(),
         slot_pool: config.slot_pool,
+        standbys: config.standbys,
         boot_timeout: Duration::from_secs(config.boot_timeout_sec),
         faults: Faults::new(config.fault),
     }

@@ -222,6 +222,9 @@ pub trait Machines: Send + Sync + 'static {
     /// [`MachineError::Incompatible`].
     async fn template(&self, name: &TemplateName) -> Result<Template, MachineError>;
 
+    /// The id for a new sandbox: that of a machine which stands by for it, if there is one.
+    async fn reserve(&self, template: &TemplateName, shape: Shape) -> SandboxId;
+
     /// Makes a machine and returns it when its agent knows who it is.
     ///
     /// # Errors

@@ -63,7 +63,7 @@ impl ControlPlane {
         let origin = Origin::Template(request.template.clone());
         let created_at = Utc::now();
         let new = NewSandbox {
-            id: SandboxId::random(),
+            id: self.machines.reserve(&request.template, shape).await,
             host_id: self.host.id().to_owned(),
             template: request.template,
             shape,

@@ -69,6 +69,7 @@ pub struct Identity {
 #[serde(rename_all = "camelCase")]
 struct InitBody<'a> {
     env_vars: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "str::is_empty")]
     access_token: &'a str,
     timestamp: String,
     hostname: &'a str,
@@ -88,7 +89,7 @@ pub struct Agent {
 impl Agent {
     /// Makes a client; connects at the first request.
     ///
-    /// `access_token` is what the guest expects once [`Agent::init`] has told it.
+    /// `access_token` is what the guest expects once [`Agent::init`] has told it; nothing, if empty.
     pub fn new(address: SocketAddr, access_token: &str) -> Self {
         let base = format!("http://{address}").parse().expect("a socket address makes a URI");
         let config = ClientConfig::new(base)

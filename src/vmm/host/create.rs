@@ -6,8 +6,10 @@ use super::Host;
 use super::error::file_error;
 use super::machine::HostMachine;
 use super::parts::{Parts, snapshot_dir};
+use super::standby::{self, Standby};
 use crate::domain::name::TemplateName;
 use crate::domain::shape::Shape;
+use crate::vmm::guest::{AGENT_PORT, Agent};
 use crate::vmm::image::{Image, ImageError};
 use crate::vmm::machine::{
     Existing, MachineError, MachineSpec, Origin, Run, SnapshotInfo, Template,
@@ -47,13 +49,13 @@ impl Host {
         Ok(Template::Snapshot(snapshot.manifest().shape))
     }
 
-    /// The snapshot that a machine starts from.
-    async fn source(
+    /// The snapshot that a machine starts from, and whose image it is the warm one of.
+    pub(super) async fn source(
         self: &Arc<Self>,
         origin: &Origin,
         shape: Shape,
         run: &Run,
-    ) -> Result<Arc<Snapshot>, MachineError> {
+    ) -> Result<(Arc<Snapshot>, Option<TemplateName>), MachineError> {
         let (host, origin) = (self.clone(), origin.clone());
         let look = move || match &origin {
             Origin::Fork(point) => Ok((None, Some(host.store.fork(point)?))),
@@ -65,8 +67,11 @@ impl Host {
         let found: Result<_, MachineError> =
             tokio::task::spawn_blocking(look).await.expect("opening files does not panic");
         match found? {
-            (Some(image), _) => self.warm(image, shape, run).await,
-            (None, Some(snapshot)) => Ok(Arc::new(snapshot)),
+            (Some(image), _) => {
+                let name = image.name.clone();
+                Ok((self.warm(image, shape, run).await?, Some(name)))
+            }
+            (None, Some(snapshot)) => Ok((Arc::new(snapshot), None)),
             (None, None) => unreachable!("one of both is found"),
         }
     }
@@ -78,7 +83,26 @@ impl Host {
         run: &Run,
     ) -> Result<HostMachine, MachineError> {
         let source = self.source(&spec.origin, spec.shape, run);
-        let source = run.trace.span("template", source).await?;
+        let (source, image) = run.trace.span("template", source).await?;
+        let machine = self.create_from(spec, source, run).await?;
+        if let Some(image) = image {
+            // What was created once is likely to be created again.
+            self.stand_by(&image, machine.shape());
+        }
+        Ok(machine)
+    }
+
+    async fn create_from(
+        self: &Arc<Self>,
+        spec: MachineSpec,
+        source: Arc<Snapshot>,
+        run: &Run,
+    ) -> Result<HostMachine, MachineError> {
+        if let Some(standby) = self.standbys.take(&spec.id)
+            && let Some(machine) = self.claim(standby, &spec, &source, run).await?
+        {
+            return Ok(machine);
+        }
         let mut parts = Parts::new(self.dir(&spec.id));
         let id = spec.id.clone();
         let made = async {
@@ -99,9 +123,64 @@ impl Host {
         }
     }
 
-    /// Makes a machine's directory with its record, and its own copy of what it starts from.
-    async fn found(
+    /// Makes a standby the machine that is asked for. Gives nothing if it does not fit, or does not
+    /// live any more: then nothing is left of it.
+    async fn claim(
+        self: &Arc<Self>,
+        standby: Standby,
+        spec: &MachineSpec,
+        source: &Snapshot,
+        run: &Run,
+    ) -> Result<Option<HostMachine>, MachineError> {
+        if !standby.fits(source.manifest().build) {
+            standby::dismiss(standby).await;
+            return Ok(None);
+        }
+        let mut parts = standby.parts;
+        match self.wake(&parts, spec, source, run).await {
+            Ok(agent) => Ok(Some(HostMachine::new(self.clone(), parts, agent))),
+            Err(error) => {
+                let remains = parts.dismantle().await;
+                tracing::warn!(sandbox_id = %spec.id, error = %crate::chain(&error),
+                    "a standby did not become a sandbox");
+                match (remains.is_empty(), error) {
+                    (false, _) => Err(MachineError::Remains(remains)),
+                    (true, MachineError::Cancelled) => Err(MachineError::Cancelled),
+                    (true, _) => Ok(None),
+                }
+            }
+        }
+    }
+
+    /// Thaws a standby and tells its guest who it is.
+    async fn wake(
         &self,
+        parts: &Parts,
+        spec: &MachineSpec,
+        source: &Snapshot,
+        run: &Run,
+    ) -> Result<Agent, MachineError> {
+        let (record, vm, slot) = match (&parts.record, &parts.vm, &parts.slot) {
+            (Some(record), Some(vm), Some(slot)) => (record, vm, slot),
+            _ => unreachable!("a standby is whole"),
+        };
+        let wanted = self.new_record(spec.clone(), source);
+        run.trace.blocking("record", || {
+            record.update(|record| {
+                let (slot, process) = (record.slot, record.process);
+                *record = Record { slot, process, ..wanted };
+            })
+        })?;
+        run.trace.span("thaw", vm.thaw()).await?;
+        let agent = Agent::new((slot.address(), AGENT_PORT).into(), &spec.access_token);
+        let now = record.get();
+        let up = self.introduce(&now, source.manifest().access_token.clone(), &agent);
+        run.trace.span("init", self.unless_it_ends(&**vm, &parts.dir, run, up)).await?;
+        Ok(agent)
+    }
+
+    /// Makes a machine's directory with its record, and its own copy of what it starts from.
+    pub(super) async fn found(        &self,
         parts: &mut Parts,
         spec: MachineSpec,
         source: Arc<Snapshot>,

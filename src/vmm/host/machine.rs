@@ -10,6 +10,7 @@ use super::Host;
 use super::frozen::HostFrozen;
 use super::parts::Parts;
 use crate::domain::name::TemplateName;
+use crate::domain::shape::Shape;
 use crate::vmm::guest::Agent;
 use crate::vmm::hypervisor::Vm;
 use crate::vmm::machine::{
@@ -39,6 +40,11 @@ impl HostMachine {
         let slot = parts.slot.as_ref().map(|slot| slot.index().get());
         let parts = Arc::new(Mutex::new(parts));
         Self { host, slot, vm, agent, parts, record, pausing: Arc::default() }
+    }
+
+    /// Its vCPUs and memory.
+    pub fn shape(&self) -> Shape {
+        self.record.get().shape
     }
 
     /// Captures it in a task of its own: a caller that goes away does not leave half of it.

@@ -23,6 +23,7 @@ mod machine;
 mod parts;
 mod recover;
 mod restore;
+mod standby;
 mod warm;
 
 use std::io;
@@ -33,6 +34,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use self::recover::{list, slot_of};
+use self::standby::Standbys;
 use self::warm::Making;
 use super::cgroup::{CgroupError, Cgroups};
 use super::fault::Faults;
@@ -60,6 +62,8 @@ pub struct HostSettings {
     pub data_dir: PathBuf,
     /// Network slots that are kept ready.
     pub slot_pool: usize,
+    /// Machines that stand by for the next creates.
+    pub standbys: usize,
     /// How long a guest may take to boot.
     pub boot_timeout: Duration,
     /// What is to fail on purpose.
@@ -100,6 +104,7 @@ struct Host {
     cgroups: Cgroups,
     store: SnapshotStore,
     making: Making,
+    standbys: Standbys,
     kernel: String,
     cpu_model: String,
     faults: Faults,
@@ -117,7 +122,7 @@ impl HostMachines {
         hypervisor: Arc<dyn Hypervisor>,
         images: ImageStore,
     ) -> Result<Self, HostError> {
-        let HostSettings { data_dir, slot_pool, boot_timeout, faults } = settings;
+        let HostSettings { data_dir, slot_pool, standbys, boot_timeout, faults } = settings;
         let sandboxes = data_dir.join(SANDBOXES);
         std::fs::create_dir_all(&sandboxes)
             .map_err(|source| HostError::Directory { path: sandboxes.clone(), source })?;
@@ -131,6 +136,7 @@ impl HostMachines {
             store: SnapshotStore::open(&data_dir.join(SNAPSHOTS))?,
             slots: SlotPool::start(network, &in_use).await?,
             making: Making::default(),
+            standbys: Standbys::new(standbys),
             kernel: kernel_release()?,
             cpu_model: cpu_model()?,
             data_dir,
@@ -206,6 +212,10 @@ impl Machines for HostMachines {
         look.expect("opening files does not panic")
     }
 
+    async fn reserve(&self, template: &TemplateName, shape: Shape) -> SandboxId {
+        self.0.standbys.reserve(template, shape).await.unwrap_or_else(SandboxId::random)
+    }
+
     async fn make(&self, spec: MachineSpec, run: &Run) -> Result<Arc<dyn Machine>, MachineError> {
         Ok(Arc::new(self.0.create(spec, run).await?))
     }
@@ -251,6 +261,7 @@ impl Machines for HostMachines {
     }
 
     async fn shut_down(&self) {
+        self.0.stand_down().await;
         if let Err(error) = self.0.slots.shutdown().await {
             tracing::warn!(error = %crate::chain(&error), "some network slots are left");
         }

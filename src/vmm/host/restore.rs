@@ -141,7 +141,7 @@ impl Host {
     }
 
     /// Tells a guest that was just thawed who it is.
-    async fn introduce(
+    pub(super) async fn introduce(
         &self,
         now: &Record,
         known_token: Option<String>,

@@ -190,7 +190,7 @@ impl Host {
         let mut parts = Parts::new(self.dir(&id));
         let run = Run::default();
         let made = async {
-            let source = self.source(&spec.origin, spec.shape, &run).await?;
+            let (source, _) = self.source(&spec.origin, spec.shape, &run).await?;
             let build = source.manifest().build;
             self.found(&mut parts, spec, source, &run).await?;
             let agent = self.restore(&mut parts, &run).await?;

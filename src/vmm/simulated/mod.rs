@@ -177,6 +177,10 @@ impl Host {
     }
 
     /// Starts a guest and tells it who it is.
+    async fn reserve(&self, _: &TemplateName, _: Shape) -> SandboxId {
+        SandboxId::random()
+    }
+
     async fn make(
         self: &Arc<Self>,
         spec: MachineSpec,
@@ -261,6 +265,10 @@ impl Machines for SimulatedMachines {
             Some(snapshot) => Ok(Template::Snapshot(snapshot.shape)),
             None => Err(MachineError::UnknownTemplate(name.clone())),
         }
+    }
+
+    async fn reserve(&self, _: &TemplateName, _: Shape) -> SandboxId {
+        SandboxId::random()
     }
 
     async fn make(&self, spec: MachineSpec, run: &Run) -> Result<Arc<dyn Machine>, MachineError> {
