@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use super::client::{Client, CreateRequest, ExecRequest, ListQuery};
+use super::client::{Client, CreateRequest, ExecRequest, ListQuery, Tracing};
 use super::discover::Daemon;
 use super::image;
 use super::output::table;
@@ -72,7 +72,7 @@ pub(super) async fn run(_: DemoArgs, data_dir: Option<PathBuf>) -> Result<ExitCo
 async fn show(client: &Client, steps: &Steps) -> Result<()> {
     steps.begin("create");
     let request = CreateRequest { template: "debian".to_owned(), ..CreateRequest::default() };
-    let sandbox = client.create(&request, None).await?;
+    let sandbox = client.create(&request, None, Tracing::Off).await?;
     let id = &sandbox.id;
 
     steps.begin("upload");
