@@ -149,7 +149,7 @@ async fn dispatch(Cli { global, command }: Cli) -> Result<ExitCode> {
             let image_dir = args.image_dir.clone();
             let settings = ConfigArgs { image_dir, ..ConfigArgs::default() };
             let config = Config::load(&settings, global.local_data_dir().as_deref())?;
-            image::run(args, &config.image_dir(), format).await?;
+            image::run(args, &config, format).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Demo(args) => demo::run(args, global.data_dir.clone()).await,
