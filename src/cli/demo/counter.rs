@@ -33,10 +33,11 @@ while True:
     time.sleep(0.1)
 ";
 
-/// Starts the program so that it outlives the command, and waits for its first number.
+/// Starts the program so that it outlives the command, and waits until it stands at 10: one that
+/// began anew would show less.
 const START: &str = "\
 setsid nohup python3 counter.py < /dev/null > counter.log 2>&1 &
-until test -s count.txt; do sleep 0.1; done";
+until grep -qs ' [0-9][0-9][0-9]*$' count.txt; do sleep 0.1; done";
 
 /// What the counter has written.
 #[derive(Debug, Clone, PartialEq, Eq)]
