@@ -16,20 +16,8 @@ use nestbox::entity::sandboxes::{
 use nestbox::entity::{Database, StoreError};
 use rand::seq::SliceRandom;
 
-#[path = "database/postgres.rs"]
-mod postgres_only;
-#[path = "database/raw.rs"]
-mod raw;
-#[path = "database/sandboxes.rs"]
-mod sandboxes;
-#[path = "support/postgres.rs"]
-mod server;
-#[path = "database/sqlite.rs"]
-mod sqlite_only;
-
-use sandboxes::*;
-
-/// Makes each test two: one on a new SQLite file, one on a new PostgreSQL database.
+/// Makes each test two: one on a new SQLite file, one on a new PostgreSQL database. Stands before
+/// the modules, which see it only then.
 macro_rules! on_both_databases {
     ($($test:ident),+ $(,)?) => {
         mod on_sqlite {
@@ -43,7 +31,7 @@ macro_rules! on_both_databases {
         mod on_postgres {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() {
-                if let Some(url) = super::server::database().await {
+                if let Some(url) = crate::server::database().await {
                     super::$test(&url).await;
                 }
             })+
@@ -51,21 +39,22 @@ macro_rules! on_both_databases {
     };
 }
 
+#[path = "database/postgres.rs"]
+mod postgres_only;
+#[path = "database/raw.rs"]
+mod raw;
+#[path = "database/sandboxes.rs"]
+mod sandboxes;
+#[path = "support/postgres.rs"]
+mod server;
+#[path = "database/snapshots.rs"]
+mod snapshots;
+#[path = "database/sqlite.rs"]
+mod sqlite_only;
+
 on_both_databases! {
     opening_again_keeps_what_is_there,
     a_database_of_a_newer_version_is_left_alone,
-    a_sandbox_reads_back_as_it_was_inserted,
-    a_sandbox_needs_a_host_that_is_known,
-    eight_inserts_with_one_idempotency_key_make_one_sandbox,
-    an_idempotency_key_belongs_to_its_api_key_and_its_request,
-    an_older_generation_never_wins,
-    a_published_change_replaces_all_that_changes,
-    a_list_shows_what_the_filter_asks_for,
-    pages_are_complete_and_stable_while_rows_come_and_go,
-    a_starting_host_stops_what_it_does_not_run,
-    activity_never_goes_back,
-    retention_deletes_only_what_is_long_gone,
-    a_nul_is_refused_before_the_database_sees_it,
     api_keys_are_found_by_digest_until_deleted,
     the_last_use_of_a_key_is_written_once_a_minute,
     a_host_registers_beats_and_registers_again,

@@ -61,6 +61,54 @@ fn create_takes_what_the_api_takes() {
 }
 
 #[test]
+fn what_takes_its_time_can_be_traced() {
+    let tracing = |line: &[&str]| match good(line).command {
+        Command::Create(args) => args.trace.tracing(),
+        Command::Pause(args) | Command::Resume(args) => args.trace.tracing(),
+        Command::Fork(args) => args.trace.tracing(),
+        other => panic!("{other:?}"),
+    };
+    for line in [&["create"] as &[&str], &["pause", "a"], &["resume", "a"], &["fork", "a"]] {
+        assert_eq!(tracing(line), client::Tracing::Off, "{line:?}");
+        let traced = [line, &["--trace"]].concat();
+        assert_eq!(tracing(&traced), client::Tracing::On, "{traced:?}");
+    }
+}
+
+#[test]
+fn several_sandboxes_are_paused_and_resumed_at_once() {
+    for verb in ["pause", "resume"] {
+        let (Command::Pause(args) | Command::Resume(args)) = good(&[verb, "a", "b"]).command else {
+            panic!("not {verb}")
+        };
+        assert_eq!(args.ids, ["a", "b"]);
+    }
+}
+
+#[test]
+fn one_copy_is_made_unless_more_are_asked_for() {
+    for (line, want) in [(&["fork", "a"] as &[&str], 1), (&["fork", "a", "--count", "16"], 16)] {
+        let Command::Fork(args) = good(line).command else { panic!("not fork") };
+        assert_eq!(args.count, want);
+    }
+}
+
+#[test]
+fn a_snapshot_replaces_another_only_when_told_to() {
+    for (line, overwrite) in [
+        (&["snapshot", "create", "abc", "py3"] as &[&str], false),
+        (&["snapshot", "create", "abc", "py3", "--overwrite"], true),
+    ] {
+        let Command::Snapshot(snapshot::SnapshotCommand::Create(args)) = good(line).command else {
+            panic!("not snapshot create")
+        };
+        let json = serde_json::to_value(args.into_request("k3v9".to_owned())).unwrap();
+        let want = serde_json::json!({"sandbox_id": "k3v9", "name": "py3", "overwrite": overwrite});
+        assert_eq!(json, want);
+    }
+}
+
+#[test]
 fn what_is_not_said_is_left_to_the_daemon() {
     let Command::Create(args) = good(&["create"]).command else { panic!("not create") };
     let json = serde_json::to_string(&client::CreateRequest::from(args.spec)).unwrap();
@@ -91,6 +139,19 @@ fn arguments_that_make_no_sense_are_refused() {
         &["ls", "--state", "running", "--all"],
         &["key"],
         &["key", "create"],
+        &["pause"],
+        &["resume", "--trace"],
+        &["fork"],
+        &["fork", "a", "b"],
+        &["fork", "a", "--count", "0"],
+        &["fork", "a", "--count", "17"],
+        &["exec", "a", "--trace", "--", "ls"],
+        &["run", "--trace", "--", "ls"],
+        &["snapshot"],
+        &["snapshot", "create", "a"],
+        &["snapshot", "create", "a", "../up"],
+        &["snapshot", "rm"],
+        &["snapshot", "rm", "good", "Bad"],
         &["fly"],
     ] {
         let error = parse(line).map(|_| ()).unwrap_err();

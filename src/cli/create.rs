@@ -8,6 +8,7 @@ use clap::Args;
 use super::client::{Client, CreateRequest};
 use super::output::Format;
 use super::pairs::{env_pair, map, pair};
+use super::trace::{TraceArgs, tell_trace};
 
 /// Arguments of `create`.
 #[derive(Debug, Args)]
@@ -17,12 +18,14 @@ pub struct CreateArgs {
     /// Name for this request: repeated with the same name, it gives the same sandbox
     #[arg(long, value_name = "NAME")]
     idempotency_key: Option<String>,
+    #[command(flatten)]
+    pub(super) trace: TraceArgs,
 }
 
 /// What a new sandbox shall be; also part of `run`.
 #[derive(Debug, Args)]
 pub struct SandboxArgs {
-    /// What to create it from
+    /// Image or snapshot to create it from; vCPUs and memory of a snapshot are its own
     #[arg(long, short, value_name = "NAME", default_value = "debian")]
     template: String,
     /// Number of virtual CPUs
@@ -56,7 +59,10 @@ impl From<SandboxArgs> for CreateRequest {
 }
 
 pub(super) async fn run(client: &Client, format: Format, args: CreateArgs) -> Result<ExitCode> {
-    let sandbox = client.create(&args.spec.into(), args.idempotency_key.as_deref()).await?;
+    let sandbox = client
+        .create(&args.spec.into(), args.idempotency_key.as_deref(), args.trace.tracing())
+        .await?;
     format.print(&sandbox, || format!("{}\n", sandbox.id))?;
+    tell_trace(format, sandbox.trace.as_deref());
     Ok(ExitCode::SUCCESS)
 }

@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use serde::Deserialize;
 use serde_json::Value;
 
-use super::client::{Client, Sandbox};
-use super::output::{Format, printable};
+use super::client::{Client, Sandbox, Storage};
+use super::output::{Format, mebibytes, printable};
 use super::resolve::resolve;
 
 /// Arguments of `get`.
@@ -34,6 +35,10 @@ fn describe(sandbox: &Sandbox) -> String {
         ("created_at", sandbox.created_at.to_rfc3339()),
     ];
     for (name, value) in &sandbox.rest {
+        if let ("storage", Ok(storage)) = (name.as_str(), Storage::deserialize(value)) {
+            lines.push((name, on_disk(storage)));
+            continue;
+        }
         match value {
             Value::Null => {}
             Value::String(text) => lines.push((name, text.clone())),
@@ -56,6 +61,20 @@ fn describe(sandbox: &Sandbox) -> String {
             format!("{name:width$} {}\n", printable(&value).replace('\n', " "))
         })
         .collect()
+}
+
+/// What it takes on its host's disk. Deleting it frees all but what is shared.
+fn on_disk(storage: Storage) -> String {
+    let generations = match storage.memory_generations {
+        1 => "1 generation".to_owned(),
+        number => format!("{number} generations"),
+    };
+    format!(
+        "memory {} in {generations}, disk {}, of both {} shared",
+        mebibytes(storage.memory_bytes),
+        mebibytes(storage.disk_bytes),
+        mebibytes(storage.shared_bytes),
+    )
 }
 
 #[cfg(test)]
@@ -81,5 +100,31 @@ metadata:    odd=a\u{fffd}b c, team=birds
 timeout_sec: 300
 ";
         assert_eq!(describe(&sandbox), want);
+    }
+
+    #[test]
+    fn storage_is_told_in_units_that_people_read() {
+        let describe = |storage: Value| {
+            let sandbox = serde_json::json!({
+                "id": "abc", "template": "debian", "state": "paused", "vcpus": 1,
+                "memory_mb": 512, "created_at": "2026-11-23T00:00:00Z", "storage": storage,
+            });
+            let text = describe(&serde_json::from_value(sandbox).unwrap());
+            text.lines().find_map(|line| line.strip_prefix("storage:")).map(str::to_owned)
+        };
+        let storage = |generations| {
+            serde_json::json!({
+                "memory_bytes": 13_526_630, "memory_generations": generations,
+                "disk_bytes": 450 << 20, "shared_bytes": 461_373_440,
+            })
+        };
+        let rest = "disk 450.0 MiB, of both 440.0 MiB shared";
+        for (generations, want) in [(1, "1 generation"), (2, "2 generations")] {
+            let want = format!("    memory 12.9 MiB in {want}, {rest}");
+            assert_eq!(describe(storage(generations)), Some(want));
+        }
+        assert_eq!(describe(Value::Null), None);
+        let newer = serde_json::json!({ "blocks": 7 });
+        assert_eq!(describe(newer).as_deref(), Some("    blocks=7"));
     }
 }

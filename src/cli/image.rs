@@ -2,7 +2,7 @@
 //! needs no running daemon.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -10,8 +10,12 @@ use serde_json::json;
 
 use super::output::Format;
 use super::progress::Steps;
+use crate::config::Config;
 use crate::domain::name::TemplateName;
 use crate::vmm::image::{Built, Image, ImageStore, Rebuild, RootfsSource};
+
+/// Name of the default image.
+const DEBIAN: &str = "debian";
 
 /// Make, list, check and remove images.
 #[derive(Debug, Args)]
@@ -75,32 +79,24 @@ struct ImportArgs {
     kernel: Option<PathBuf>,
 }
 
-/// Runs one `nestbox image` command on the images in `image_dir`.
+/// Runs one `nestbox image` command on the images of this machine.
 ///
 /// # Errors
 /// What the command could not do, as a chain of causes.
-pub(super) async fn run(args: ImageArgs, image_dir: &Path, format: Format) -> anyhow::Result<()> {
-    let store = ImageStore::open(image_dir);
-    // Images are made by programs that run for seconds: off the threads that serve others.
-    tokio::task::spawn_blocking(move || execute(args.command, &store, format))
-        .await
-        .context("the image command did not finish")?
-}
-
-fn execute(command: ImageCommand, store: &ImageStore, format: Format) -> anyhow::Result<()> {
-    match command {
-        ImageCommand::Build(args) => build(args, store, format),
+pub(super) async fn run(args: ImageArgs, config: &Config, format: Format) -> anyhow::Result<()> {
+    match args.command {
+        ImageCommand::Build(args) => build(args, config, format).await,
         ImageCommand::Import(args) => {
-            let source = RootfsSource::detect(&args.rootfs)?;
-            let progress = Steps::start();
-            let image = store.import(&args.name, &source, args.kernel.as_deref(), &progress)?;
-            progress.finish();
+            let image = with_images(config, move |images| import(&args, images)).await?;
             report(&image, "made", format)
         }
-        ImageCommand::Ls => list(&store.list()?, format),
-        ImageCommand::Rm { name } => Ok(store.remove(&name)?),
+        ImageCommand::Ls => list(&with_images(config, |images| Ok(images.list()?)).await?, format),
+        ImageCommand::Rm { name } => {
+            with_images(config, move |images| Ok(images.remove(&name)?)).await
+        }
         ImageCommand::Verify { name } => {
-            store.verify(&name)?;
+            let of = name.clone();
+            with_images(config, move |images| Ok(images.verify(&of)?)).await?;
             match format {
                 Format::Text => say(&format!("{name}: every file is as it was made")),
                 Format::Json => say(&json!({"name": name, "intact": true}).to_string()),
@@ -109,20 +105,61 @@ fn execute(command: ImageCommand, store: &ImageStore, format: Format) -> anyhow:
     }
 }
 
-fn build(args: BuildArgs, store: &ImageStore, format: Format) -> anyhow::Result<()> {
+/// Works on images off the threads that serve others: they are made by programs that run for
+/// seconds.
+async fn with_images<T: Send + 'static>(
+    config: &Config,
+    work: impl FnOnce(&ImageStore) -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let images = ImageStore::open(config.image_dir());
+    let work = tokio::task::spawn_blocking(move || work(&images));
+    work.await.context("the image command did not finish")?
+}
+
+fn import(args: &ImportArgs, images: &ImageStore) -> anyhow::Result<Image> {
+    let source = RootfsSource::detect(&args.rootfs)?;
+    let steps = Steps::start();
+    let image = images.import(&args.name, &source, args.kernel.as_deref(), &steps)?;
+    steps.finish();
+    Ok(image)
+}
+
+async fn build(args: BuildArgs, config: &Config, format: Format) -> anyhow::Result<()> {
     let Distribution::Debian = args.distribution;
     let name = match args.name {
         Some(name) => name,
-        None => "debian".parse()?,
+        None => DEBIAN.parse()?,
     };
     let rebuild = if args.force { Rebuild::Always } else { Rebuild::IfMissing };
-    let progress = Steps::start();
-    let built = store.build_debian(&name, rebuild, &progress)?;
-    progress.finish();
-    match built {
+    match make_debian(config, &name, rebuild).await? {
         Built::New(image) => report(&image, "built", format),
         Built::Present(image) => report(&image, "already there", format),
     }
+}
+
+/// Sees to it that the default image is there; shows how it gets on.
+///
+/// # Errors
+/// What kept it from being made, as a chain of causes.
+pub(super) async fn ensure_debian(config: &Config) -> anyhow::Result<()> {
+    make_debian(config, &DEBIAN.parse()?, Rebuild::IfMissing).await.map(drop)
+}
+
+async fn make_debian(
+    config: &Config,
+    name: &TemplateName,
+    rebuild: Rebuild,
+) -> anyhow::Result<Built> {
+    let files_of = name.clone();
+    let (built, steps) = with_images(config, move |images| {
+        let steps = Steps::start();
+        let built = images.build_debian(&files_of, rebuild, &steps)?;
+        Ok((built, steps))
+    })
+    .await?;
+    // The files are there. What else an image needs before sandboxes are made of it belongs here.
+    steps.finish();
+    Ok(built)
 }
 
 fn report(image: &Image, what: &str, format: Format) -> anyhow::Result<()> {
@@ -173,16 +210,4 @@ fn describe(image: &Image) -> serde_json::Value {
 
 fn say(text: &str) -> anyhow::Result<()> {
     writeln!(io::stdout(), "{text}").context("cannot write to standard output")
-}
-
-/// Sees to it that the default image is there; shows how it gets on.
-pub(super) async fn ensure_debian(image_dir: &Path) -> anyhow::Result<()> {
-    let store = ImageStore::open(image_dir);
-    let build = move || -> anyhow::Result<()> {
-        let progress = Steps::start();
-        store.build_debian(&"debian".parse()?, Rebuild::IfMissing, &progress)?;
-        progress.finish();
-        Ok(())
-    };
-    tokio::task::spawn_blocking(build).await.context("the image command did not finish")?
 }

@@ -11,16 +11,22 @@ mod demo;
 mod discover;
 mod exec;
 mod exit;
+mod fork;
 mod get;
 mod image;
 mod key;
 mod ls;
 mod output;
 mod pairs;
+mod pause;
 mod progress;
 mod resolve;
+mod resume;
 mod rm;
 mod run;
+mod several;
+mod snapshot;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -86,6 +92,15 @@ pub enum Command {
     Get(get::GetArgs),
     /// Run a command in a sandbox
     Exec(exec::ExecArgs),
+    /// Freeze sandboxes to disk, with all that runs in them
+    Pause(several::SeveralArgs),
+    /// Let frozen sandboxes go on where they were
+    Resume(several::SeveralArgs),
+    /// Make copies of a running sandbox, which go on as it does, and print their ids
+    Fork(fork::ForkArgs),
+    /// Create, list and remove snapshots
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
     /// Copy a file into or out of a sandbox
     Cp(cp::CpArgs),
     /// Destroy sandboxes
@@ -134,7 +149,7 @@ async fn dispatch(Cli { global, command }: Cli) -> Result<ExitCode> {
             let image_dir = args.image_dir.clone();
             let settings = ConfigArgs { image_dir, ..ConfigArgs::default() };
             let config = Config::load(&settings, global.local_data_dir().as_deref())?;
-            image::run(args, &config.image_dir(), format).await?;
+            image::run(args, &config, format).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Demo(args) => demo::run(args, global.data_dir.clone()).await,
@@ -142,6 +157,10 @@ async fn dispatch(Cli { global, command }: Cli) -> Result<ExitCode> {
         Command::Ls(args) => ls::run(&client()?, format, args).await,
         Command::Get(args) => get::run(&client()?, format, args).await,
         Command::Exec(args) => exec::run(&client()?, format, args).await,
+        Command::Pause(args) => pause::run(&client()?, format, args).await,
+        Command::Resume(args) => resume::run(&client()?, format, args).await,
+        Command::Fork(args) => fork::run(&client()?, format, args).await,
+        Command::Snapshot(command) => snapshot::run(&client()?, format, command).await,
         Command::Cp(args) => cp::run(&client()?, format, args).await,
         Command::Rm(args) => rm::run(&client()?, format, args).await,
         Command::Run(args) => run::run(&client()?, format, args).await,

@@ -84,6 +84,11 @@ pub(super) fn age(since: DateTime<Utc>, now: DateTime<Utc>) -> String {
     }
 }
 
+/// A size, as exact as a person wants it.
+pub(super) fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
 /// Text from elsewhere without what could drive a terminal.
 pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
@@ -113,6 +118,15 @@ mod tests {
             (200_000, "2d"),
         ] {
             assert_eq!(age(now - TimeDelta::seconds(seconds), now), want);
+        }
+    }
+
+    #[test]
+    fn a_size_has_one_decimal() {
+        for (bytes, want) in
+            [(0, "0.0 MiB"), (52_428, "0.0 MiB"), (52_429, "0.1 MiB"), (3 << 29, "1536.0 MiB")]
+        {
+            assert_eq!(mebibytes(bytes), want);
         }
     }
 

@@ -42,6 +42,23 @@ pub(super) async fn resolve(client: &Client, text: &str) -> Result<String> {
     }
 }
 
+/// Finds the ids that all the texts mean, each once. All are looked up before anything is done to
+/// the first: with a mistyped one nothing happens.
+///
+/// # Errors
+///
+/// As [`resolve`].
+pub(super) async fn resolve_all(client: &Client, texts: &[String]) -> Result<Vec<String>> {
+    let mut ids = Vec::new();
+    for text in texts {
+        let id = resolve(client, text).await?;
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    Ok(ids)
+}
+
 /// Every state of a sandbox but `stopped`.
 pub(super) fn live_states() -> Vec<SandboxState> {
     SandboxState::ALL.into_iter().filter(|state| *state != SandboxState::Stopped).collect()

@@ -3,17 +3,13 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
-use futures::StreamExt;
 
 use super::client::{Client, ListQuery};
-use super::exit::{self, NESTBOX_FAILED};
 use super::output::Format;
-use super::resolve::{live_states, resolve};
-
-/// Sandboxes destroyed at a time.
-const AT_ONCE: usize = 8;
+use super::resolve::{live_states, resolve_all};
+use super::several::each;
 
 /// Arguments of `rm`.
 #[derive(Debug, Args)]
@@ -28,45 +24,20 @@ pub struct RmArgs {
 
 pub(super) async fn run(client: &Client, format: Format, args: RmArgs) -> Result<ExitCode> {
     let ids = targets(client, args).await?;
-    let results = futures::stream::iter(ids)
-        .map(|id| async move {
-            let result = client.destroy(&id).await;
-            (result.with_context(|| format!("cannot destroy {id}")), id)
-        })
-        // In order, so that the output is.
-        .buffered(AT_ONCE)
-        .collect::<Vec<_>>()
-        .await;
-    let mut removed = Vec::new();
-    let mut code = ExitCode::SUCCESS;
-    for (result, id) in results {
-        match result {
-            Ok(()) => removed.push(id),
-            Err(error) => {
-                exit::after_error(&error);
-                code = ExitCode::from(NESTBOX_FAILED);
-            }
-        }
-    }
+    let (removed, code) =
+        each(ids, "cannot destroy", |id| async move { client.destroy(&id).await.map(|()| id) })
+            .await;
     format.print(&serde_json::json!({ "removed": removed }), || {
         removed.iter().map(|id| format!("{id}\n")).collect()
     })?;
     Ok(code)
 }
 
-/// The ids to destroy. All are looked up before the first is destroyed: with a mistyped one
-/// nothing happens.
+/// The ids to destroy.
 async fn targets(client: &Client, args: RmArgs) -> Result<Vec<String>> {
     if args.all {
         let query = ListQuery { states: live_states(), metadata: BTreeMap::new() };
         return Ok(client.list(&query).await?.into_iter().map(|sandbox| sandbox.id).collect());
     }
-    let mut ids = Vec::new();
-    for text in &args.ids {
-        let id = resolve(client, text).await?;
-        if !ids.contains(&id) {
-            ids.push(id);
-        }
-    }
-    Ok(ids)
+    resolve_all(client, &args.ids).await
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::client::{Client, CreateRequest, ExecAnswer, ExecRequest};
+use super::client::{Client, CreateRequest, ExecAnswer, ExecRequest, Tracing};
 use super::create::SandboxArgs;
 use super::exec::{CommandArgs, pass_on};
 use super::exit;
@@ -57,7 +57,7 @@ async fn create(
     request: &CreateRequest,
     signals: &mut Signals,
 ) -> Result<(String, Option<i32>)> {
-    let mut creating = std::pin::pin!(client.create(request, None));
+    let mut creating = std::pin::pin!(client.create(request, None, Tracing::Off));
     tokio::select! {
         created = &mut creating => Ok((created?.id, None)),
         signal = signals.next() => Ok((creating.await?.id, Some(signal))),

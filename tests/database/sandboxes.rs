@@ -6,10 +6,22 @@ use chrono::TimeDelta;
 
 use super::*;
 
-#[path = "snapshots.rs"]
-mod snapshots;
+on_both_databases! {
+    a_sandbox_reads_back_as_it_was_inserted,
+    a_sandbox_needs_a_host_that_is_known,
+    eight_inserts_with_one_idempotency_key_make_one_sandbox,
+    an_idempotency_key_belongs_to_its_api_key_and_its_request,
+    an_older_generation_never_wins,
+    a_published_change_replaces_all_that_changes,
+    a_list_shows_what_the_filter_asks_for,
+    pages_are_complete_and_stable_while_rows_come_and_go,
+    a_starting_host_stops_what_it_does_not_run,
+    activity_never_goes_back,
+    retention_deletes_only_what_is_long_gone,
+    a_nul_is_refused_before_the_database_sees_it,
+}
 
-pub async fn a_sandbox_reads_back_as_it_was_inserted(location: &str) {
+async fn a_sandbox_reads_back_as_it_was_inserted(location: &str) {
     let database = open(location).await;
     let new = NewSandbox {
         timeout_sec: Some(u32::MAX),
@@ -32,14 +44,14 @@ pub async fn a_sandbox_reads_back_as_it_was_inserted(location: &str) {
     assert_eq!(database.sandboxes().find(&SandboxId::random()).await.unwrap(), None);
 }
 
-pub async fn a_sandbox_needs_a_host_that_is_known(location: &str) {
+async fn a_sandbox_needs_a_host_that_is_known(location: &str) {
     let database = open(location).await;
     let new = NewSandbox { host_id: "nowhere".to_owned(), ..new_sandbox() };
     let error = database.sandboxes().insert(&new).await.unwrap_err();
     assert!(matches!(error, StoreError::Query { .. }), "{error:?}");
 }
 
-pub async fn eight_inserts_with_one_idempotency_key_make_one_sandbox(location: &str) {
+async fn eight_inserts_with_one_idempotency_key_make_one_sandbox(location: &str) {
     let database = open(location).await;
     for round in 0..10 {
         let key = format!("request {round}");
@@ -66,7 +78,7 @@ pub async fn eight_inserts_with_one_idempotency_key_make_one_sandbox(location: &
     assert_eq!(all.sandboxes.len(), 10);
 }
 
-pub async fn an_idempotency_key_belongs_to_its_api_key_and_its_request(location: &str) {
+async fn an_idempotency_key_belongs_to_its_api_key_and_its_request(location: &str) {
     let database = open(location).await;
     let first = insert(&database, idempotent("request", "digest")).await;
     let other_owner =
@@ -87,7 +99,7 @@ pub async fn an_idempotency_key_belongs_to_its_api_key_and_its_request(location:
     insert(&database, new_sandbox()).await;
 }
 
-pub async fn an_older_generation_never_wins(location: &str) {
+async fn an_older_generation_never_wins(location: &str) {
     const GENERATIONS: i64 = 40;
     let database = open(location).await;
     for _ in 0..3 {
@@ -123,7 +135,7 @@ pub async fn an_older_generation_never_wins(location: &str) {
     }
 }
 
-pub async fn a_published_change_replaces_all_that_changes(location: &str) {
+async fn a_published_change_replaces_all_that_changes(location: &str) {
     let database = open(location).await;
     let sandboxes = database.sandboxes();
     let id = insert(&database, new_sandbox()).await.id;
@@ -146,7 +158,7 @@ pub async fn a_published_change_replaces_all_that_changes(location: &str) {
     assert_eq!(sandboxes.publish(&nobody, 1, &running).await.unwrap(), Publish::NotFound);
 }
 
-pub async fn a_list_shows_what_the_filter_asks_for(location: &str) {
+async fn a_list_shows_what_the_filter_asks_for(location: &str) {
     let database = open(location).await;
     let odd = [
         ("plain", "v"),
@@ -192,7 +204,7 @@ pub async fn a_list_shows_what_the_filter_asks_for(location: &str) {
     assert!(list(&[SandboxState::Paused], &[]).await.is_empty());
 }
 
-pub async fn pages_are_complete_and_stable_while_rows_come_and_go(location: &str) {
+async fn pages_are_complete_and_stable_while_rows_come_and_go(location: &str) {
     let database = open(location).await;
     let mut there_all_the_time = BTreeSet::new();
     let mut to_delete = Vec::new();
@@ -230,7 +242,7 @@ pub async fn pages_are_complete_and_stable_while_rows_come_and_go(location: &str
     assert!(seen.is_superset(&there_all_the_time));
 }
 
-pub async fn a_starting_host_stops_what_it_does_not_run(location: &str) {
+async fn a_starting_host_stops_what_it_does_not_run(location: &str) {
     let database = open(location).await;
     let sandboxes = database.sandboxes();
     database.hosts().upsert(&host("there")).await.unwrap();
@@ -267,7 +279,7 @@ pub async fn a_starting_host_stops_what_it_does_not_run(location: &str) {
     assert!(again.is_empty());
 }
 
-pub async fn activity_never_goes_back(location: &str) {
+async fn activity_never_goes_back(location: &str) {
     let database = open(location).await;
     let id = insert(&database, new_sandbox()).await.id;
     let at = |seconds| noon() + TimeDelta::seconds(seconds);
@@ -281,7 +293,7 @@ pub async fn activity_never_goes_back(location: &str) {
     database.sandboxes().touch(&SandboxId::random(), at(1), None).await.unwrap();
 }
 
-pub async fn retention_deletes_only_what_is_long_gone(location: &str) {
+async fn retention_deletes_only_what_is_long_gone(location: &str) {
     let database = open(location).await;
     let sandboxes = database.sandboxes();
     let at = |seconds| noon() + TimeDelta::seconds(seconds);
@@ -304,7 +316,7 @@ pub async fn retention_deletes_only_what_is_long_gone(location: &str) {
     assert_eq!(left, [false, true, true, false]);
 }
 
-pub async fn a_nul_is_refused_before_the_database_sees_it(location: &str) {
+async fn a_nul_is_refused_before_the_database_sees_it(location: &str) {
     let database = open(location).await;
     for new in [
         NewSandbox { envs: map(&[("A", "b\0c")]), ..new_sandbox() },

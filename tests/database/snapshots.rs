@@ -1,32 +1,12 @@
 //! What is promised of the table of named snapshots.
 
+use std::collections::BTreeSet;
+
 use nestbox::domain::name::TemplateName;
 use nestbox::entity::Cursor;
 use nestbox::entity::snapshots::Snapshot;
 
 use super::*;
-
-/// Makes each test two, as at the root of these tests.
-macro_rules! on_both_databases {
-    ($($test:ident),+ $(,)?) => {
-        mod on_sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                let dir = tempfile::tempdir().unwrap();
-                let path = dir.path().join("nestbox.db");
-                super::$test(path.to_str().unwrap()).await;
-            })+
-        }
-        mod on_postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                if let Some(url) = super::server::database().await {
-                    super::$test(&url).await;
-                }
-            })+
-        }
-    };
-}
 
 on_both_databases! {
     a_snapshot_reads_back_as_it_was_put,

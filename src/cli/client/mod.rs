@@ -1,20 +1,20 @@
 //! The REST API as the command line uses it.
 
-use std::collections::BTreeMap;
+mod body;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use chrono::{DateTime, Utc};
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, multipart};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use super::discover::Daemon;
-use crate::domain::sandbox::SandboxState;
+use body::{Envelope, Inner, Page};
 
-/// Sandboxes asked for in one request of a list.
+pub(super) use body::{
+    CreateRequest, ExecAnswer, ExecRequest, Forked, Keys, ListQuery, NewKey, Sandbox, Snapshot,
+    SnapshotRequest, Span, Storage, Tracing, Written,
+};
+
+/// Rows asked for in one request of a list.
 const PAGE: u32 = 100;
 
 /// Talks to one daemon with one key.
@@ -50,136 +50,6 @@ pub(super) enum ClientError {
     BadAnswer(#[source] serde_json::Error),
     #[error("the daemon's answer holds bad base64")]
     BadBase64(#[source] base64::DecodeError),
-}
-
-/// What a new sandbox shall be. What is none is the daemon's to choose.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct CreateRequest {
-    pub template: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub vcpus: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory_mb: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub timeout_sec: Option<u32>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub envs: BTreeMap<String, String>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub metadata: BTreeMap<String, String>,
-}
-
-/// A sandbox as the API shows it. The state is a text, so that a newer daemon's states show too.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Sandbox {
-    pub id: String,
-    pub template: String,
-    pub state: String,
-    pub vcpus: u32,
-    pub memory_mb: u32,
-    pub created_at: DateTime<Utc>,
-    /// Everything else, to be passed on.
-    #[serde(flatten)]
-    pub rest: Map<String, Value>,
-}
-
-/// Which sandboxes to list. States are always named: what the daemon lists without any is its
-/// own choice.
-#[derive(Debug)]
-pub(super) struct ListQuery {
-    pub states: Vec<SandboxState>,
-    pub metadata: BTreeMap<String, String>,
-}
-
-#[derive(Deserialize)]
-struct ListPage {
-    sandboxes: Vec<Sandbox>,
-    next_cursor: Option<String>,
-}
-
-/// A command for a sandbox. `args` is always there, if empty: without it the daemon would hand
-/// `cmd` to a shell.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub(super) struct ExecRequest {
-    pub cmd: String,
-    pub args: Vec<String>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub envs: BTreeMap<String, String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cwd: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub timeout_sec: Option<u32>,
-}
-
-/// What came of a command.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct ExecAnswer {
-    pub stdout: String,
-    pub stderr: String,
-    pub exit_code: i64,
-    pub encoding: Encoding,
-    /// It was killed because its time was over.
-    #[serde(default)]
-    pub timed_out: bool,
-    /// It printed more than is here.
-    #[serde(default)]
-    pub truncated: bool,
-    /// Everything else, to be passed on.
-    #[serde(flatten)]
-    pub rest: Map<String, Value>,
-}
-
-/// How output is put into JSON.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Encoding {
-    #[serde(rename = "utf-8")]
-    Utf8,
-    #[serde(rename = "base64")]
-    Base64,
-}
-
-/// The body of an error.
-#[derive(Deserialize)]
-struct Envelope {
-    error: Inner,
-}
-
-#[derive(Deserialize)]
-struct Inner {
-    message: String,
-    request_id: Option<String>,
-}
-
-/// Where an upload went.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Written {
-    pub path: String,
-    pub size: u64,
-}
-
-/// A new API key; the key itself is never shown again.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct NewKey {
-    pub id: String,
-    pub name: String,
-    pub key: String,
-    pub created_at: DateTime<Utc>,
-}
-
-/// An API key without the key.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Key {
-    pub id: String,
-    pub name: String,
-    pub prefix: String,
-    pub created_at: DateTime<Utc>,
-    pub last_used_at: Option<DateTime<Utc>>,
-}
-
-#[derive(Serialize, Deserialize)]
-pub(super) struct Keys {
-    pub api_keys: Vec<Key>,
 }
 
 impl Client {
@@ -218,8 +88,9 @@ impl Client {
         &self,
         request: &CreateRequest,
         idempotency_key: Option<&str>,
+        tracing: Tracing,
     ) -> Result<Sandbox, ClientError> {
-        let mut builder = self.request(Method::POST, &["sandboxes"]).json(request);
+        let mut builder = self.operation(&["sandboxes"], tracing).json(request);
         if let Some(key) = idempotency_key {
             builder = builder.header("Idempotency-Key", key);
         }
@@ -228,21 +99,10 @@ impl Client {
 
     /// Lists all sandboxes that the query asks for, newest first.
     pub async fn list(&self, query: &ListQuery) -> Result<Vec<Sandbox>, ClientError> {
-        let mut sandboxes = Vec::new();
-        let mut cursor: Option<String> = None;
-        loop {
-            let states = query.states.iter().map(|state| state.as_str()).collect::<Vec<_>>();
-            let mut pairs = vec![("limit", PAGE.to_string()), ("state", states.join(","))];
-            pairs.extend(query.metadata.iter().map(|(k, v)| ("metadata", format!("{k}={v}"))));
-            pairs.extend(cursor.take().map(|cursor| ("cursor", cursor)));
-            let request = self.request(Method::GET, &["sandboxes"]).query(&pairs);
-            let page: ListPage = self.json(request).await?;
-            sandboxes.extend(page.sandboxes);
-            match page.next_cursor {
-                Some(next) => cursor = Some(next),
-                None => return Ok(sandboxes),
-            }
-        }
+        let states = query.states.iter().map(|state| state.as_str()).collect::<Vec<_>>();
+        let mut filter = vec![("state", states.join(","))];
+        filter.extend(query.metadata.iter().map(|(k, v)| ("metadata", format!("{k}={v}"))));
+        self.all_pages("sandboxes", &filter).await
     }
 
     /// Gives one sandbox.
@@ -256,6 +116,45 @@ impl Client {
             Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(()),
             other => other.map(drop),
         }
+    }
+
+    /// Freezes a sandbox to disk; it is no error when it is frozen already.
+    pub async fn pause(&self, id: &str, tracing: Tracing) -> Result<Sandbox, ClientError> {
+        self.json(self.operation(&["sandboxes", id, "pause"], tracing)).await
+    }
+
+    /// Lets a frozen sandbox go on; it is no error when it runs.
+    pub async fn resume(&self, id: &str, tracing: Tracing) -> Result<Sandbox, ClientError> {
+        self.json(self.operation(&["sandboxes", id, "resume"], tracing)).await
+    }
+
+    /// Makes `count` copies of a running sandbox; waits until they run.
+    pub async fn fork(
+        &self,
+        id: &str,
+        count: u32,
+        tracing: Tracing,
+    ) -> Result<Forked, ClientError> {
+        let body = serde_json::json!({ "count": count });
+        self.json(self.operation(&["sandboxes", id, "fork"], tracing).json(&body)).await
+    }
+
+    /// Takes a snapshot of a sandbox.
+    pub async fn create_snapshot(
+        &self,
+        request: &SnapshotRequest,
+    ) -> Result<Snapshot, ClientError> {
+        self.json(self.request(Method::POST, &["snapshots"]).json(request)).await
+    }
+
+    /// Lists all snapshots, newest first.
+    pub async fn snapshots(&self) -> Result<Vec<Snapshot>, ClientError> {
+        self.all_pages("snapshots", &[]).await
+    }
+
+    /// Removes a snapshot.
+    pub async fn remove_snapshot(&self, name: &str) -> Result<(), ClientError> {
+        self.send(self.request(Method::DELETE, &["snapshots", name])).await.map(drop)
     }
 
     /// Runs a command in a sandbox and waits for its end.
@@ -298,6 +197,37 @@ impl Client {
     /// Deletes an API key.
     pub async fn delete_key(&self, id: &str) -> Result<(), ClientError> {
         self.send(self.request(Method::DELETE, &["api-keys", id])).await.map(drop)
+    }
+
+    /// A request for something that takes its time.
+    fn operation(&self, path: &[&str], tracing: Tracing) -> RequestBuilder {
+        let request = self.request(Method::POST, path);
+        match tracing {
+            Tracing::Off => request,
+            Tracing::On => request.query(&[("trace", "true")]),
+        }
+    }
+
+    async fn all_pages<T: DeserializeOwned>(
+        &self,
+        collection: &str,
+        filter: &[(&str, String)],
+    ) -> Result<Vec<T>, ClientError> {
+        let mut items = Vec::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let mut request =
+                self.request(Method::GET, &[collection]).query(&[("limit", PAGE)]).query(filter);
+            if let Some(cursor) = &cursor {
+                request = request.query(&[("cursor", cursor)]);
+            }
+            let page: Page<T> = self.json(request).await?;
+            items.extend(page.items);
+            match page.next_cursor {
+                Some(next) => cursor = Some(next),
+                None => return Ok(items),
+            }
+        }
     }
 
     fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
@@ -345,20 +275,6 @@ impl Client {
     }
 }
 
-impl Encoding {
-    /// The bytes that a command printed.
-    ///
-    /// # Errors
-    ///
-    /// [`ClientError::BadBase64`].
-    pub fn decode(self, text: &str) -> Result<Vec<u8>, ClientError> {
-        match self {
-            Self::Utf8 => Ok(text.as_bytes().to_vec()),
-            Self::Base64 => STANDARD.decode(text).map_err(ClientError::BadBase64),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -396,14 +312,7 @@ mod tests {
 
     #[test]
     fn args_are_sent_even_when_there_are_none() {
-        let request = ExecRequest {
-            cmd: "true".to_owned(),
-            args: vec![],
-            envs: BTreeMap::new(),
-            cwd: None,
-            user: None,
-            timeout_sec: None,
-        };
+        let request = ExecRequest { cmd: "true".to_owned(), ..ExecRequest::default() };
         let json = serde_json::to_string(&request).unwrap();
         assert_eq!(json, r#"{"cmd":"true","args":[]}"#);
     }

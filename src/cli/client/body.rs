@@ -1,0 +1,224 @@
+//! What goes to the daemon and what comes back, as its API shows it.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::ClientError;
+use crate::domain::sandbox::SandboxState;
+
+/// What a new sandbox shall be. What is none is the daemon's to choose.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+pub struct CreateRequest {
+    pub template: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_sec: Option<u32>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub envs: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A sandbox as the API shows it. The state is a text, so that a newer daemon's states show too.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Sandbox {
+    pub id: String,
+    pub template: String,
+    pub state: String,
+    pub vcpus: u32,
+    pub memory_mb: u32,
+    pub created_at: DateTime<Utc>,
+    /// Where the time went, if that was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Vec<Span>>,
+    /// Everything else, to be passed on.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+/// Which sandboxes to list. States are always named: what the daemon lists without any is its
+/// own choice.
+#[derive(Debug)]
+pub struct ListQuery {
+    pub states: Vec<SandboxState>,
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A command for a sandbox. `args` is always there, if empty: without it the daemon would hand
+/// `cmd` to a shell.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ExecRequest {
+    pub cmd: String,
+    pub args: Vec<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub envs: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_sec: Option<u32>,
+}
+
+/// What came of a command.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ExecAnswer {
+    pub stdout: String,
+    pub stderr: String,
+    pub exit_code: i64,
+    pub encoding: Encoding,
+    /// It was killed because its time was over.
+    #[serde(default)]
+    pub timed_out: bool,
+    /// It printed more than is here.
+    #[serde(default)]
+    pub truncated: bool,
+    /// Everything else, to be passed on.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+/// How output is put into JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Encoding {
+    #[serde(rename = "utf-8")]
+    Utf8,
+    #[serde(rename = "base64")]
+    Base64,
+}
+
+/// Whether the daemon shall say where an operation's time went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tracing {
+    Off,
+    On,
+}
+
+/// One step of an operation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Span {
+    pub span: String,
+    /// When it began, from the beginning of the operation.
+    pub start_ms: f64,
+    pub took_ms: f64,
+}
+
+/// What came of a fork.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Forked {
+    pub sandboxes: Vec<Sandbox>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Vec<Span>>,
+    /// Everything else, to be passed on.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+/// Bytes that a sandbox or a snapshot has in use on its host's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Storage {
+    /// Its memory, all generations.
+    pub memory_bytes: u64,
+    pub memory_generations: u32,
+    /// Its overlays and the image's root disk.
+    pub disk_bytes: u64,
+    /// How much of both others use too: it stays when this one goes.
+    pub shared_bytes: u64,
+}
+
+/// A snapshot that shall be taken.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct SnapshotRequest {
+    pub sandbox_id: String,
+    pub name: String,
+    /// Whether an older one of that name is replaced.
+    pub overwrite: bool,
+}
+
+/// A named snapshot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub name: String,
+    pub image: String,
+    pub vcpus: u32,
+    pub memory_mb: u32,
+    #[serde(flatten)]
+    pub storage: Storage,
+    pub created_at: DateTime<Utc>,
+    /// Everything else, to be passed on.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+/// One page of a list.
+#[derive(Deserialize)]
+pub struct Page<T> {
+    #[serde(alias = "sandboxes", alias = "snapshots")]
+    pub items: Vec<T>,
+    pub next_cursor: Option<String>,
+}
+
+/// Where an upload went.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Written {
+    pub path: String,
+    pub size: u64,
+}
+
+/// A new API key; the key itself is never shown again.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct NewKey {
+    pub id: String,
+    pub name: String,
+    pub key: String,
+    pub created_at: DateTime<Utc>,
+}
+
+/// An API key without the key.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Key {
+    pub id: String,
+    pub name: String,
+    pub prefix: String,
+    pub created_at: DateTime<Utc>,
+    pub last_used_at: Option<DateTime<Utc>>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Keys {
+    pub api_keys: Vec<Key>,
+}
+
+/// The body of an error.
+#[derive(Deserialize)]
+pub struct Envelope {
+    pub error: Inner,
+}
+
+#[derive(Deserialize)]
+pub struct Inner {
+    pub message: String,
+    pub request_id: Option<String>,
+}
+
+impl Encoding {
+    /// The bytes that a command printed.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::BadBase64`].
+    pub fn decode(self, text: &str) -> Result<Vec<u8>, ClientError> {
+        match self {
+            Self::Utf8 => Ok(text.as_bytes().to_vec()),
+            Self::Base64 => STANDARD.decode(text).map_err(ClientError::BadBase64),
+        }
+    }
+}

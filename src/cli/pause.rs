@@ -1,0 +1,14 @@
+//! `pause`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::client::Client;
+use super::output::Format;
+use super::several::{SeveralArgs, change};
+
+pub(super) async fn run(client: &Client, format: Format, args: SeveralArgs) -> Result<ExitCode> {
+    let pause = |id: String, tracing| async move { client.pause(&id, tracing).await };
+    change(client, format, args, "cannot pause", pause).await
+}

@@ -1,0 +1,14 @@
+//! `resume`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::client::Client;
+use super::output::Format;
+use super::several::{SeveralArgs, change};
+
+pub(super) async fn run(client: &Client, format: Format, args: SeveralArgs) -> Result<ExitCode> {
+    let resume = |id: String, tracing| async move { client.resume(&id, tracing).await };
+    change(client, format, args, "cannot resume", resume).await
+}
