@@ -8,8 +8,6 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
-use crate::vmm::fault::Fault;
-
 /// Read if it is there and no other file is named.
 const DEFAULT_FILE: &str = "/etc/nestbox/config.toml";
 
@@ -59,7 +57,7 @@ pub struct Config {
     /// Seconds that a guest has to start.
     pub boot_timeout_sec: u64,
     /// A step that fails once, for tests, such as `frozen=kill-vm`.
-    pub fault: Option<Fault>,
+    pub fault: Option<String>,
     /// What is logged, as `tracing` filter directives.
     pub log: String,
     /// How the log is written.

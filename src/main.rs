@@ -25,10 +25,13 @@ fn main() -> ExitCode {
             let json = cli.global.json;
             report(outcome.and_then(|config| block_on(startup::doctor(&config, json))?))
         }
-        _ => match block_on(cli::run(cli)) {
-            Ok(code) => code,
-            Err(error) => report(Err(error)),
-        },
+        _ => {
+            match block_on(cli::run(cli, |config, image| Box::pin(startup::warm_up(config, image))))
+            {
+                Ok(code) => code,
+                Err(error) => report(Err(error)),
+            }
+        }
     }
 }
 

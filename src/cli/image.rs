@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::WarmUp;
 use super::output::Format;
 use super::progress::Steps;
 use crate::config::Config;
@@ -83,9 +84,14 @@ struct ImportArgs {
 ///
 /// # Errors
 /// What the command could not do, as a chain of causes.
-pub(super) async fn run(args: ImageArgs, config: &Config, format: Format) -> anyhow::Result<()> {
+pub(super) async fn run(
+    args: ImageArgs,
+    config: &Config,
+    format: Format,
+    warm_up: WarmUp,
+) -> anyhow::Result<()> {
     match args.command {
-        ImageCommand::Build(args) => build(args, config, format).await,
+        ImageCommand::Build(args) => build(args, config, format, warm_up).await,
         ImageCommand::Import(args) => {
             let image = with_images(config, move |images| import(&args, images)).await?;
             report(&image, "made", format)
@@ -124,14 +130,19 @@ fn import(args: &ImportArgs, images: &ImageStore) -> anyhow::Result<Image> {
     Ok(image)
 }
 
-async fn build(args: BuildArgs, config: &Config, format: Format) -> anyhow::Result<()> {
+async fn build(
+    args: BuildArgs,
+    config: &Config,
+    format: Format,
+    warm_up: WarmUp,
+) -> anyhow::Result<()> {
     let Distribution::Debian = args.distribution;
     let name = match args.name {
         Some(name) => name,
         None => DEBIAN.parse()?,
     };
     let rebuild = if args.force { Rebuild::Always } else { Rebuild::IfMissing };
-    match make_debian(config, &name, rebuild).await? {
+    match make_debian(config, &name, rebuild, warm_up).await? {
         Built::New(image) => report(&image, "built", format),
         Built::Present(image) => report(&image, "already there", format),
     }
@@ -141,14 +152,15 @@ async fn build(args: BuildArgs, config: &Config, format: Format) -> anyhow::Resu
 ///
 /// # Errors
 /// What kept it from being made, as a chain of causes.
-pub(super) async fn ensure_debian(config: &Config) -> anyhow::Result<()> {
-    make_debian(config, &DEBIAN.parse()?, Rebuild::IfMissing).await.map(drop)
+pub(super) async fn ensure_debian(config: &Config, warm_up: WarmUp) -> anyhow::Result<()> {
+    make_debian(config, &DEBIAN.parse()?, Rebuild::IfMissing, warm_up).await.map(drop)
 }
 
 async fn make_debian(
     config: &Config,
     name: &TemplateName,
     rebuild: Rebuild,
+    warm_up: WarmUp,
 ) -> anyhow::Result<Built> {
     let files_of = name.clone();
     let (built, steps) = with_images(config, move |images| {
@@ -157,7 +169,10 @@ async fn make_debian(
         Ok((built, steps))
     })
     .await?;
-    // The files are there. What else an image needs before sandboxes are made of it belongs here.
+    steps.begin("boot it once and freeze it");
+    if let Some(reason) = warm_up(config.clone(), name.clone()).await? {
+        steps.note(&format!("the first create will do that: {reason}"));
+    }
     steps.finish();
     Ok(built)
 }

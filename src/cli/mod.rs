@@ -33,10 +33,12 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+use futures::future::BoxFuture;
 
 use client::Client;
 
 use crate::config::{Config, ConfigArgs};
+use crate::domain::name::TemplateName;
 pub use exit::NESTBOX_FAILED;
 
 /// Sandboxes for untrusted code, each in a microVM of its own.
@@ -112,6 +114,10 @@ pub enum Command {
     Key(key::KeyCommand),
 }
 
+/// Boots an image once and freezes it, or says why the first create will have to. The program gives
+/// it, because parts of the daemon are none of the command line's business.
+pub type WarmUp = fn(Config, TemplateName) -> BoxFuture<'static, Result<Option<String>>>;
+
 impl Global {
     /// The data directory of this machine's daemon, if it is not the default one.
     pub fn local_data_dir(&self) -> Option<PathBuf> {
@@ -132,14 +138,14 @@ impl Cli {
 }
 
 /// Runs a verb. Prints its own errors; the result is for the process to end with.
-pub async fn run(cli: Cli) -> ExitCode {
-    match dispatch(cli).await {
+pub async fn run(cli: Cli, warm_up: WarmUp) -> ExitCode {
+    match dispatch(cli, warm_up).await {
         Ok(code) => code,
         Err(error) => exit::after_error(&error),
     }
 }
 
-async fn dispatch(Cli { global, command }: Cli) -> Result<ExitCode> {
+async fn dispatch(Cli { global, command }: Cli, warm_up: WarmUp) -> Result<ExitCode> {
     let format = output::Format::of(&global);
     // Only for the verbs that need one: others work without a daemon.
     let client = || -> Result<Client> { Ok(Client::new(discover::find(&global)?)?) };
@@ -149,10 +155,10 @@ async fn dispatch(Cli { global, command }: Cli) -> Result<ExitCode> {
             let image_dir = args.image_dir.clone();
             let settings = ConfigArgs { image_dir, ..ConfigArgs::default() };
             let config = Config::load(&settings, global.local_data_dir().as_deref())?;
-            image::run(args, &config, format).await?;
+            image::run(args, &config, format, warm_up).await?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Demo(args) => demo::run(args, global.data_dir.clone()).await,
+        Command::Demo(args) => demo::run(args, global.data_dir.clone(), warm_up).await,
         Command::Create(args) => create::run(&client()?, format, args).await,
         Command::Ls(args) => ls::run(&client()?, format, args).await,
         Command::Get(args) => get::run(&client()?, format, args).await,

@@ -84,7 +84,7 @@ impl Daemon {
         let images = ImageStore::open(config.image_dir());
         let choice = choose_hypervisor(config, &images).await?;
         let machines =
-            HostMachines::start(host_settings(config), choice.hypervisor, images).await?;
+            HostMachines::start(host_settings(config)?, choice.hypervisor, images).await?;
         let machines: Arc<dyn Machines> = Arc::new(machines);
         let host_id = host_id(&config.data_dir)?;
         let arbiter = Arbiter::new();
@@ -245,14 +245,15 @@ async fn forget_old(database: Database) {
     }
 }
 
-fn host_settings(config: &Config) -> HostSettings {
-    HostSettings {
+fn host_settings(config: &Config) -> Result<HostSettings> {
+    let fault = config.fault.as_deref().map(str::parse).transpose()?;
+    Ok(HostSettings {
         data_dir: config.data_dir.clone(),
         slot_pool: config.slot_pool,
         standbys: config.standbys,
         boot_timeout: Duration::from_secs(config.boot_timeout_sec),
-        faults: Faults::new(config.fault),
-    }
+        faults: Faults::new(fault),
+    })
 }
 
 /// Makes the data directory and sees to it that nobody else uses it; nothing if somebody does.

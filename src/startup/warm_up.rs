@@ -10,35 +10,28 @@ use crate::vmm::host::HostMachines;
 use crate::vmm::image::ImageStore;
 use crate::vmm::machine::Machines;
 
-/// What came of it.
-pub enum WarmUp {
-    /// There is a warm snapshot of the default shape.
-    Ready,
-    /// It could not be made here and now, and why: the first create makes it.
-    Later(String),
-}
-
-/// Makes the warm snapshot of an image in the default shape, so that the first create need not.
+/// Makes the warm snapshot of an image in the default shape, so that the first create need not. What
+/// it returns says why it cannot be made here and now.
 ///
 /// # Errors
 ///
 /// If the image cannot be booted.
-pub async fn warm_up(config: &Config, name: &TemplateName) -> Result<WarmUp> {
+pub async fn warm_up(config: Config, image: TemplateName) -> Result<Option<String>> {
     if !nix::unistd::geteuid().is_root() {
-        return Ok(WarmUp::Later("only root can start VMs".to_owned()));
+        return Ok(Some("only root can start VMs".to_owned()));
     }
     let Some(_lock) = claim_data_dir(&config.data_dir)? else {
         let dir = config.data_dir.display();
-        return Ok(WarmUp::Later(format!("a daemon uses {dir}")));
+        return Ok(Some(format!("a daemon uses {dir}")));
     };
     let images = ImageStore::open(config.image_dir());
-    let choice = match choose_hypervisor(config, &images).await {
+    let choice = match choose_hypervisor(&config, &images).await {
         Ok(choice) => choice,
-        Err(error) => return Ok(WarmUp::Later(format!("{error:#}"))),
+        Err(error) => return Ok(Some(format!("{error:#}"))),
     };
-    let machines = HostMachines::start(host_settings(config), choice.hypervisor, images).await?;
-    let made = machines.warm_up(name, Shape::DEFAULT).await;
+    let machines = HostMachines::start(host_settings(&config)?, choice.hypervisor, images).await?;
+    let made = machines.warm_up(&image, Shape::DEFAULT).await;
     machines.shut_down().await;
     made?;
-    Ok(WarmUp::Ready)
+    Ok(None)
 }

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
 
 /// Steps of the operations on machines, each named after what was just done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +82,7 @@ impl Action {
 }
 
 /// One failure at one step, the first time that it is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
     point: Point,
     action: Action,
@@ -107,20 +105,6 @@ impl FromStr for Fault {
             (Some((point, _)), Some((action, _))) => Ok(Self { point, action }),
             _ => Err(unknown()),
         }
-    }
-}
-
-impl From<Fault> for String {
-    fn from(fault: Fault) -> Self {
-        fault.to_string()
-    }
-}
-
-impl TryFrom<String> for Fault {
-    type Error = UnknownFault;
-
-    fn try_from(text: String) -> Result<Self, UnknownFault> {
-        text.parse()
     }
 }
 

@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use reqwest::multipart;
 
+use super::WarmUp;
 use super::client::{Client, CreateRequest, ExecRequest, Tracing};
 use super::image;
 use super::output::table;
@@ -40,7 +41,11 @@ print(f'kernel {platform.release()}, sum {total}')
 #[derive(Debug, Args)]
 pub struct DemoArgs {}
 
-pub(super) async fn run(_: DemoArgs, data_dir: Option<PathBuf>) -> Result<ExitCode> {
+pub(super) async fn run(
+    _: DemoArgs,
+    data_dir: Option<PathBuf>,
+    warm_up: WarmUp,
+) -> Result<ExitCode> {
     let base = std::path::absolute(data_dir.unwrap_or_else(|| PathBuf::from(DEFAULT_DIR)))?;
     // Its own directory, so that it meets no other daemon; images are shared.
     let (dir, images) = (base.join("demo"), base.join("images"));
@@ -48,7 +53,7 @@ pub(super) async fn run(_: DemoArgs, data_dir: Option<PathBuf>) -> Result<ExitCo
 
     steps.begin("image");
     let settings = ConfigArgs { image_dir: Some(images.clone()), ..ConfigArgs::default() };
-    image::ensure_debian(&Config::load(&settings, Some(&dir))?).await?;
+    image::ensure_debian(&Config::load(&settings, Some(&dir))?, warm_up).await?;
     steps.begin("daemon");
     let daemon = DemoDaemon::start(&dir, &images).await?;
     let shown = tokio::select! {

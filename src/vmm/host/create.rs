@@ -180,7 +180,8 @@ impl Host {
     }
 
     /// Makes a machine's directory with its record, and its own copy of what it starts from.
-    pub(super) async fn found(        &self,
+    pub(super) async fn found(
+        &self,
         parts: &mut Parts,
         spec: MachineSpec,
         source: Arc<Snapshot>,

@@ -177,10 +177,6 @@ impl Host {
     }
 
     /// Starts a guest and tells it who it is.
-    async fn reserve(&self, _: &TemplateName, _: Shape) -> SandboxId {
-        SandboxId::random()
-    }
-
     async fn make(
         self: &Arc<Self>,
         spec: MachineSpec,
