@@ -28,8 +28,9 @@ use crate::vmm::machine::{MachineError, MachineSpec, Origin, Run};
 use crate::vmm::memory::BuildId;
 use crate::vmm::record::Life;
 
-/// Longest wait for a standby that is being made: about what it takes to make one.
-const WAIT_LIMIT: Duration = Duration::from_millis(500);
+/// Longest wait for a standby that is being made. It is ahead of a restore that would begin now, and
+/// two at a time would only slow each other down.
+const WAIT_LIMIT: Duration = Duration::from_secs(10);
 
 /// An id that was given out and not used by then is given to somebody else.
 const OFFER_LIMIT: Duration = Duration::from_secs(10);
@@ -249,7 +250,7 @@ fn spec(kind: &Kind) -> MachineSpec {
 async fn rehearse(agent: &Agent) -> Result<(), MachineError> {
     let exec = Exec { cmd: "true".to_owned(), output_limit: 1024, ..Exec::default() };
     agent.exec(exec, &Default::default()).await?;
-    Ok(())
+    Ok(agent.sync().await?)
 }
 
 fn has_room(shape: Shape) -> bool {
