@@ -210,6 +210,137 @@ fn an_actor_that_panics_while_it_destroys_is_rebuilt_and_goes_on() {
 }
 
 #[test]
+fn an_actor_that_panics_while_it_pauses_finds_its_sandbox_running() {
+    System::new().block_on(async {
+        let bench = Bench::new();
+        let handle = bench.create().await;
+        bench.machines.set_mode(Step::Pause, Mode::SingleStep);
+        let pausing = handle.clone();
+        let pausing = tokio::spawn(async move { pausing.pause(Trace::default()).await });
+        let _held = bench.machines.held(Step::Pause).await;
+        handle.crash();
+        assert!(
+            pausing.await.expect("does not panic").is_err(),
+            "nobody can say that it is paused"
+        );
+        eventually("it works again", async || works(&handle).await.then_some(())).await;
+        assert_eq!(handle.life().state, SandboxState::Running);
+        bench.machines.set_mode(Step::Pause, Mode::Automatic);
+        handle.pause(Trace::default()).await.expect("can still be paused");
+    });
+}
+
+/// What it worked on is over before it is built again: nobody else works on the same machine.
+#[test]
+fn an_actor_that_panics_while_a_pause_does_not_end_waits_for_what_becomes_of_it() {
+    System::new().block_on(async {
+        let bench = Bench::new();
+        let handle = bench.create().await;
+        bench.machines.set_mode(Step::Pause, Mode::SingleStepDeaf);
+        let pausing = handle.clone();
+        tokio::spawn(async move { pausing.pause(Trace::default()).await });
+        let held = bench.machines.held(Step::Pause).await;
+        handle.crash();
+        sleep(Duration::from_millis(200)).await;
+        assert_eq!(handle.life().state, SandboxState::Pausing);
+        held.succeed();
+        eventually("it is paused", async || {
+            (handle.life().state == SandboxState::Paused).then_some(())
+        })
+        .await;
+        handle.resume(Trace::default()).await.expect("resumes");
+        assert!(works(&handle).await);
+    });
+}
+
+#[test]
+fn an_actor_that_panics_while_its_sandbox_is_frozen_finds_it_so() {
+    System::new().block_on(async {
+        let bench = Bench::new();
+        let handle = bench.create().await;
+        handle.pause(Trace::default()).await.expect("pauses");
+        handle.crash();
+        eventually("it can be resumed", async || handle.resume(Trace::default()).await.ok()).await;
+        assert!(works(&handle).await);
+
+        handle.pause(Trace::default()).await.expect("pauses");
+        bench.machines.set_mode(Step::Resume, Mode::SingleStep);
+        let resuming = handle.clone();
+        tokio::spawn(async move { resuming.resume(Trace::default()).await });
+        let _held = bench.machines.held(Step::Resume).await;
+        handle.crash();
+        eventually("it is paused", async || {
+            (handle.life().state == SandboxState::Paused).then_some(())
+        })
+        .await;
+        handle.destroy().await.expect("ends");
+        eventually("nothing is left", async || bench.machines.present().is_empty().then_some(()))
+            .await;
+        assert_eq!(UNWANTED_PANICS.load(Ordering::SeqCst), 0);
+    });
+}
+
+/// The intention is on disk, and everybody knows, before anything is done.
+#[test]
+fn a_pause_or_resume_begins_only_when_it_is_known() {
+    System::new().block_on(async {
+        let bench = Bench::new();
+        let handle = bench.create().await;
+        for (step, during, after) in [
+            (Step::Pause, SandboxState::Pausing, SandboxState::Paused),
+            (Step::Resume, SandboxState::Resuming, SandboxState::Running),
+        ] {
+            bench.machines.set_mode(step, Mode::SingleStep);
+            bench.sink.open.send_replace(false);
+            let asking = handle.clone();
+            let done = tokio::spawn(async move {
+                match step {
+                    Step::Pause => asking.pause(Trace::default()).await,
+                    _ => asking.resume(Trace::default()).await,
+                }
+            });
+            eventually("it is decided", async || (handle.life().state == during).then_some(()))
+                .await;
+            let early = tokio::time::timeout(Duration::from_millis(100), bench.machines.held(step));
+            assert!(early.await.is_err(), "it began before it was known");
+            bench.sink.open.send_replace(true);
+            bench.machines.held(step).await.succeed();
+            done.await.expect("does not panic").expect("succeeds");
+            assert_eq!(bench.told().last(), Some(&after), "the answer comes after the state");
+        }
+        assert!(works(&handle).await);
+    });
+}
+
+/// F15: what is cancelled before it began never begins.
+#[test]
+fn a_pause_that_is_overtaken_before_it_began_freezes_nothing() {
+    System::new().block_on(async {
+        let bench = Bench::new();
+        let handle = bench.create().await;
+        bench.machines.set_mode(Step::Pause, Mode::SingleStepDeaf);
+        bench.sink.open.send_replace(false);
+        let pausing = handle.clone();
+        let pausing = tokio::spawn(async move { pausing.pause(Trace::default()).await });
+        eventually("it is decided", async || {
+            (handle.life().state == SandboxState::Pausing).then_some(())
+        })
+        .await;
+        let destroying = handle.clone();
+        let destroying = tokio::spawn(async move { destroying.destroy().await });
+        eventually("it stops", async || {
+            (handle.life().state == SandboxState::Stopping).then_some(())
+        })
+        .await;
+        bench.sink.open.send_replace(true);
+        destroying.await.expect("does not panic").expect("ends");
+        assert!(pausing.await.expect("does not panic").is_err());
+        assert!(bench.machines.present().is_empty());
+        assert_eq!(UNWANTED_PANICS.load(Ordering::SeqCst), 0);
+    });
+}
+
+#[test]
 fn a_sandbox_whose_actor_panics_again_and_again_is_given_up_and_says_so() {
     System::new().block_on(async {
         let bench = Bench::new();
