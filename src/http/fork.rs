@@ -15,16 +15,11 @@ use crate::domain::id::SandboxId;
 const MOST_CHILDREN: usize = 16;
 
 /// Body of the request; it may be left out.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct ForkBody {
-    count: usize,
-}
-
-impl Default for ForkBody {
-    fn default() -> Self {
-        Self { count: 1 }
-    }
+    /// 1 if absent.
+    count: Option<usize>,
 }
 
 #[derive(Serialize)]
@@ -40,7 +35,7 @@ async fn fork(
     traced: web::Query<Traced>,
     body: Optional<ForkBody>,
 ) -> Result<HttpResponse, ApiError> {
-    let count = body.0.count;
+    let count = body.0.count.unwrap_or(1);
     if !(1..=MOST_CHILDREN).contains(&count) {
         return Err(ApiError::invalid(format!("count is from 1 to {MOST_CHILDREN}")));
     }

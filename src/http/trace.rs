@@ -1,5 +1,7 @@
 //! `?trace=true`: an answer that also says where the time went.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::actors::control_plane::{Span, Trace};
@@ -38,7 +40,7 @@ struct SpanView {
 
 impl From<&Span> for SpanView {
     fn from(span: &Span) -> Self {
-        let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
+        let ms = |duration: Duration| duration.as_micros() as f64 / 1e3;
         Self { span: span.name, start_ms: ms(span.start), took_ms: ms(span.took) }
     }
 }

@@ -70,7 +70,7 @@ fn announce(daemon: &Daemon, url: &str, key_file: &Path) {
     println!("Hypervisor: {}, {}", daemon.engine(), daemon.reason);
     let (adopted, lost) = (daemon.adoption.adopted.len(), &daemon.adoption.lost);
     if adopted > 0 {
-        println!("Sandboxes:  {adopted} of a former daemon run on");
+        println!("Sandboxes:  {adopted} of a former daemon run on or are still paused");
     }
     for (id, reason) in lost {
         println!("Lost:       {id}: {reason}");

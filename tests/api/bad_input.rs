@@ -15,11 +15,33 @@ async fn an_unknown_field_is_refused_and_named() {
         ("/v1/sandboxes".to_owned(), json!({"cpus": 1})),
         (format!("/v1/sandboxes/{UNKNOWN}/exec"), json!({"cmd": "true", "cpus": 1})),
         (format!("/v1/sandboxes/{UNKNOWN}/files/read"), json!({"path": "/x", "cpus": 1})),
+        (format!("/v1/sandboxes/{UNKNOWN}/pause"), json!({"cpus": 1})),
+        (format!("/v1/sandboxes/{UNKNOWN}/resume"), json!({"cpus": 1})),
+        (format!("/v1/sandboxes/{UNKNOWN}/fork"), json!({"cpus": 1})),
+        ("/v1/snapshots".to_owned(), json!({"sandbox_id": UNKNOWN, "name": "x", "cpus": 1})),
         ("/v1/api-keys".to_owned(), json!({"name": "x", "cpus": 1})),
     ] {
         let message = nest.post(&path, body).await.error(400, "invalid_request");
         assert!(message.contains("cpus"), "{path}: {message}");
     }
+}
+
+#[actix_web::test]
+async fn an_unknown_parameter_is_refused_and_named() {
+    let nest = Nest::start().await;
+    for (path, body) in [
+        ("/v1/sandboxes".to_owned(), json!({})),
+        (format!("/v1/sandboxes/{UNKNOWN}/pause"), json!({})),
+        (format!("/v1/sandboxes/{UNKNOWN}/resume"), json!({})),
+        (format!("/v1/sandboxes/{UNKNOWN}/fork"), json!({})),
+    ] {
+        for (query, word) in [("color=red", "color"), ("trace=yes", "true"), ("trace", "true")] {
+            let answer = nest.post(&format!("{path}?{query}"), body.clone()).await;
+            let message = answer.error(400, "invalid_request");
+            assert!(message.contains(word), "{path}?{query}: {message}");
+        }
+    }
+    assert_eq!(nest.machines.boots(), 0);
 }
 
 #[actix_web::test]
@@ -97,6 +119,9 @@ async fn an_id_that_is_no_id_is_malformed_and_an_unknown_one_is_not_found() {
         (Method::DELETE, "", None),
         (Method::POST, "/exec", Some(json!({"cmd": "true"}))),
         (Method::POST, "/files/read", Some(json!({"path": "/x"}))),
+        (Method::POST, "/pause", None),
+        (Method::POST, "/resume", None),
+        (Method::POST, "/fork", None),
     ] {
         let send = async |id: &str| {
             let mut request = nest.request(method.clone(), &format!("/v1/sandboxes/{id}{tail}"));
@@ -141,6 +166,11 @@ async fn a_wrong_method_is_refused_in_the_same_form() {
         (Method::GET, format!("/v1/sandboxes/{UNKNOWN}/exec")),
         (Method::GET, format!("/v1/sandboxes/{UNKNOWN}/files/read")),
         (Method::PUT, format!("/v1/sandboxes/{UNKNOWN}/files/write")),
+        (Method::GET, format!("/v1/sandboxes/{UNKNOWN}/pause")),
+        (Method::PUT, format!("/v1/sandboxes/{UNKNOWN}/resume")),
+        (Method::DELETE, format!("/v1/sandboxes/{UNKNOWN}/fork")),
+        (Method::PUT, "/v1/snapshots".to_owned()),
+        (Method::POST, "/v1/snapshots/some".to_owned()),
         (Method::PATCH, "/v1/api-keys".to_owned()),
         (Method::GET, "/v1/api-keys/some".to_owned()),
         (Method::POST, "/health".to_owned()),

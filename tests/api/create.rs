@@ -26,7 +26,11 @@ async fn a_new_sandbox_runs_and_shows_what_was_asked_for() {
     assert!(!text.contains("hidden") && !text.contains("token"), "{text}");
 
     let id = made["id"].as_str().unwrap();
-    assert_eq!(nest.sandbox(id).await, made);
+    let mut seen = nest.sandbox(id).await;
+    let storage = seen.as_object_mut().unwrap().remove("storage").unwrap();
+    assert_eq!(seen, made);
+    assert_eq!((&storage["memory_bytes"], &storage["memory_generations"]), (&json!(0), &json!(0)));
+    assert!(storage["disk_bytes"].is_u64() && storage["shared_bytes"].is_u64(), "{storage}");
 }
 
 #[actix_web::test]
@@ -90,6 +94,7 @@ async fn a_destroyed_sandbox_leaves_nothing_but_its_record() {
     assert!(nest.machines.present().is_empty());
     let sandbox = nest.sandbox(&id).await;
     assert_eq!((&sandbox["state"], &sandbox["reason"]), (&json!("stopped"), &Value::Null));
+    assert_eq!(sandbox["storage"], Value::Null);
 }
 
 #[actix_web::test]

@@ -104,6 +104,12 @@ impl Nest {
         Self { url, key, machines, control, arbiter, database, client, dir, server }
     }
 
+    /// Ends the daemon and starts another one on the same machines and database.
+    pub async fn restart(self) -> Self {
+        let (machines, dir) = self.end().await;
+        Self::assemble(Limits { cpus: 2, ..limits(Some(0)).unwrap() }, machines, dir).await
+    }
+
     /// Ends the daemon; its machines and its database stay.
     pub async fn end(mut self) -> (SimulatedMachines, TempDir) {
         self.server.stop(true).await;
@@ -205,6 +211,37 @@ impl Nest {
     pub fn begin_exec(&self, id: &str, body: &Value) -> rt::task::JoinHandle<Answer> {
         let path = format!("/v1/sandboxes/{id}/exec");
         self.begin(self.request(Method::POST, &path).json(body))
+    }
+
+    pub async fn pause(&self, id: &str) -> Answer {
+        self.begin_to(id, "pause").await.unwrap()
+    }
+
+    pub async fn resume(&self, id: &str) -> Answer {
+        self.begin_to(id, "resume").await.unwrap()
+    }
+
+    /// Forks a sandbox; returns the ids of its children.
+    pub async fn fork(&self, id: &str, count: usize) -> Vec<String> {
+        let path = format!("/v1/sandboxes/{id}/fork");
+        let answer = self.post(&path, json!({"count": count})).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        let children = answer.json()["sandboxes"].as_array().unwrap().clone();
+        children.iter().map(|child| child["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    pub async fn snapshot(&self, id: &str, name: &str) -> Answer {
+        self.begin_snapshot(id, name).await.unwrap()
+    }
+
+    /// Starts `pause`, `resume` or `fork`, without a body.
+    pub fn begin_to(&self, id: &str, what: &str) -> rt::task::JoinHandle<Answer> {
+        self.begin(self.request(Method::POST, &format!("/v1/sandboxes/{id}/{what}")))
+    }
+
+    pub fn begin_snapshot(&self, id: &str, name: &str) -> rt::task::JoinHandle<Answer> {
+        let body = json!({"sandbox_id": id, "name": name});
+        self.begin(self.request(Method::POST, "/v1/snapshots").json(&body))
     }
 
     pub fn begin_destroy(&self, id: &str) -> rt::task::JoinHandle<Answer> {

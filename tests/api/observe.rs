@@ -1,5 +1,6 @@
 //! Metrics count, and every answer can be found in the log.
 
+use nestbox::vmm::simulated::{Fault, Mode, Step};
 use reqwest::Method;
 use serde_json::json;
 
@@ -50,6 +51,37 @@ async fn metrics_parse_and_count() {
         assert_eq!(sample(&text, name), Some(value), "{name} in {text}");
     }
     assert!(!text.contains(&id), "no ids in labels");
+}
+
+#[actix_web::test]
+async fn what_is_done_to_sandboxes_is_counted_and_timed() {
+    let nest = Nest::start().await;
+    let id = nest.create(json!({})).await;
+    nest.fork(&id, 2).await;
+    nest.pause(&id).await;
+    nest.snapshot(&id, "kept").await;
+    nest.snapshot(&id, "kept").await.error(409, "conflict");
+    nest.machines.set_mode(Step::Resume, Mode::Failing { times: 1, fault: Fault::NoSpace });
+    nest.resume(&id).await.error(507, "no_space");
+    nest.resume(&id).await;
+    nest.pause(&id).await;
+
+    let text = String::from_utf8(nest.get("/metrics").await.body.to_vec()).unwrap();
+    assert_parses(&text);
+    for (name, value) in [
+        ("nestbox_sandboxes{state=\"running\"}", Some(2.0)),
+        ("nestbox_sandboxes{state=\"paused\"}", Some(1.0)),
+        ("nestbox_sandbox_create_seconds_count", Some(3.0)),
+        ("nestbox_operation_seconds_count{operation=\"fork\"}", Some(1.0)),
+        ("nestbox_operation_seconds_count{operation=\"pause\"}", Some(2.0)),
+        ("nestbox_operation_seconds_count{operation=\"snapshot\"}", Some(1.0)),
+        ("nestbox_operation_seconds_count{operation=\"resume\"}", Some(1.0)),
+        ("nestbox_operation_failures_total{operation=\"resume\"}", Some(1.0)),
+        // A name that is taken is no failure of the host.
+        ("nestbox_operation_failures_total{operation=\"snapshot\"}", None),
+    ] {
+        assert_eq!(sample(&text, name), value, "{name} in {text}");
+    }
 }
 
 #[actix_web::test]

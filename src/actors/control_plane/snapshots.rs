@@ -5,6 +5,8 @@
 
 use std::num::NonZeroU32;
 
+use chrono::SubsecRound;
+
 use super::{ControlError, ControlPlane, to_the_end};
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
@@ -128,7 +130,8 @@ impl ControlPlane {
             disk_bytes: storage.disk_bytes,
             shared_bytes: storage.shared_bytes,
             memory_generations: storage.memory_generations,
-            created_at,
+            // As exactly as a database keeps it.
+            created_at: created_at.trunc_subsecs(6),
         }
     }
 }

@@ -5,6 +5,8 @@
 //! never waits behind a slow boot or pause: it cancels it. [`SandboxHandle`] is what others hold.
 
 mod actor;
+#[cfg(test)]
+mod bench;
 mod body;
 mod handle;
 mod lease;
