@@ -118,6 +118,10 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub standbys: Option<usize>,
+    /// A step that fails once, for tests
+    #[arg(long, value_name = "STEP=ACTION", hide = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
     /// Seconds that a guest has to start [default: 60]
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -212,6 +216,8 @@ mod tests {
             image_dir: Some(PathBuf::new()),
             memory_reserve_mib: Some(1),
             slot_pool: Some(1),
+            standbys: Some(1),
+            fault: Some(String::new()),
             boot_timeout_sec: Some(1),
             log: Some(String::new()),
             log_format: Some(LogFormat::Text),
