@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::header::{Generation, GenerationName, Header, memory_bytes};
 use super::map::{PageMap, Source};
@@ -50,11 +51,27 @@ impl Lineage {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Self::open_bare(dir),
             Err(error) => return Err(cannot("open", &path)(error)),
         };
+        let written = modified(&file).map_err(cannot("measure", &path))?;
         let mut bytes = Vec::new();
         file.take(MAX_HEADER_BYTES).read_to_end(&mut bytes).map_err(cannot("read", &path))?;
         let header =
             Header::parse(&bytes).map_err(|source| MemoryError::Header { path, source })?;
-        Self::assemble(dir, header)
+        let lineage = Self::assemble(dir, header)?;
+        lineage.check_untouched(written)?;
+        Ok(lineage)
+    }
+
+    /// A header is written after the files that it names, which are never changed again. QEMU 7.2
+    /// opens a base for writing although it maps it privately, so one that a guest has taken over
+    /// could write to it; it could not set the time of that back.
+    fn check_untouched(&self, written: SystemTime) -> Result<(), MemoryError> {
+        for (number, file) in self.files.iter().enumerate() {
+            let path = self.path(number);
+            if modified(file).map_err(cannot("measure", &path))? > written {
+                return Err(MemoryError::Touched { path });
+            }
+        }
+        Ok(())
     }
 
     /// Opens the generations that `header` names in `dir`.
@@ -249,6 +266,10 @@ impl Lineage {
     fn path(&self, number: usize) -> PathBuf {
         self.dir.join(self.generations[number].name.to_string())
     }
+}
+
+fn modified(file: &File) -> io::Result<SystemTime> {
+    file.metadata()?.modified()
 }
 
 fn open_file(path: &Path) -> Result<(File, u64), MemoryError> {

@@ -334,6 +334,19 @@ fn a_generation_that_is_missing_or_cut_is_noticed() {
 }
 
 #[test]
+fn a_base_that_was_written_to_is_refused() {
+    let snapshots = Snapshots::new();
+    let (dir, _) = snapshots.sealed(&[(1, 7)]);
+    Lineage::open(&dir).unwrap();
+    // The kernel's clock for files ticks every few milliseconds.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let base = File::options().write(true).open(dir.join("memfile")).unwrap();
+    base.write_all_at(b"x", 0).unwrap();
+    let refused = Lineage::open(&dir);
+    assert!(matches!(refused, Err(MemoryError::Touched { .. })), "{refused:?}");
+}
+
+#[test]
 fn a_collapse_leaves_one_sparse_base_and_no_strays() {
     let snapshots = Snapshots::new();
     let (_, base) = snapshots.sealed(&[(1, 1), (2, 2)]);

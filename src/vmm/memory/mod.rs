@@ -110,6 +110,12 @@ pub enum MemoryError {
         /// The right length in bytes.
         expected: u64,
     },
+    /// A generation was written to after it was finished.
+    #[error("{} was changed after it was written: nothing is restored from it", path.display())]
+    Touched {
+        /// The generation's file.
+        path: PathBuf,
+    },
     /// A file is too short or uneven to be the memory of a VM.
     #[error("{} has {found} bytes, which is no whole number of MiB", path.display())]
     NoMemory {
