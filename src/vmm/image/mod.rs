@@ -3,13 +3,13 @@
 //! ```text
 //! {dir}/kernels/{release}-{sum}/   vmlinux, modules/*.ko, order, kernel.json    never changes
 //! {dir}/initramfs/{sum}.cpio       a kernel's modules with the embedded agent   made when asked for
-//! {dir}/{name}/                    rootfs-{sum}.ext4, image.json
+//! {dir}/{name}/                    rootfs-{sum}.ext4, image.json, warm/ (of `vmm::host`)
 //! {dir}/.lock  {dir}/.work/        one build at a time, and what it has not finished
 //! ```
 //!
 //! Everything here blocks; it knows no sandbox, no hypervisor and no command line. A root
-//! filesystem and a kernel are never changed once they have their final name: overlays and frozen
-//! sandboxes depend on each byte of them. A rebuilt image gets new files beside the old ones.
+//! filesystem and a kernel are never changed once they have their final name. A rebuilt image gets new
+//! files; a root filesystem that it replaces lives on where a snapshot has a link to it.
 
 mod apt;
 mod bzimage;

@@ -300,13 +300,11 @@ impl ImageStore {
         let path = dir.join(MANIFEST);
         manifest::write(&path, &manifest).map_err(io_at(&path))?;
         manifest::sync_dir(&self.dir).map_err(io_at(&self.dir))?;
+        remove_replaced(&dir, &manifest.rootfs.file).map_err(io_at(&dir))?;
         self.get(name)
     }
 
     /// Removes what killed builds and removed images left behind. The caller holds the lock.
-    ///
-    /// A root filesystem that a newer build of the same image replaced stays: sandboxes may depend
-    /// on it, and only the caller's caller knows.
     fn remove_leftovers(&self) -> Result<(), ImageError> {
         let mut kernels = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(io_at(&self.dir))?.flatten() {
@@ -339,4 +337,17 @@ impl ImageStore {
         }
         Ok(())
     }
+}
+
+/// Removes root filesystems of former builds of an image. Sandboxes that need one have a link to it.
+fn remove_replaced(dir: &Path, current: &str) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("rootfs-") && name != current {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
