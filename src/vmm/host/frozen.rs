@@ -100,18 +100,11 @@ impl Frozen for HostFrozen {
         let snapshot = run.trace.span("open", self.open()).await?;
         let (host, dir) = (self.host.clone(), self.dir.clone());
         let (record, run) = (self.record.clone(), run.clone());
-        // A task of its own: a caller that goes away does not leave half a machine.
-        let work = tokio::spawn(async move {
+        let work = async move {
             let _files = files;
             resume(&host, &dir, record, snapshot, &run).await
-        });
-        match work.await {
-            Ok(outcome) => Ok(Arc::new(outcome?)),
-            Err(error) => {
-                let source = format!("the resume was interrupted: {error}").into();
-                Err(MachineError::Snapshot { source })
-            }
-        }
+        };
+        Ok(Arc::new(self.host.run(work).await?))
     }
 
     async fn snapshot(

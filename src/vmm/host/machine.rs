@@ -47,21 +47,12 @@ impl HostMachine {
         self.record.get().shape
     }
 
-    /// Captures it in a task of its own: a caller that goes away does not leave half of it.
     async fn checkpoint(&self, run: &Run) -> Result<Arc<Snapshot>, CaptureError> {
         let (host, parts) = (self.host.clone(), self.parts.clone());
         let (agent, run) = (self.agent.clone(), run.clone());
-        let work =
-            tokio::spawn(
-                async move { host.checkpoint(&mut *parts.lock().await, &agent, &run).await },
-            );
-        work.await.unwrap_or_else(|error| Err(interrupted(&error)))
+        let work = async move { host.checkpoint(&mut *parts.lock().await, &agent, &run).await };
+        self.host.run(work).await
     }
-}
-
-fn interrupted(error: &tokio::task::JoinError) -> CaptureError {
-    let source = format!("the capture was interrupted: {error}").into();
-    CaptureError::Lost(MachineError::Snapshot { source })
 }
 
 #[async_trait]
@@ -99,7 +90,7 @@ impl Machine for HostMachine {
     async fn pause(&self, run: &Run) -> Result<Arc<dyn Frozen>, CaptureError> {
         let (host, parts, pausing) = (self.host.clone(), self.parts.clone(), self.pausing.clone());
         let (agent, run, record) = (self.agent.clone(), run.clone(), self.record.clone());
-        let work = tokio::spawn(async move {
+        let work = async move {
             let mut parts = parts.lock().await;
             let dir = parts.dir.clone();
             let on_end = {
@@ -111,9 +102,8 @@ impl Machine for HostMachine {
                 pausing.store(false, Ordering::SeqCst);
             }
             frozen.map(|_| HostFrozen::new(host, dir, record))
-        });
-        let frozen = work.await.unwrap_or_else(|error| Err(interrupted(&error)))?;
-        Ok(Arc::new(frozen))
+        };
+        Ok(Arc::new(self.host.run(work).await?))
     }
 
     async fn snapshot(
@@ -140,12 +130,7 @@ impl Machine for HostMachine {
 
     async fn destroy(&self) -> Result<(), MachineError> {
         let parts = self.parts.clone();
-        // A task of its own: a caller that goes away does not leave half a machine.
-        let work = tokio::spawn(async move { parts.lock().await.dismantle().await });
-        let remains = match work.await {
-            Ok(remains) => remains,
-            Err(error) => vec![format!("taking it away was interrupted: {error}")],
-        };
+        let remains = self.host.run(async move { parts.lock().await.dismantle().await }).await;
         match remains.is_empty() {
             true => Ok(()),
             false => Err(MachineError::Remains(remains)),

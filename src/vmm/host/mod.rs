@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::runtime::{Handle, Runtime};
 
 use self::recover::{list, slot_of};
 use self::standby::Standbys;
@@ -55,6 +56,9 @@ use crate::domain::slot::SlotIndex;
 const SANDBOXES: &str = "sandboxes";
 const SNAPSHOTS: &str = "snapshots";
 
+/// They mostly wait; what blocks for long goes to threads of the runtime's own.
+const THREADS: usize = 2;
+
 /// What the machines of a host are made with.
 #[derive(Debug, Clone)]
 pub struct HostSettings {
@@ -76,6 +80,9 @@ pub enum HostError {
     /// The directory of machines cannot be used.
     #[error("cannot use {path}")]
     Directory { path: PathBuf, source: io::Error },
+    /// It has no threads for them.
+    #[error("cannot start threads")]
+    Threads(#[source] io::Error),
     /// The host does not tell what it is.
     #[error("cannot learn about the host from {path}")]
     Unknown { path: &'static str, source: io::Error },
@@ -90,11 +97,17 @@ pub enum HostError {
     Cgroup(#[from] CgroupError),
 }
 
-/// Makes the machines of this host.
-pub struct HostMachines(Arc<Host>);
+/// Makes the machines of this host, on threads of its own: making one takes many small waits for the
+/// kernel, which those who decide and those who serve should not share.
+pub struct HostMachines {
+    host: Arc<Host>,
+    /// There until this is dropped.
+    runtime: Option<Runtime>,
+}
 
 /// What all machines of a host share.
 struct Host {
+    runtime: Handle,
     data_dir: PathBuf,
     sandboxes: PathBuf,
     boot_timeout: Duration,
@@ -122,6 +135,57 @@ impl HostMachines {
         hypervisor: Arc<dyn Hypervisor>,
         images: ImageStore,
     ) -> Result<Self, HostError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("machines")
+            .enable_all()
+            .build()
+            .map_err(HostError::Threads)?;
+        let handle = runtime.handle().clone();
+        let host = on(&handle, Host::start(settings, hypervisor, images, handle.clone())).await;
+        Ok(Self { host: Arc::new(host?), runtime: Some(runtime) })
+    }
+
+    /// Makes the warm snapshot of an image in a shape, unless there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError`]; nothing is left of it then.
+    pub async fn warm_up(&self, name: &TemplateName, shape: Shape) -> Result<(), MachineError> {
+        let image = self.host.image(name)?;
+        let image = image.ok_or_else(|| MachineError::UnknownTemplate(name.clone()))?;
+        self.host.warm(image, shape, &Run::default()).await.map(drop)
+    }
+}
+
+impl Drop for HostMachines {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Does `work` on the host's threads, to its end even if nobody waits for it any more.
+async fn on<T: Send + 'static>(
+    runtime: &Handle,
+    work: impl Future<Output = T> + Send + 'static,
+) -> T {
+    match runtime.spawn(work).await {
+        Ok(outcome) => outcome,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The threads are gone, and the daemon is about to be.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+impl Host {
+    async fn start(
+        settings: HostSettings,
+        hypervisor: Arc<dyn Hypervisor>,
+        images: ImageStore,
+        runtime: Handle,
+    ) -> Result<Self, HostError> {
         let HostSettings { data_dir, slot_pool, standbys, boot_timeout, faults } = settings;
         let sandboxes = data_dir.join(SANDBOXES);
         std::fs::create_dir_all(&sandboxes)
@@ -131,7 +195,8 @@ impl HostMachines {
         let in_use: Vec<SlotIndex> = left.iter().filter_map(|dir| slot_of(dir)).collect();
         let network =
             NetworkConfig { pool_size: slot_pool, ..NetworkConfig::new(data_dir.clone()) };
-        Ok(Self(Arc::new(Host {
+        Ok(Self {
+            runtime,
             cgroups: Cgroups::open(&data_dir)?,
             store: SnapshotStore::open(&data_dir.join(SNAPSHOTS))?,
             slots: SlotPool::start(network, &in_use).await?,
@@ -145,22 +210,17 @@ impl HostMachines {
             hypervisor,
             images,
             faults,
-        })))
+        })
     }
 
-    /// Makes the warm snapshot of an image in a shape, unless there is one.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineError`]; nothing is left of it then.
-    pub async fn warm_up(&self, name: &TemplateName, shape: Shape) -> Result<(), MachineError> {
-        let image = self.0.image(name)?;
-        let image = image.ok_or_else(|| MachineError::UnknownTemplate(name.clone()))?;
-        self.0.warm(image, shape, &Run::default()).await.map(drop)
+    /// Does `work` on the host's threads, to its end even if nobody waits for it any more.
+    async fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        on(&self.runtime, work).await
     }
-}
 
-impl Host {
     fn dir(&self, id: &SandboxId) -> PathBuf {
         self.sandboxes.join(id.as_str())
     }
@@ -202,38 +262,43 @@ fn cpu_model() -> Result<String, HostError> {
 #[async_trait]
 impl Machines for HostMachines {
     fn engine(&self) -> EngineInfo {
-        let version = self.0.hypervisor.version().to_owned();
-        EngineInfo { engine: self.0.hypervisor.engine(), version }
+        let version = self.host.hypervisor.version().to_owned();
+        EngineInfo { engine: self.host.hypervisor.engine(), version }
     }
 
     async fn template(&self, name: &TemplateName) -> Result<Template, MachineError> {
-        let (host, name) = (self.0.clone(), name.clone());
+        let (host, name) = (self.host.clone(), name.clone());
         let look = tokio::task::spawn_blocking(move || host.template(&name)).await;
         look.expect("opening files does not panic")
     }
 
     async fn reserve(&self, template: &TemplateName, shape: Shape) -> SandboxId {
-        self.0.standbys.reserve(template, shape).await.unwrap_or_else(SandboxId::random)
+        self.host.standbys.reserve(template, shape).await.unwrap_or_else(SandboxId::random)
     }
 
     async fn make(&self, spec: MachineSpec, run: &Run) -> Result<Arc<dyn Machine>, MachineError> {
-        Ok(Arc::new(self.0.create(spec, run).await?))
+        let (host, run) = (self.host.clone(), run.clone());
+        let made = self.host.run(async move { host.create(spec, &run).await });
+        Ok(Arc::new(made.await?))
     }
 
     async fn survivors(&self) -> Vec<Survivor> {
-        self.0.list_survivors().await
+        let host = self.host.clone();
+        self.host.run(async move { host.list_survivors().await }).await
     }
 
     async fn adopt(&self, id: &SandboxId) -> Result<Found, MachineError> {
-        self.0.adopt_machine(id).await
+        let (host, id) = (self.host.clone(), id.clone());
+        self.host.run(async move { host.adopt_machine(&id).await }).await
     }
 
     async fn sweep(&self, id: &SandboxId) -> Result<(), MachineError> {
-        self.0.sweep_sandbox(id).await
+        let (host, id) = (self.host.clone(), id.clone());
+        self.host.run(async move { host.sweep_sandbox(&id).await }).await
     }
 
     async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, MachineError> {
-        let host = self.0.clone();
+        let host = self.host.clone();
         let list = move || {
             let all = host.store.all()?;
             all.into_iter().map(|(name, snapshot)| create::info(name, &snapshot)).collect()
@@ -242,7 +307,7 @@ impl Machines for HostMachines {
     }
 
     async fn remove_snapshot(&self, name: &TemplateName) -> Result<(), MachineError> {
-        let (host, name) = (self.0.clone(), name.clone());
+        let (host, name) = (self.host.clone(), name.clone());
         let remove = move || match host.store.remove(&name)? {
             true => Ok(()),
             false => Err(MachineError::UnknownTemplate(name)),
@@ -251,7 +316,7 @@ impl Machines for HostMachines {
     }
 
     async fn discard(&self, point: ForkPoint) {
-        let host = self.0.clone();
+        let host = self.host.clone();
         let discard = move || host.store.discard_fork(&point);
         let discarded = tokio::task::spawn_blocking(discard).await;
         if let Err(error) = discarded.expect("removing files does not panic") {
@@ -261,8 +326,9 @@ impl Machines for HostMachines {
     }
 
     async fn shut_down(&self) {
-        self.0.stand_down().await;
-        if let Err(error) = self.0.slots.shutdown().await {
+        let host = self.host.clone();
+        self.host.run(async move { host.stand_down().await }).await;
+        if let Err(error) = self.host.slots.shutdown().await {
             tracing::warn!(error = %crate::chain(&error), "some network slots are left");
         }
     }

@@ -170,7 +170,7 @@ impl Host {
         let kind = Kind { image: image.clone(), shape };
         while self.standbys.begin(&kind) {
             let (host, kind) = (self.clone(), kind.clone());
-            tokio::spawn(async move {
+            self.runtime.spawn(async move {
                 if let Some(other) = host.standbys.take_other(&kind) {
                     dismiss(other).await;
                 }

@@ -76,7 +76,7 @@ impl Host {
             return Ok(found);
         }
         let host = self.clone();
-        let work = tokio::spawn(async move {
+        let work = async move {
             let turn = host.making.of(&dir);
             let _turn = turn.lock().await;
             if let Some(found) = open(&dir).await? {
@@ -90,14 +90,11 @@ impl Host {
             let made = host.boot_and_freeze(&image, shape, &dir).await?;
             remove_outdated(&home, &dir);
             Ok(made)
-        });
+        };
         tokio::select! {
             biased;
             () = run.cancel.cancelled() => Err(MachineError::Cancelled),
-            made = work => made.unwrap_or_else(|error| {
-                let source = format!("making the warm snapshot was interrupted: {error}").into();
-                Err(MachineError::Snapshot { source })
-            }),
+            made = self.run(work) => made,
         }
     }
 
