@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use super::cgroup::CgroupEntry;
 use super::console::ConsoleError;
@@ -42,6 +43,9 @@ pub enum HypervisorError {
     /// The guest's memory cannot be read or written.
     #[error("the guest's memory failed")]
     Memory(#[from] MemoryError),
+    /// Nobody wants the VM any more.
+    #[error("starting the VM was cancelled")]
+    Cancelled,
 }
 
 /// Which program runs the VMs, and how.
@@ -116,6 +120,8 @@ pub struct RestorePlan<'a> {
     pub memory: Arc<Lineage>,
     /// The state of its devices, as [`Vm::save_devices`] gave it.
     pub devices: OwnedFd,
+    /// Ends it early.
+    pub cancel: &'a CancellationToken,
     /// Where the time goes.
     pub trace: &'a Trace,
 }

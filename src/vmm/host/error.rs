@@ -54,7 +54,10 @@ impl From<RecordError> for MachineError {
 
 impl From<HypervisorError> for MachineError {
     fn from(error: HypervisorError) -> Self {
-        no_space_or(error, Self::Hypervisor)
+        match error {
+            HypervisorError::Cancelled => Self::Cancelled,
+            error => no_space_or(error, Self::Hypervisor),
+        }
     }
 }
 

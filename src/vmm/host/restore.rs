@@ -68,6 +68,7 @@ impl Host {
             vm: self.plan(parts, &now, &name, snapshot.open_layers()?).await?,
             memory: snapshot.memory().clone(),
             devices: snapshot.open_devices()?.into(),
+            cancel: &run.cancel,
             trace: &run.trace,
         };
         let vm: Arc<dyn Vm> = Arc::from(self.hypervisor.restore(plan).await?);

@@ -120,7 +120,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn restore(&self, plan: RestorePlan<'_>) -> Result<Box<dyn Vm>, HypervisorError> {
-        let (trace, memory) = (plan.trace, plan.memory);
+        let (cancel, trace, memory) = (plan.cancel, plan.trace, plan.memory);
         let base = memory.base().try_clone();
         let base = base.map_err(|source| HypervisorError::Open {
             path: memory.base_path().to_owned(),
@@ -137,7 +137,14 @@ impl Hypervisor for Qemu {
             trace.span("load", vm.load(devices)).await?;
             Ok(vm)
         };
-        Ok(Box::new(or_kill(process, vm).await?))
+        let wanted = async {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => Err(HypervisorError::Cancelled),
+                vm = vm => vm,
+            }
+        };
+        Ok(Box::new(or_kill(process, wanted).await?))
     }
 
     async fn adopt(&self, process: ProcessId, dir: &Path) -> Result<Box<dyn Vm>, HypervisorError> {
