@@ -78,18 +78,24 @@ fn a_guest_that_powers_off_or_reboots_or_panics_is_gone_and_says_so() {
 }
 
 #[test]
-fn a_vm_that_dies_while_it_boots_is_told_with_its_console() {
+fn a_vm_that_dies_while_its_image_boots_is_told_with_its_console() {
     in_a_lab(1, async |lab| {
-        let mut daemon = lab.daemon_with(Options { slot_pool: 0, ..Options::default() }).await;
+        let images = Some(lab.cold_images());
+        let mut daemon =
+            lab.daemon_with(Options { images, slot_pool: 0, ..Options::default() }).await;
         let idle = daemon.census();
         let api = daemon.api().clone();
         let creating = tokio::spawn(async move { api.try_create(json!({})).await });
-        let sandbox = daemon.booting().await;
-        sandbox.kill_vm();
+        daemon.starting().await.kill_vm();
         let answer = creating.await.expect("no panic");
-        answer.is_error(502, "agent_error");
-        assert!(answer.message().contains("SIGKILL"), "{}", answer.message());
-        assert!(!sandbox.becomes("error").await.is_empty());
+        let message = answer.is_error(502, "agent_error").message();
+        assert!(message.contains("SIGKILL") && message.contains("console"), "{message}");
+        let sandbox = daemon.sandbox(&daemon.ids().await[0]);
+        assert!(sandbox.becomes("error").await.contains("SIGKILL"));
+        daemon.is_back_to(&idle).await;
+
+        // The next one boots the image once more.
+        daemon.create_with(json!({})).await.destroy().await;
         daemon.is_back_to(&idle).await;
         daemon.stop().await;
     });

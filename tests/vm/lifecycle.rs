@@ -1,14 +1,17 @@
 //! From create to destroy.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use nestbox::vmm::disk::{DiskError, Overlay, Owner};
+use nestbox::vmm::disk::{DiskError, DiskFormat, Layer, Overlay};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::support::{eventually, eventually_within, in_a_lab};
+use crate::support::{
+    Lab, Options, Sandbox, eventually, eventually_within, in_a_lab, path_with, qemu_script,
+};
 
 /// A VM is killed, not shut down: its end takes nothing like a boot.
 const AT_ONCE: Duration = Duration::from_millis(1500);
@@ -16,8 +19,7 @@ const AT_ONCE: Duration = Duration::from_millis(1500);
 #[test]
 fn a_sandbox_runs_code_and_leaves_nothing() {
     in_a_lab(1, async |lab| {
-        let mut daemon =
-            lab.daemon_with(crate::support::Options { slot_pool: 0, ..Default::default() }).await;
+        let mut daemon = lab.daemon_with(Options { slot_pool: 0, ..Default::default() }).await;
         let idle = daemon.census();
 
         let sandbox = daemon.create().await;
@@ -95,11 +97,12 @@ fn no_two_vms_share_a_disk() {
     in_a_lab(2, async |lab| {
         let mut daemon = lab.daemon().await;
         let (first, second) = tokio::join!(daemon.create(), daemon.create());
-        let overlays = [&first, &second].map(|sandbox| sandbox.dir().join("overlay.qcow2"));
+        let overlays = [&first, &second].map(Sandbox::overlay);
+        let base = Layer { file: "base".to_owned(), format: DiskFormat::Raw };
         for overlay in &overlays {
             let opened = Overlay::open(overlay);
             assert!(matches!(opened, Err(DiskError::InUse { .. })), "{opened:?}");
-            let made = Overlay::create(overlay, overlay, Owner { uid: 0, gid: 0 });
+            let made = Overlay::create(overlay, &base, 1 << 30);
             assert!(matches!(made, Err(DiskError::Create { .. })), "{made:?}");
         }
         first.sh("echo first > mark && sync").await;
@@ -142,13 +145,29 @@ fn destroy_works_from_every_state_and_again() {
     });
 }
 
+/// A daemon that has no warm snapshot yet, so that the first create waits for an image to boot.
+fn cold(lab: &Lab) -> Options {
+    Options { images: Some(lab.cold_images()), ..Options::default() }
+}
+
+/// Names of the warm snapshots in those images.
+fn warm_snapshots(lab: &Lab) -> Vec<String> {
+    let dir = lab.cold_images().join("debian/warm");
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name != ".lock").collect()
+}
+
 #[test]
-fn destroy_ends_a_boot_at_once() {
+fn destroy_does_not_wait_for_an_image_to_boot() {
     in_a_lab(1, async |lab| {
-        let mut daemon = lab.daemon().await;
+        let mut daemon = lab.daemon_with(cold(lab)).await;
         let api = daemon.api().clone();
         let creating = tokio::spawn(async move { api.try_create(json!({})).await });
-        let sandbox = daemon.booting().await;
+        let boot = daemon.starting().await;
+        let ids = daemon.ids().await;
+        assert!(ids.len() == 1 && ids[0] != boot.id, "{ids:?}");
+        let sandbox = daemon.sandbox(&ids[0]);
         assert_eq!(sandbox.state().await, "starting");
         sandbox.try_exec(json!({ "cmd": "true" })).await.is_error(409, "invalid_state");
 
@@ -156,10 +175,38 @@ fn destroy_ends_a_boot_at_once() {
         sandbox.destroy().await;
         let took = started.elapsed();
         assert!(took < AT_ONCE, "it took {took:?}");
-        assert!(!sandbox.dir().exists());
-
         let answer = creating.await.expect("no panic");
         answer.is_error(409, "invalid_state");
+
+        // The boot was not for this one alone.
+        eventually("the boot is over", || async { !boot.dir().exists() }).await;
+        let warm = warm_snapshots(lab);
+        assert!(warm.len() == 1 && warm[0].starts_with("1x512-"), "{warm:?}");
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn destroy_ends_a_restore_at_once() {
+    in_a_lab(1, async |lab| {
+        qemu_script("[ -e /run/slow ] && [ \"$1\" != --version ] && sleep 30; exec $QEMU \"$@\"");
+        let path = Some(path_with());
+        let mut daemon =
+            lab.daemon_with(Options { path, slot_pool: 0, ..Options::default() }).await;
+        daemon.create_with(json!({})).await.destroy().await;
+        let idle = daemon.census();
+        fs::write("/run/slow", "").expect("a mark");
+
+        let api = daemon.api().clone();
+        let creating = tokio::spawn(async move { api.try_create(json!({})).await });
+        eventually("QEMU starts", || async { daemon.census().count("processes") > 1 }).await;
+        let sandbox = daemon.sandbox(&daemon.ids().await[0]);
+        let started = Instant::now();
+        sandbox.destroy().await;
+        let took = started.elapsed();
+        assert!(took < AT_ONCE, "it took {took:?}");
+        creating.await.expect("no panic").is_error(409, "invalid_state");
+        idle.compare(&daemon.census());
         daemon.stop().await;
     });
 }
@@ -167,10 +214,11 @@ fn destroy_ends_a_boot_at_once() {
 #[test]
 fn a_client_that_hangs_up_while_it_creates_leaves_a_whole_sandbox() {
     in_a_lab(1, async |lab| {
-        let mut daemon = lab.daemon().await;
+        let mut daemon = lab.daemon_with(cold(lab)).await;
         let api = daemon.api().clone();
         let creating = tokio::spawn(async move { api.try_create(json!({})).await });
-        let sandbox = daemon.booting().await;
+        daemon.starting().await;
+        let sandbox = daemon.sandbox(&daemon.ids().await[0]);
         creating.abort();
 
         sandbox.becomes("running").await;

@@ -1,65 +1,18 @@
 //! What a guest reaches, and what reaches it.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::symlink;
-use std::thread;
 
 use nestbox::domain::slot::{SLOT_COUNT, SlotIndex};
-use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 
-use crate::support::{Options, Sandbox, in_a_lab, run};
+use crate::support::{Options, Sandbox, World, in_a_lab, run};
 
-/// The world beyond the host, and the host's address on the way there.
-const OUTSIDE: &str = "198.51.100.2";
-const HOST: &str = "198.51.100.1";
-/// An address of the host on another network.
-const HOST_ELSEWHERE: &str = "10.99.0.1";
-const WEB: u16 = 8000;
-
-/// A network beyond the host with a web server in it, and a web server on every address of the host.
-fn connect_to_the_world() {
-    run("ip netns add outside");
-    run("ip link add wan0 type veth peer name eth0 netns outside");
-    run(&format!("ip addr add {HOST}/24 dev wan0"));
-    run("ip link set wan0 up");
-    run(&format!("ip -n outside addr add {OUTSIDE}/24 dev eth0"));
-    run("ip -n outside link set eth0 up");
-    run("ip link add lan0 type veth peer name lan1");
-    run(&format!("ip addr add {HOST_ELSEWHERE}/24 dev lan0"));
-    run("ip link set lan0 up");
-    run("ip link set lan1 up");
-    serve_http();
-    thread::spawn(|| {
-        let namespace = fs::File::open("/run/netns/outside").expect("the namespace");
-        setns(namespace, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
-        serve_http();
-    })
-    .join()
-    .expect("it serves");
-}
-
-/// As before, so that the census agrees.
-fn disconnect() {
-    run("ip link del wan0");
-    run("ip link del lan0");
-    run("ip netns del outside");
-}
-
-/// Answers every request with the address of whoever asks, until the test ends.
-fn serve_http() {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, WEB)).expect("a free port");
-    thread::spawn(move || {
-        while let Ok((mut client, peer)) = listener.accept() {
-            let _ = client.read(&mut [0; 4096]);
-            let body = peer.ip().to_string();
-            let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
-            let _ = client.write_all(format!("{head}{body}").as_bytes());
-        }
-    });
-}
+const OUTSIDE: &str = World::OUTSIDE;
+const HOST: &str = World::HOST;
+const HOST_ELSEWHERE: &str = World::HOST_ELSEWHERE;
+const WEB: u16 = World::WEB;
 
 /// What curl says of a URL from inside: the body, or its exit code. A packet that nobody refuses
 /// takes longer than it waits.
@@ -78,7 +31,7 @@ const REFUSED: Result<String, i64> = Err(7);
 #[test]
 fn a_guest_reaches_the_world_but_not_the_host_nor_other_guests() {
     in_a_lab(2, async |lab| {
-        connect_to_the_world();
+        let world = World::connect();
         let options = Options { listen: "0.0.0.0:0".to_owned(), ..Options::default() };
         let mut daemon = lab.daemon_with(options).await;
         let (guest, other) = tokio::join!(daemon.create(), daemon.create());
@@ -127,14 +80,14 @@ fn a_guest_reaches_the_world_but_not_the_host_nor_other_guests() {
 
         tokio::join!(guest.destroy(), other.destroy());
         daemon.stop().await;
-        disconnect();
+        world.disconnect();
     });
 }
 
 #[test]
 fn the_hosts_own_reach_is_untouched_by_sandboxes() {
     in_a_lab(1, async |lab| {
-        connect_to_the_world();
+        let world = World::connect();
         let mut daemon = lab.daemon().await;
         let sandbox = daemon.create().await;
         let fetched = run(&format!("curl -s --noproxy * -m 5 http://{OUTSIDE}:{WEB}/"));
@@ -153,7 +106,7 @@ fn the_hosts_own_reach_is_untouched_by_sandboxes() {
         assert!(!attempt.success(), "{attempt}");
         sandbox.destroy().await;
         daemon.stop().await;
-        disconnect();
+        world.disconnect();
     });
 }
 

@@ -18,7 +18,7 @@ pub struct Api {
     http: reqwest::Client,
     pub url: String,
     pub key: String,
-    data_dir: PathBuf,
+    pub(super) data_dir: PathBuf,
 }
 
 /// What the daemon answered.
@@ -47,8 +47,9 @@ impl Answer {
         self
     }
 
+    /// The body of an answer with this status.
     #[track_caller]
-    fn expect(self, status: u16) -> Value {
+    pub fn expect(self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.body);
         self.body
     }
@@ -121,8 +122,8 @@ impl Api {
         list.map(|sandbox| sandbox["id"].as_str().expect("an id").to_owned()).collect()
     }
 
-    /// Waits until a sandbox that is being created has a VM.
-    pub async fn booting(&self) -> Sandbox {
+    /// Waits until there is a sandbox, or the boot of a warm snapshot, whose VM runs.
+    pub async fn starting(&self) -> Sandbox {
         let sandboxes = self.data_dir.join("sandboxes");
         for _ in 0..PATIENCE.as_millis() / 5 {
             for entry in fs::read_dir(&sandboxes).into_iter().flatten().flatten() {
@@ -180,12 +181,12 @@ impl Output {
 /// One sandbox.
 #[derive(Debug, Clone)]
 pub struct Sandbox {
-    api: Api,
+    pub(super) api: Api,
     pub id: String,
 }
 
 impl Sandbox {
-    fn path(&self, rest: &str) -> String {
+    pub(super) fn path(&self, rest: &str) -> String {
         format!("/v1/sandboxes/{}{rest}", self.id)
     }
 
@@ -286,7 +287,7 @@ impl Sandbox {
         serde_json::from_slice(&fs::read(self.dir().join("sandbox.json")).ok()?).ok()
     }
 
-    fn record(&self) -> Value {
+    pub(super) fn record(&self) -> Value {
         self.try_record().expect("a record")
     }
 

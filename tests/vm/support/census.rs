@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::lab::run;
 
 /// What the daemon itself keeps in its data directory.
-const OWN_FILES: [&str; 8] = [
+const OWN_FILES: [&str; 11] = [
     "api-key",
     "daemon.lock",
     "host-id",
@@ -17,6 +17,9 @@ const OWN_FILES: [&str; 8] = [
     "nestbox.db-shm",
     "nestbox.db-wal",
     "sandboxes",
+    "snapshots",
+    "snapshots/forks",
+    "snapshots/named",
     "url",
 ];
 
@@ -141,7 +144,8 @@ fn files(data_dir: &Path) -> Vec<String> {
     while let Some(dir) = pending.pop() {
         for name in names(&dir) {
             let path = dir.join(&name);
-            if dir != data_dir || !OWN_FILES.contains(&name.as_str()) {
+            let below = path.strip_prefix(data_dir).expect("it is below");
+            if !OWN_FILES.iter().any(|own| Path::new(own) == below) {
                 found.push(path.display().to_string());
             }
             // A socket or a link is no directory.

@@ -27,13 +27,22 @@ pub struct Options {
     pub database: Option<PathBuf>,
     /// Where it looks for programs; where the test does if absent.
     pub path: Option<String>,
+    /// What is to fail on purpose, such as `frozen=kill-vm`.
+    pub fault: Option<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let listen = "127.0.0.1:0".to_owned();
-        Self { listen, slot_pool: 1, images: None, database: None, path: None }
+        Self { listen, slot_pool: 1, images: None, database: None, path: None, fault: None }
     }
+}
+
+/// What a daemon finds around it; the rest of its environment is the same in each test.
+#[derive(Debug, Clone, Default)]
+struct Environment {
+    path: Option<String>,
+    fault: Option<String>,
 }
 
 /// A running daemon. Dropped without being stopped, it is killed.
@@ -41,7 +50,7 @@ pub struct Daemon {
     api: Api,
     process: Option<Child>,
     command: Vec<String>,
-    path: Option<String>,
+    environment: Environment,
     lab_root: PathBuf,
     data_dir: PathBuf,
 }
@@ -82,10 +91,10 @@ impl Daemon {
             command.extend(["--database-url".to_owned(), text(database)]);
         }
         let lab_root = lab.path("");
-        let (process, api) =
-            launch(&command, options.path.as_deref(), &lab_root, lab.data_dir()).await;
+        let environment = Environment { path: options.path, fault: options.fault };
+        let (process, api) = launch(&command, &environment, &lab_root, lab.data_dir()).await;
         let data_dir = lab.data_dir().to_owned();
-        Self { api, process: Some(process), command, path: options.path, lab_root, data_dir }
+        Self { api, process: Some(process), command, environment, lab_root, data_dir }
     }
 
     /// The process id.
@@ -131,11 +140,29 @@ impl Daemon {
         process.wait().expect("it can be reaped");
     }
 
+    /// Has it find programs in `path` when it is started the next time.
+    pub fn set_path(&mut self, path: Option<String>) {
+        self.environment.path = path;
+    }
+
+    /// Has it fail on purpose when it is started the next time, or no more.
+    pub fn set_fault(&mut self, fault: Option<&str>) {
+        self.environment.fault = fault.map(str::to_owned);
+    }
+
+    /// Waits for the daemon to end by itself, and says how.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let process = self.process.as_mut().expect("the daemon runs");
+        let status = wait(process).await;
+        self.process = None;
+        status.unwrap_or_else(|| panic!("the daemon did not end within {PATIENCE:?}"))
+    }
+
     /// Starts the daemon again, on the same data directory.
     pub async fn start_again(&mut self) {
         assert!(self.process.is_none(), "the daemon runs already");
         let (process, api) =
-            launch(&self.command, self.path.as_deref(), &self.lab_root, &self.data_dir).await;
+            launch(&self.command, &self.environment, &self.lab_root, &self.data_dir).await;
         self.process = Some(process);
         self.api = api;
     }
@@ -153,19 +180,27 @@ impl Daemon {
     pub async fn signal(&mut self, signal: Signal) -> ExitStatus {
         let mut process = self.process.take().expect("the daemon runs");
         kill(Pid::from_raw(process.id() as i32), signal).expect("it can be signalled");
-        let started = Instant::now();
-        loop {
-            if let Some(status) = process.try_wait().expect("it can be reaped") {
-                return status;
-            }
-            if started.elapsed() > PATIENCE {
+        match wait(&mut process).await {
+            Some(status) => status,
+            None => {
                 process.kill().expect("it can be killed");
                 process.wait().expect("it can be reaped");
                 panic!("the daemon did not end within {PATIENCE:?} of {signal}");
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+/// Waits for the end of a process, as long as anything may take.
+async fn wait(process: &mut Child) -> Option<ExitStatus> {
+    let started = Instant::now();
+    while started.elapsed() <= PATIENCE {
+        if let Some(status) = process.try_wait().expect("it can be reaped") {
+            return Some(status);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    None
 }
 
 impl Drop for Daemon {
@@ -180,7 +215,7 @@ impl Drop for Daemon {
 /// Starts the program and waits until it answers.
 async fn launch(
     command: &[String],
-    path: Option<&str>,
+    environment: &Environment,
     lab_root: &Path,
     data_dir: &Path,
 ) -> (Child, Api) {
@@ -188,7 +223,8 @@ async fn launch(
     let log = File::options().create(true).append(true).open(lab_root.join("daemon.log"));
     let mut process = bare_command()
         .args(command)
-        .envs(path.map(|path| ("PATH", path)))
+        .envs(environment.path.as_ref().map(|path| ("PATH", path)))
+        .envs(environment.fault.as_ref().map(|fault| ("NESTBOX_FAULT", fault)))
         .stdout(File::create(&output).expect("a file for its output"))
         .stderr(log.expect("a file for its log"))
         .spawn()

@@ -92,6 +92,21 @@ impl Lab {
         &self.images
     }
 
+    /// Images of the test's own, the same but without a warm snapshot.
+    pub fn cold_images(&self) -> PathBuf {
+        let images = self.path("images");
+        if !images.exists() {
+            let mut copy = Command::new("cp");
+            // Links: nobody writes to what is in an image.
+            copy.args(["-al"]).arg(&self.images).arg(&images);
+            assert!(copy.status().expect("cp runs").success(), "images are on another device");
+            for image in fs::read_dir(&images).expect("images").flatten() {
+                let _ = fs::remove_dir_all(image.path().join("warm"));
+            }
+        }
+        images
+    }
+
     /// A path for a file of the test's own.
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.path().join(name)

@@ -6,6 +6,10 @@ mod daemon;
 mod lab;
 #[path = "../../support/own_machine.rs"]
 mod own_machine;
+mod programs;
+mod snapshots;
+mod witness;
+mod world;
 
 use std::future::Future;
 use std::time::Duration;
@@ -14,6 +18,9 @@ pub use api::Sandbox;
 pub use census::Census;
 pub use daemon::{Daemon, Options};
 pub use lab::{Lab, in_a_lab, run};
+pub use programs::{path_with, qemu_script};
+pub use witness::Witness;
+pub use world::World;
 
 /// The longest that anything may take that a test waits for.
 pub const PATIENCE: Duration = Duration::from_secs(60);
