@@ -140,20 +140,18 @@ impl Standbys {
         missing
     }
 
-    /// Gives one back that may not be kept.
+    /// Gives one back that may not be kept. It counts as being made until it is taken away.
     fn end(&self, made: Option<Standby>) -> Option<Standby> {
         let mut state = self.state();
+        match made {
+            Some(refused) if state.closed => return Some(refused),
+            Some(standby) => state.ready.push_back(standby),
+            None => {}
+        }
         state.making -= 1;
-        let refused = match made {
-            Some(standby) if !state.closed => {
-                state.ready.push_back(standby);
-                None
-            }
-            refused => refused,
-        };
         drop(state);
         self.made.notify_waiters();
-        refused
+        None
     }
 }
 
@@ -180,6 +178,7 @@ impl Host {
                 };
                 if let Some(refused) = host.standbys.end(made) {
                     dismiss(refused).await;
+                    host.standbys.end(None);
                 }
             });
         }
@@ -212,15 +211,19 @@ impl Host {
     /// Ends all standbys and keeps new ones from being made.
     pub(super) async fn stand_down(&self) {
         loop {
-            let standby = {
+            let made = self.standbys.made.notified();
+            tokio::pin!(made);
+            // Before the look: what ends after it is not missed.
+            made.as_mut().enable();
+            let (standby, making) = {
                 let mut state = self.standbys.state();
                 state.closed = true;
-                state.ready.pop_front()
+                (state.ready.pop_front(), state.making)
             };
             match standby {
                 Some(standby) => dismiss(standby).await,
-                None if self.standbys.state().making == 0 => return,
-                None => self.standbys.made.notified().await,
+                None if making == 0 => return,
+                None => made.await,
             }
         }
     }
