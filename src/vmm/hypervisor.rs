@@ -40,6 +40,9 @@ pub enum HypervisorError {
     /// The hypervisor refused a command, or does not answer any more.
     #[error("the hypervisor failed to {verb} the VM")]
     Control { verb: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
+    /// The VM ended while it was being started or restored, and how.
+    #[error("the VM {how}")]
+    Ended { how: String },
     /// The guest's memory cannot be read or written.
     #[error("the guest's memory failed")]
     Memory(#[from] MemoryError),

@@ -56,6 +56,9 @@ impl From<HypervisorError> for MachineError {
     fn from(error: HypervisorError) -> Self {
         match error {
             HypervisorError::Cancelled => Self::Cancelled,
+            HypervisorError::Ended { how } => {
+                Self::EndedEarly { how, console: "nothing".to_owned() }
+            }
             error => no_space_or(error, Self::Hypervisor),
         }
     }

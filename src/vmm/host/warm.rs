@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statvfs::statvfs;
 use sha2::{Digest, Sha256};
 
 use super::Host;
@@ -184,7 +185,8 @@ impl Host {
             warm_up(&agent).await;
             Ok(agent.sync().await?)
         };
-        self.unless_it_ends(&*vm, &parts.dir, &run, up).await?;
+        let up = self.unless_it_ends(&*vm, &parts.dir, &run, up).await;
+        up.map_err(|error| no_space_or(error, &memory))?;
         // Its connections end before the freeze, so that no clone thinks that it has them.
         drop(agent);
         vm.freeze().await?;
@@ -307,6 +309,16 @@ fn make_memory(path: &Path, shape: Shape) -> io::Result<()> {
     let file = File::options().create_new(true).write(true).open(path)?;
     file.set_len(u64::from(shape.memory_mib) << 20)?;
     file.set_permissions(Permissions::from_mode(0o666))
+}
+
+/// A guest writes its memory through to a file while it boots, and where there is no room for that
+/// the kernel ends it with a signal.
+fn no_space_or(error: MachineError, memory: &Path) -> MachineError {
+    let full = statvfs(memory).is_ok_and(|disk| disk.blocks_available() == 0);
+    match error {
+        MachineError::EndedEarly { .. } if full => MachineError::NoSpace { source: error.into() },
+        error => error,
+    }
 }
 
 async fn warm_up(agent: &Agent) {

@@ -41,7 +41,7 @@ impl QemuVm {
                 Ok((console, qmp)) => Ok(Self { process, console, qmp, log }),
                 Err(error) => Err(ended_or(&process, &log, error).await),
             },
-            how = process.ended() => Err(early_end("reach", &how, &log)),
+            how = process.ended() => Err(early_end(&how, &log)),
         }
     }
 
@@ -49,7 +49,7 @@ impl QemuVm {
     pub async fn load(&self, fd: i32) -> Result<(), HypervisorError> {
         tokio::select! {
             biased;
-            how = self.process.ended() => Err(early_end("restore", &how, &self.log)),
+            how = self.process.ended() => Err(early_end(&how, &self.log)),
             loaded = self.qmp.load(fd) => match loaded {
                 Ok(()) => Ok(()),
                 Err(error) => {
@@ -126,20 +126,20 @@ fn control(verb: &'static str) -> impl Fn(QmpError) -> HypervisorError {
 
 /// A connection that breaks is the first sign of QEMU's end; the end itself says more.
 async fn ended_or(process: &VmProcess, log: &Path, error: HypervisorError) -> HypervisorError {
-    let HypervisorError::Control { verb, source } = &error else { return error };
+    let HypervisorError::Control { source, .. } = &error else { return error };
     let broken = source.downcast_ref::<QmpError>();
     if !matches!(broken, Some(QmpError::Broken(_))) {
         return error;
     }
     match tokio::time::timeout(KILL_LIMIT, process.ended()).await {
-        Ok(how) => early_end(verb, &how, log),
+        Ok(how) => early_end(&how, log),
         Err(_) => error,
     }
 }
 
-fn early_end(verb: &'static str, how: &str, log: &Path) -> HypervisorError {
+fn early_end(how: &str, log: &Path) -> HypervisorError {
     let words = last_words(log).map(|words| format!(": {words}")).unwrap_or_default();
-    HypervisorError::Control { verb, source: format!("QEMU {how}{words}").into() }
+    HypervisorError::Ended { how: format!("{how}{words}") }
 }
 
 /// The end of what QEMU had to say, if it said anything.
