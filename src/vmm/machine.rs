@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 
+use super::cgroup::Share;
 use super::guest::{Agent, AgentError};
 use super::hypervisor::{Engine, HypervisorError};
 use super::record::{Life, RecordError};
@@ -135,6 +136,8 @@ pub struct Run {
     pub cancel: CancellationToken,
     /// Where its time went.
     pub trace: Trace,
+    /// What a machine that is made gets of processors that others want too.
+    pub share: Share,
 }
 
 /// Bytes that a sandbox or snapshot has in use on the host's disk: blocks, not apparent sizes.

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use super::group::cpu_time;
 use super::*;
 
-const LIMITS: Limits = Limits { memory_bytes: 64 << 20, pids: 8, vcpus: 1 };
+const LIMITS: Limits = Limits { memory_bytes: 64 << 20, pids: 8, vcpus: 1, share: Share::Full };
 
 /// A daemon's cgroups, or `None` with the reason where they cannot be tested.
 fn cgroups() -> Option<(tempfile::TempDir, Cgroups)> {
@@ -63,6 +63,14 @@ async fn a_cgroup_is_made_with_its_limits_and_leaves_nothing() {
                 (Controller::CpuAccounting | Controller::Kill, _) => {}
             }
         }
+    }
+    cgroup.set_share(1, Share::Background).expect("a smaller share");
+    for place in cgroup.places().iter().filter(|it| it.controllers.contains(&Controller::Cpu)) {
+        let (file, value) = match place.version {
+            Version::V1 => ("cpu.shares", "102"),
+            Version::V2 => ("cpu.weight", "10"),
+        };
+        assert_eq!(fs::read_to_string(place.dir.join(file)).expect(file).trim(), value);
     }
     cgroup.release().await.expect("a clean release");
     assert!(cgroups.list().expect("a list").is_empty());

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{CgroupError, Controller, Limits, PATIENCE, Usage, Version, blocking};
+use super::{CgroupError, Controller, Limits, PATIENCE, Share, Usage, Version, blocking};
 use crate::domain::id::SandboxId;
 
 /// The time over which a quota of processor time is counted, in microseconds; the kernel's default.
@@ -57,6 +57,15 @@ impl Cgroup {
 
     pub(super) fn places(&self) -> &[Place] {
         &self.places
+    }
+
+    /// Changes what the sandbox gets of processors that others want too.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Write`].
+    pub fn set_share(&self, vcpus: u32, share: Share) -> Result<(), CgroupError> {
+        self.places.iter().try_for_each(|place| place.share(vcpus, share))
     }
 
     /// Whose cgroup this is.
@@ -237,11 +246,11 @@ impl Place {
                 ],
                 (Controller::Pids, _) => vec![("pids.max", limits.pids.to_string())],
                 (Controller::Cpu, Version::V1) => vec![
-                    ("cpu.shares", (1024 * u64::from(limits.vcpus)).to_string()),
+                    ("cpu.shares", shares(limits.vcpus, limits.share).to_string()),
                     ("cpu.cfs_quota_us", quota.to_string()),
                 ],
                 (Controller::Cpu, Version::V2) => vec![
-                    ("cpu.weight", (100 * u64::from(limits.vcpus)).min(10_000).to_string()),
+                    ("cpu.weight", weight(limits.vcpus, limits.share).to_string()),
                     ("cpu.max", format!("{quota} {PERIOD_US}")),
                 ],
                 (Controller::CpuAccounting | Controller::Kill, _) => Vec::new(),
@@ -257,6 +266,16 @@ impl Place {
             }
         }
         Ok(())
+    }
+
+    fn share(&self, vcpus: u32, share: Share) -> Result<(), CgroupError> {
+        if !self.controllers.contains(&Controller::Cpu) {
+            return Ok(());
+        }
+        match self.version {
+            Version::V1 => write(&self.dir.join("cpu.shares"), &shares(vcpus, share).to_string()),
+            Version::V2 => write(&self.dir.join("cpu.weight"), &weight(vcpus, share).to_string()),
+        }
     }
 
     fn remove(&self, pause: &mut Pause) -> Result<(), CgroupError> {
@@ -279,6 +298,16 @@ impl Place {
             }
         }
     }
+}
+
+/// Version 1 counts from 1024 for one processor.
+fn shares(vcpus: u32, share: Share) -> u64 {
+    share.of(1024 * u64::from(vcpus))
+}
+
+/// Version 2 counts from 100 for one processor, to 10,000.
+fn weight(vcpus: u32, share: Share) -> u64 {
+    share.of(100 * u64::from(vcpus)).min(10_000)
 }
 
 /// Growing pauses that add up to [`PATIENCE`].

@@ -80,6 +80,28 @@ pub struct Limits {
     /// vCPUs of the guest: its share when processors are scarce, and one processor more than that
     /// at most, so that the work a device does for the guest never slows down a busy vCPU.
     pub vcpus: u32,
+    /// What it gets of processors that others want too.
+    pub share: Share,
+}
+
+/// What a sandbox gets of processors that others want too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Share {
+    /// As much as its vCPUs say.
+    #[default]
+    Full,
+    /// A tenth of that: nobody waits for it.
+    Background,
+}
+
+impl Share {
+    /// `full` in this share.
+    fn of(self, full: u64) -> u64 {
+        match self {
+            Self::Full => full,
+            Self::Background => full / 10,
+        }
+    }
 }
 
 /// What a sandbox has used or uses; `None` where the machine does not count.

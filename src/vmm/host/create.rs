@@ -171,6 +171,10 @@ impl Host {
                 *record = Record { slot, process, ..wanted };
             })
         })?;
+        if let Some(cgroup) = &parts.cgroup {
+            let shared = cgroup.set_share(record.get().shape.vcpus, run.share);
+            shared.map_err(|error| MachineError::Cgroup { source: Box::new(error) })?;
+        }
         run.trace.span("thaw", vm.thaw()).await?;
         let agent = Agent::new((slot.address(), AGENT_PORT).into(), &spec.access_token);
         let now = record.get();

@@ -104,6 +104,7 @@ impl Host {
             memory_bytes: (u64::from(now.shape.memory_mib) + MEMORY_OVERHEAD_MIB) << 20,
             pids: MAX_PIDS,
             vcpus: now.shape.vcpus,
+            share: run.share,
         };
         let cgroup = run.trace.span("cgroup", self.cgroups.create(&now.id, limits)).await;
         let cgroup = cgroup.map_err(|error| MachineError::Cgroup { source: Box::new(error) })?;

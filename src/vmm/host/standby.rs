@@ -22,6 +22,7 @@ use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
+use crate::vmm::cgroup::Share;
 use crate::vmm::guest::Agent;
 use crate::vmm::host_memory::host_memory;
 use crate::vmm::machine::{MachineError, MachineSpec, Origin, Run};
@@ -188,7 +189,7 @@ impl Host {
         let spec = spec(&kind);
         let id = spec.id.clone();
         let mut parts = Parts::new(self.dir(&id));
-        let run = Run::default();
+        let run = Run { share: Share::Background, ..Run::default() };
         let made = async {
             let (source, _) = self.source(&spec.origin, spec.shape, &run).await?;
             let build = source.manifest().build;

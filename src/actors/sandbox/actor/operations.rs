@@ -43,7 +43,7 @@ impl SandboxActor {
         let cancel = CancellationToken::new();
         let guard = cancel.clone().drop_guard();
         self.operation = Some(Operation { doing, cancel: cancel.clone(), _guard: guard });
-        Run { cancel, trace }
+        Run { cancel, trace, ..Run::default() }
     }
 
     pub(super) fn cancel_operation(&self) {
