@@ -53,6 +53,24 @@ pub struct Life {
     pub last_active_at: DateTime<Utc>,
 }
 
+impl Life {
+    /// The life of a machine that is no sandbox, or not yet: a later daemon takes it away.
+    pub fn nobodys() -> Self {
+        Self {
+            state: SandboxState::Starting,
+            reason: None,
+            generation: 0,
+            timeout_sec: None,
+            last_active_at: Utc::now(),
+        }
+    }
+
+    /// Whether this is such a life.
+    pub fn is_nobodys(&self) -> bool {
+        self.generation == 0
+    }
+}
+
 /// Where everything is that a sandbox consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

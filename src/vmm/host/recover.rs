@@ -31,6 +31,13 @@ impl Host {
             match RecordFile::read(&dir) {
                 Ok(record) => {
                     let record = record.get();
+                    if record.life.is_nobodys() {
+                        if let Err(error) = self.sweep_sandbox(&record.id).await {
+                            tracing::warn!(sandbox_id = %record.id, error = %crate::chain(&error),
+                                "a machine that nobody had asked for yet is left");
+                        }
+                        continue;
+                    }
                     survivors.push(Survivor { id: record.id, life: record.life });
                 }
                 Err(error) => {

@@ -12,7 +12,6 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
 use tokio::sync::Notify;
 
 use super::Host;
@@ -20,7 +19,6 @@ use super::parts::Parts;
 use crate::domain::exec::Exec;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
-use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
 use crate::vmm::cgroup::Share;
 use crate::vmm::guest::Agent;
@@ -240,13 +238,7 @@ fn spec(kind: &Kind) -> MachineSpec {
         shape: kind.shape,
         envs: Default::default(),
         access_token: String::new(),
-        life: Life {
-            state: SandboxState::Starting,
-            reason: None,
-            generation: 0,
-            timeout_sec: None,
-            last_active_at: Utc::now(),
-        },
+        life: Life::nobodys(),
     }
 }
 

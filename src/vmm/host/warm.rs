@@ -27,7 +27,6 @@ use super::error::file_error;
 use super::parts::{Parts, overlay_name, overlay_path};
 use crate::domain::exec::Exec;
 use crate::domain::id::SandboxId;
-use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
 use crate::vmm::disk::{DiskFormat, Layer, Overlay};
 use crate::vmm::guest::{AGENT_PORT, Agent};
@@ -238,13 +237,7 @@ impl Host {
             snapshot: None,
             slot: None,
             process: None,
-            life: Life {
-                state: SandboxState::Starting,
-                reason: None,
-                generation: 0,
-                timeout_sec: None,
-                last_active_at: Utc::now(),
-            },
+            life: Life::nobodys(),
         }
     }
 }
