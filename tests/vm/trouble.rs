@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use nix::mount::{MsFlags, mount, umount};
 use serde_json::json;
 
-use crate::support::{Lab, Options, in_a_lab};
+use crate::support::{Lab, Options, SmallDisk, in_a_lab, path_with, qemu_script};
 
 /// A daemon's command line, ready to be given more.
 fn serve(lab: &Lab) -> Command {
@@ -54,19 +54,13 @@ fn without_qemu_the_daemon_says_what_to_install() {
 #[test]
 fn a_hypervisor_that_fails_is_quoted() {
     in_a_lab(0, async |lab| {
-        // Open to the VM's user, as programs are.
-        let programs = std::path::Path::new("/run/programs");
-        fs::create_dir(programs).expect("a directory");
-        let program = programs.join("qemu-system-x86_64");
-        let script = "#!/bin/sh\n[ \"$1\" = --version ] && echo QEMU emulator version 0.0 && exit\n\
-                      sleep 0.3; echo no such wonder >&2; exit 3\n";
-        fs::write(&program, script).expect("a program");
-        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(&program, open).expect("it can be executed");
-        let path = std::env::var("PATH").expect("a path");
-        let path = Some(format!("{}:{path}", programs.display()));
-        let mut daemon =
-            lab.daemon_with(Options { path, slot_pool: 0, ..Options::default() }).await;
+        qemu_script(
+            "[ \"$1\" = --version ] && echo QEMU emulator version 0.0 && exit\n\
+             sleep 0.3; echo no such wonder >&2; exit 3",
+        );
+        let (images, path) = (Some(lab.cold_images()), Some(path_with()));
+        let options = Options { images, path, slot_pool: 0, ..Options::default() };
+        let mut daemon = lab.daemon_with(options).await;
         let idle = daemon.census();
         let answer = daemon.try_create(json!({})).await;
         let message = answer.is_error(502, "agent_error").message();
@@ -209,23 +203,30 @@ fn a_data_directory_may_be_deep_and_its_parents_closed() {
 }
 
 #[test]
+fn a_disk_that_is_too_small_for_an_image_is_full() {
+    in_a_lab(1, async |lab| {
+        let disk = SmallDisk::mount(lab, 64);
+        let mut daemon = lab.daemon_with(Options { slot_pool: 0, ..Options::default() }).await;
+        let idle = daemon.census();
+        // Images are on another disk, so their warm snapshots are kept on this one.
+        daemon.try_create(json!({ "memory_mb": 256 })).await.is_error(507, "no_space");
+        daemon.is_back_to(&idle).await;
+        daemon.stop().await;
+        disk.unmount();
+    });
+}
+
+#[test]
 fn a_full_disk_of_the_host_refuses_new_sandboxes_and_nothing_else() {
     in_a_lab(1, async |lab| {
-        fs::create_dir(lab.data_dir()).expect("a directory");
-        let size = Some("size=64m");
-        mount(Some("tmpfs"), lab.data_dir(), Some("tmpfs"), MsFlags::empty(), size)
-            .expect("a disk");
+        let disk = SmallDisk::mount(lab, 1024);
         let database = Some(lab.path("nestbox.db"));
         let mut daemon =
             lab.daemon_with(Options { database, slot_pool: 0, ..Options::default() }).await;
         let sandbox = daemon.create().await;
         let before = daemon.census();
 
-        let fill = lab.data_dir().join("url.fill");
-        let zeroes = vec![0; 1 << 20];
-        let mut file = fs::File::create(&fill).expect("a file");
-        while std::io::Write::write_all(&mut file, &zeroes).is_ok() {}
-        while std::io::Write::write_all(&mut file, &[0; 512]).is_ok() {}
+        disk.fill();
         let answer = daemon.try_create(json!({ "memory_mb": 256 })).await;
         answer.is_error(507, "no_space");
         assert_eq!(sandbox.sh("echo on").await, "on");
@@ -234,14 +235,13 @@ fn a_full_disk_of_the_host_refuses_new_sandboxes_and_nothing_else() {
         let output = sandbox.exec(json!({ "cmd": greedy, "timeout_sec": 30 })).await;
         assert!(!output.timed_out && output.exit_code != 0, "{output:?}");
         assert_eq!(sandbox.sh("echo still").await, "still");
-        drop(file);
-        fs::remove_file(&fill).expect("removed");
+        disk.free();
         daemon.is_back_to(&before).await;
 
         sandbox.destroy().await;
         daemon.create().await.destroy().await;
         daemon.stop().await;
-        umount(lab.data_dir()).expect("unmounted");
+        disk.unmount();
     });
 }
 

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::lab::run;
 
 /// What the daemon itself keeps in its data directory.
-const OWN_FILES: [&str; 11] = [
+const OWN_FILES: [&str; 14] = [
     "api-key",
     "daemon.lock",
     "host-id",
@@ -21,6 +21,9 @@ const OWN_FILES: [&str; 11] = [
     "snapshots/forks",
     "snapshots/named",
     "url",
+    "warm",
+    "warm/debian",
+    "warm/debian/.lock",
 ];
 
 /// What there is on the lab's machine at a moment.

@@ -21,6 +21,8 @@ pub struct Options {
     pub listen: String,
     /// Network slots that it keeps ready.
     pub slot_pool: usize,
+    /// Sandboxes that it keeps ready.
+    pub standbys: usize,
     /// Where its images are; the lab's if absent.
     pub images: Option<PathBuf>,
     /// Its database; in the data directory if absent.
@@ -34,7 +36,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let listen = "127.0.0.1:0".to_owned();
-        Self { listen, slot_pool: 1, images: None, database: None, path: None, fault: None }
+        let (images, database, path, fault) = (None, None, None, None);
+        Self { listen, slot_pool: 1, standbys: 0, images, database, path, fault }
     }
 }
 
@@ -84,6 +87,7 @@ impl Daemon {
             ("--data-dir", text(lab.data_dir())),
             ("--image-dir", text(images)),
             ("--slot-pool", options.slot_pool.to_string()),
+            ("--standbys", options.standbys.to_string()),
         ] {
             command.extend([flag.to_owned(), value]);
         }

@@ -3,6 +3,7 @@
 mod api;
 mod census;
 mod daemon;
+mod disk;
 mod lab;
 #[path = "../../support/own_machine.rs"]
 mod own_machine;
@@ -17,6 +18,7 @@ use std::time::Duration;
 pub use api::Sandbox;
 pub use census::Census;
 pub use daemon::{Daemon, Options};
+pub use disk::SmallDisk;
 pub use lab::{Lab, in_a_lab, run};
 pub use programs::{path_with, qemu_script};
 pub use witness::Witness;
