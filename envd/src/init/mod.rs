@@ -6,11 +6,12 @@
 //! `/proc/self/exe` and reaps for the rest of its life.
 //!
 //! - `modules`, `device`, `root`: while the initramfs is the root
-//! - `mounts`, `network`: the guest's surroundings
+//! - `mounts`, `etc`, `network`: the guest's surroundings
 //! - `reaper`: the rest of its life; the only place that calls `waitpid(-1)`
 
 mod cmdline;
 mod device;
+mod etc;
 mod modules;
 mod mounts;
 mod network;
@@ -124,7 +125,7 @@ fn live() -> Result<(), InitError> {
     mounts::guest_file_systems()?;
     mounts::device_links();
     let _ = sethostname(HOSTNAME);
-    mounts::hosts_file();
+    etc::keep_in_memory();
     let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1);
 
     // 4. Be reachable. A guest without a network card is an oddity, not a failure.
