@@ -88,7 +88,8 @@ async fn serve(address: SocketAddr, place: Place) -> Result<(), AgentError> {
     // Answers are small and somebody waits for them. Fails only on a connection that is gone.
     let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
     tokio::select! {
-        served = axum::serve(listener, router(context, rpc)) => {
+        // Routes are put together once, not for each connection.
+        served = axum::serve(listener, router(context, rpc).into_make_service()) => {
             served.map_err(|source| AgentError::Listen { address, source })?;
         }
         _ = terminate.recv() => {}

@@ -12,11 +12,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use chrono::{DateTime, FixedOffset};
 use http::StatusCode;
 use nix::errno::Errno;
@@ -64,9 +63,10 @@ struct System {
 /// 400 for a value that makes no sense, 401 for an unknown default user.
 pub async fn init(
     State(context): State<Arc<Context>>,
-    body: Result<Json<Identity>, JsonRejection>,
+    body: Bytes,
 ) -> Result<StatusCode, HttpError> {
-    let Json(identity) = body.map_err(|error| HttpError::invalid(error.body_text()))?;
+    let identity: Identity = serde_json::from_slice(&body)
+        .map_err(|error| HttpError::invalid(format!("body: {error}")))?;
     let mut settings = (*context.settings()).clone();
     if let Some(token) = identity.access_token {
         if token.is_empty() {
