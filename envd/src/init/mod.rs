@@ -18,6 +18,7 @@ mod network;
 mod reaper;
 mod root;
 
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -35,6 +36,9 @@ use cmdline::Cmdline;
 const HOSTNAME: &str = "nestbox";
 /// Open files of a process: what it gets, and what it may ask for.
 const OPEN_FILES: (u64, u64) = (65_536, 1_048_576);
+/// Memory that is defragmented ahead of need: the kernel looks twice a second whether it should, in
+/// every idle guest. On demand it still is. (Linux `Documentation/admin-guide/sysctl/vm.rst`)
+const COMPACTION: &str = "/proc/sys/vm/compaction_proactiveness";
 
 /// Why the guest could not be set up.
 #[derive(Debug, Error)]
@@ -127,6 +131,7 @@ fn live() -> Result<(), InitError> {
     let _ = sethostname(HOSTNAME);
     etc::keep_in_memory();
     let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1);
+    let _ = fs::write(COMPACTION, "0");
 
     // 4. Be reachable. A guest without a network card is an oddity, not a failure.
     network::loopback()?;
@@ -138,7 +143,7 @@ fn live() -> Result<(), InitError> {
 
 /// Makes the console the standard streams, so that no other file gets their numbers.
 fn open_console() {
-    let console = std::fs::File::options().read(true).write(true).open("/dev/console");
+    let console = fs::File::options().read(true).write(true).open("/dev/console");
     if let Ok(console) = console {
         let _ = dup2_stdin(console.as_fd());
         let _ = dup2_stdout(console.as_fd());
