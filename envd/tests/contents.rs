@@ -282,6 +282,28 @@ fn large_files_pass_through_in_flat_memory() {
 }
 
 #[test]
+fn a_mounted_file_is_written_in_place() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (source, path) = (dir.path().join("source"), dir.path().join("f"));
+    std::fs::write(&source, "a longer text").unwrap();
+    std::fs::write(&path, "beneath").unwrap();
+    let (none, flags) = (None::<&str>, nix::mount::MsFlags::MS_BIND);
+    nix::mount::mount(Some(&source), &path, none, flags, none).unwrap();
+    let agent = Agent::start();
+    let reply = put(&agent, &path, b"new");
+    let left = names(dir.path());
+    drop(agent);
+    nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    assert_eq!(reply.status, 200);
+    assert_eq!(std::fs::read(&source).unwrap(), b"new");
+    assert_eq!(std::fs::read(&path).unwrap(), b"beneath");
+    assert_eq!(left, ["f", "source"]);
+}
+
+#[test]
 fn a_full_disk_is_told_and_nothing_stays_on_it() {
     if !is_root() {
         return;

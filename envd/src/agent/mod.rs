@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::serve::ListenerExt;
 use connectrpc::Router;
@@ -27,6 +28,9 @@ use settings::{Context, Place};
 
 /// Threads for work that waits for a disk. Their stacks are most of what an idle one costs.
 const DISK_THREADS: usize = 8;
+/// How long an idle one stays. In a snapshot it waits for the first file that a clone is asked for;
+/// otherwise each clone would see the same thread end, and then start another.
+const DISK_THREAD_STAYS: Duration = Duration::from_secs(3600);
 
 /// Why the agent could not run.
 #[derive(Debug, Error)]
@@ -64,6 +68,7 @@ pub fn run(address: SocketAddr, place: Place) -> Result<(), AgentError> {
         .enable_all()
         .max_blocking_threads(DISK_THREADS)
         .thread_stack_size(256 * 1024)
+        .thread_keep_alive(DISK_THREAD_STAYS)
         .build()
         .map_err(AgentError::SetUp)?;
     runtime.block_on(serve(address, place))
@@ -88,7 +93,8 @@ async fn serve(address: SocketAddr, place: Place) -> Result<(), AgentError> {
     // Answers are small and somebody waits for them. Fails only on a connection that is gone.
     let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
     tokio::select! {
-        served = axum::serve(listener, router(context, rpc)) => {
+        // Routes are put together once, not for each connection.
+        served = axum::serve(listener, router(context, rpc).into_make_service()) => {
             served.map_err(|source| AgentError::Listen { address, source })?;
         }
         _ = terminate.recv() => {}

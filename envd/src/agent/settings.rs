@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -82,7 +82,7 @@ impl Context {
     /// Starts with nothing set, or in a guest with what an agent before this one was told.
     pub fn new(place: Place) -> Self {
         let settings = match place {
-            Place::Guest => load(Path::new(KEPT)),
+            Place::Guest => continue_with(Path::new(KEPT)),
             Place::Host => Settings::default(),
         };
         Self {
@@ -147,16 +147,37 @@ impl Context {
     }
 }
 
+/// What was kept, or the default, kept from now on: `POST /init` then finds a file to overwrite.
+fn continue_with(path: &Path) -> Settings {
+    let settings = load(path);
+    // Fails where `POST /init` will, which says so.
+    let _ = keep(path, &settings);
+    settings
+}
+
 fn load(path: &Path) -> Settings {
     let text = fs::read(path).unwrap_or_default();
     serde_json::from_slice(&text).unwrap_or_default()
 }
 
+/// Replaces what was kept, as a whole even for an agent that is killed meanwhile.
+///
+/// Where both fit into a page, which is usual, the old text is overwritten: the kernel copies a page
+/// in one go, and making and renaming a file takes longer in each guest that was just restored.
 fn keep(path: &Path, settings: &Settings) -> io::Result<()> {
+    const PAGE: usize = 4096;
+    let mut text = serde_json::to_vec(settings)?;
+    text.resize(text.len().max(PAGE), b' ');
+    let mut options = fs::File::options();
+    options.write(true).mode(0o600);
+    if text.len() == PAGE
+        && let Ok(file) = options.open(path)
+        && file.metadata()?.len() == PAGE as u64
+    {
+        return file.write_all_at(&text, 0);
+    }
     let beside = path.with_extension("new");
-    let mut file =
-        fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(&serde_json::to_vec(settings)?)?;
+    options.create(true).truncate(true).open(&beside)?.write_all(&text)?;
     fs::rename(beside, path)
 }
 
@@ -181,14 +202,21 @@ mod tests {
     fn settings_outlive_an_agent_and_are_for_root_only() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("envd.json");
-        assert_eq!(load(&path), Settings::default());
+        assert_eq!(continue_with(&path), Settings::default());
         let settings = Settings {
             token: Some("secret".to_owned()),
             env: BTreeMap::from([("A".to_owned(), "b".to_owned())]),
             ..Settings::default()
         };
-        keep(&path, &settings).unwrap();
-        assert_eq!(load(&path), settings);
+        let long = Settings {
+            env: BTreeMap::from([("A".to_owned(), "b".repeat(5000))]),
+            ..settings.clone()
+        };
+        for settings in [&settings, &long, &settings, &Settings::default(), &settings] {
+            keep(&path, settings).unwrap();
+            assert_eq!(load(&path), *settings);
+        }
+        assert_eq!(continue_with(&path), settings);
         let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(&path).unwrap());
         assert_eq!(mode & 0o777, 0o600);
     }

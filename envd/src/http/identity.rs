@@ -5,17 +5,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use chrono::{DateTime, FixedOffset};
 use http::StatusCode;
 use nix::errno::Errno;
@@ -63,9 +63,10 @@ struct System {
 /// 400 for a value that makes no sense, 401 for an unknown default user.
 pub async fn init(
     State(context): State<Arc<Context>>,
-    body: Result<Json<Identity>, JsonRejection>,
+    body: Bytes,
 ) -> Result<StatusCode, HttpError> {
-    let Json(identity) = body.map_err(|error| HttpError::invalid(error.body_text()))?;
+    let identity: Identity = serde_json::from_slice(&body)
+        .map_err(|error| HttpError::invalid(format!("body: {error}")))?;
     let mut settings = (*context.settings()).clone();
     if let Some(token) = identity.access_token {
         if token.is_empty() {
@@ -164,18 +165,40 @@ fn hosts(old: &str, name: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Writes a file unless it says so already: each write costs a clone a block of its own. A link in
-/// its place is replaced, since what it leads to may belong to a service that is not there.
+/// Has a file say this, unless it does already: each write to a disk costs a clone a block of its own.
+///
+/// One that is mounted, as `init` does, is written in place. Any other is replaced, and so is a link,
+/// since what it leads to may belong to a service that is not there.
 fn replace(path: &Path, text: &str) -> Result<(), HttpError> {
-    let is_link = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink());
-    if !is_link && fs::read_to_string(path).is_ok_and(|old| old == text) {
+    let parent = path.parent().unwrap_or(path);
+    let meta = fs::symlink_metadata(path);
+    let is_link = meta.as_ref().is_ok_and(|meta| meta.is_symlink());
+    let old = if is_link { None } else { fs::read(path).ok() };
+    if old.as_deref() == Some(text.as_bytes()) {
         return Ok(());
     }
-    let beside = path.with_extension("envd");
-    fs::create_dir_all(path.parent().unwrap_or(path))
-        .and_then(|()| fs::write(&beside, text))
-        .and_then(|()| fs::rename(&beside, path))
-        .map_err(|error| HttpError::from_io("cannot write", path, error))
+    let is_mounted =
+        meta.is_ok_and(|meta| fs::metadata(parent).is_ok_and(|parent| parent.dev() != meta.dev()));
+    let written = match old {
+        Some(old) if is_mounted => overwrite(path, text, old.len()),
+        Some(_) | None => {
+            let beside = path.with_extension("envd");
+            fs::create_dir_all(parent)
+                .and_then(|()| fs::write(&beside, text))
+                .and_then(|()| fs::rename(&beside, path))
+        }
+    };
+    written.map_err(|error| HttpError::from_io("cannot write", path, error))
+}
+
+/// Writes first and cuts afterwards, so that no reader finds the file empty.
+fn overwrite(path: &Path, text: &str, old_length: usize) -> io::Result<()> {
+    let mut file = fs::File::options().write(true).open(path)?;
+    file.write_all(text.as_bytes())?;
+    if text.len() < old_length {
+        file.set_len(text.len() as u64)?;
+    }
+    Ok(())
 }
 
 /// Adds to the kernel's pool, counts it as random, and has the generator use it at once.
@@ -200,6 +223,8 @@ fn reseed(bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
     use super::*;
 
     #[test]
@@ -222,6 +247,32 @@ mod tests {
         let before = fs::metadata(&path).unwrap().modified().unwrap();
         replace(&path, "nameserver 1.1.1.1\n").unwrap();
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before);
+    }
+
+    #[test]
+    fn a_mounted_file_is_written_in_place() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root to mount");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (memory, path) = (dir.path().join("memory"), dir.path().join("hosts"));
+        let (none, flags) = (None::<&str>, MsFlags::empty());
+        fs::create_dir(&memory).unwrap();
+        mount(Some("tmpfs"), &memory, Some("tmpfs"), flags, none).unwrap();
+        fs::write(memory.join("hosts"), "of medium length").unwrap();
+        fs::write(&path, "beneath").unwrap();
+        mount(Some(&memory.join("hosts")), &path, none, MsFlags::MS_BIND, none).unwrap();
+        let replaced = ["longer than it was before", "short"].map(|text| {
+            let written = replace(&path, text).is_ok();
+            (written, fs::read_to_string(memory.join("hosts")).unwrap() == text)
+        });
+        umount2(&path, MntFlags::MNT_DETACH).unwrap();
+        umount2(&memory, MntFlags::MNT_DETACH).unwrap();
+        assert_eq!(replaced, [(true, true), (true, true)]);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "beneath");
+        replace(&path, "on disk again").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "on disk again");
     }
 
     #[test]

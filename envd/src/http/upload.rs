@@ -279,7 +279,14 @@ impl Pending {
         own(&self.hidden).map_err(failed)?;
         // After the owner: changing it clears the set-user-id bit.
         std::fs::set_permissions(&self.hidden, mode).map_err(failed)?;
-        std::fs::rename(&self.hidden, &self.target).map_err(failed)
+        match std::fs::rename(&self.hidden, &self.target) {
+            // Mounted, as a few files of `/etc` are: it can be written but not replaced.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                own(&self.target).and_then(|()| std::fs::copy(&self.hidden, &self.target).map(drop))
+            }
+            renamed => renamed,
+        }
+        .map_err(failed)
     }
 }
 

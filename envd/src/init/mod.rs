@@ -6,17 +6,19 @@
 //! `/proc/self/exe` and reaps for the rest of its life.
 //!
 //! - `modules`, `device`, `root`: while the initramfs is the root
-//! - `mounts`, `network`: the guest's surroundings
+//! - `mounts`, `etc`, `network`: the guest's surroundings
 //! - `reaper`: the rest of its life; the only place that calls `waitpid(-1)`
 
 mod cmdline;
 mod device;
+mod etc;
 mod modules;
 mod mounts;
 mod network;
 mod reaper;
 mod root;
 
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -34,6 +36,9 @@ use cmdline::Cmdline;
 const HOSTNAME: &str = "nestbox";
 /// Open files of a process: what it gets, and what it may ask for.
 const OPEN_FILES: (u64, u64) = (65_536, 1_048_576);
+/// Memory that is defragmented ahead of need: the kernel looks twice a second whether it should, in
+/// every idle guest. On demand it still is. (Linux `Documentation/admin-guide/sysctl/vm.rst`)
+const COMPACTION: &str = "/proc/sys/vm/compaction_proactiveness";
 
 /// Why the guest could not be set up.
 #[derive(Debug, Error)]
@@ -124,8 +129,9 @@ fn live() -> Result<(), InitError> {
     mounts::guest_file_systems()?;
     mounts::device_links();
     let _ = sethostname(HOSTNAME);
-    mounts::hosts_file();
+    etc::keep_in_memory();
     let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1);
+    let _ = fs::write(COMPACTION, "0");
 
     // 4. Be reachable. A guest without a network card is an oddity, not a failure.
     network::loopback()?;
@@ -137,7 +143,7 @@ fn live() -> Result<(), InitError> {
 
 /// Makes the console the standard streams, so that no other file gets their numbers.
 fn open_console() {
-    let console = std::fs::File::options().read(true).write(true).open("/dev/console");
+    let console = fs::File::options().read(true).write(true).open("/dev/console");
     if let Ok(console) = console {
         let _ = dup2_stdin(console.as_fd());
         let _ = dup2_stdout(console.as_fd());

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -75,13 +74,6 @@ pub fn device_links() {
     ];
     for (target, link) in links {
         let _ = symlink(target, link);
-    }
-}
-
-/// Gives an image that has no hosts file the one line that programs cannot do without.
-pub fn hosts_file() {
-    if !Path::new("/etc/hosts").exists() {
-        let _ = fs::write("/etc/hosts", "127.0.0.1\tlocalhost\n");
     }
 }
 

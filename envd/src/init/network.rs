@@ -2,6 +2,10 @@
 //! guest needs no other.
 //!
 //! By `ioctl`, which is enough for one address and one route.
+//!
+//! The card speaks IPv4 only: nobody answers it in IPv6, yet the kernel would give it an address,
+//! look for others with the same and ask for routers, in each clone again. Loopback keeps `::1`, and
+//! interfaces made later are as usual.
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -33,6 +37,8 @@ pub fn ethernet() -> Result<(), InitError> {
         other => other?,
     }
     card.set_address(libc::SIOCSIFNETMASK, NETMASK, "netmask")?;
+    // A kernel without IPv6 has no such file.
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{ETHERNET}/disable_ipv6"), "1");
     card.up()?;
     card.set_neighbour()?;
     card.set_gateway()
