@@ -138,6 +138,9 @@ pub trait Hypervisor: Send + Sync {
     /// The program's own version, such as "7.2.22".
     fn version(&self) -> &str;
 
+    /// Number of the virtual machine that it makes: snapshots of another one cannot be restored.
+    fn machine(&self) -> u32;
+
     /// Starts a VM from its kernel. Returns as soon as its process runs.
     ///
     /// # Errors

@@ -229,7 +229,11 @@ impl Host {
     fn provenance(&self, guest_kernel: &str) -> Provenance {
         Provenance {
             engine: self.hypervisor.engine().as_str().to_owned(),
-            vmm_version: self.hypervisor.version().to_owned(),
+            vmm_version: format!(
+                "{} (machine {})",
+                self.hypervisor.version(),
+                self.hypervisor.machine()
+            ),
             host_kernel: self.kernel.clone(),
             guest_kernel: guest_kernel.to_owned(),
             cpu_model: self.cpu_model.clone(),

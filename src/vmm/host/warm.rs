@@ -44,6 +44,10 @@ const MEMORY: &str = "memfile";
 /// How long a guest whose agent has said that it listens may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a guest gets to end its connections and what else it does after the last command. Whatever
+/// is left to do when it is frozen, every clone does after its thaw.
+const SETTLE: Duration = Duration::from_millis(300);
+
 /// What is run before the freeze, so that a clone finds programs and libraries in its memory instead
 /// of reading them from disk. An image may not have them all.
 const WARM_UP: [&str; 3] = ["true", "sh -c true", "python3 -c pass"];
@@ -188,6 +192,7 @@ impl Host {
         up.map_err(|error| no_space_or(error, &memory))?;
         // Its connections end before the freeze, so that no clone thinks that it has them.
         drop(agent);
+        tokio::time::sleep(SETTLE).await;
         vm.freeze().await?;
         let devices = vm.save_devices().await?;
         parts.kill().await.map_err(|error| MachineError::Remains(vec![error]))?;

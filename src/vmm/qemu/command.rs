@@ -27,6 +27,10 @@ pub enum Engine {
     },
 }
 
+/// Number of the machine that the arguments below describe. It grows with every change of devices or
+/// their features, for the state of one machine cannot be loaded into another.
+pub const MACHINE: u32 = 1;
+
 /// TCG's cache of translated code, in MiB: with its default of a quarter of the guest's memory a
 /// host full of idle guests would be full of translations.
 const TCG_CACHE_MIB: u32 = 64;
@@ -215,7 +219,8 @@ pub fn command_line(engine: Engine, shape: Shape, inherited: &Descriptors) -> Ve
     add("-device", format!("virtio-blk-device,drive={name},werror=report,rerror=report"));
 
     add("-netdev", format!("tap,id=net0,fd={}", number(&inherited.tap)));
-    add("-device", format!("virtio-net-device,netdev=net0,mac={GUEST_MAC}"));
+    // The guest need not tell the network that it is there now: its neighbour knows already.
+    add("-device", format!("virtio-net-device,netdev=net0,mac={GUEST_MAC},guest_announce=off"));
     add("-object", "rng-random,id=rng0,filename=/dev/urandom".to_owned());
     add("-device", "virtio-rng-device,rng=rng0".to_owned());
 

@@ -105,6 +105,10 @@ impl Hypervisor for Qemu {
         &self.version
     }
 
+    fn machine(&self) -> u32 {
+        command::MACHINE
+    }
+
     async fn boot(&self, plan: BootPlan<'_>) -> Result<Box<dyn Vm>, HypervisorError> {
         let memory = File::options().read(true).write(true).open(plan.memory);
         let memory = memory
