@@ -1,154 +1,198 @@
-//! The daemon under measurement, and what /proc says about processes.
+//! The daemon under measurement.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nestbox::domain::slot::SlotIndex;
 use nestbox::vmm::guest::AGENT_PORT;
+use nestbox::vmm::memory::BuildId;
 use nestbox::vmm::process::ProcessId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
-use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use crate::client::Client;
+use crate::processes;
+
+/// Work in the background is over when no process has used more than this of a core...
+const QUIET: f64 = 0.03;
+/// ...for this long.
+const QUIET_WINDOW: Duration = Duration::from_secs(1);
+const SETTLE_LIMIT: Duration = Duration::from_secs(60);
+
+/// A daemon ends in moments.
+const END_LIMIT: Duration = Duration::from_secs(30);
+
+/// Sandboxes that stand by for the next create.
+#[derive(Debug, Clone, Copy)]
+pub enum Standbys {
+    /// As many as by default.
+    Default,
+    /// None, so that every create is a restore.
+    Off,
+}
 
 /// A daemon of its own, in a directory that goes with it.
 pub struct Daemon {
     process: Child,
     dir: tempfile::TempDir,
-    images: PathBuf,
-    url: String,
-    http: reqwest::Client,
+    settings: Vec<String>,
+    pub client: Client,
 }
 
 /// What is needed of a sandbox's record.
 #[derive(Deserialize)]
 pub struct Record {
-    pub slot: u32,
-    pub process: ProcessId,
+    pub slot: Option<u32>,
+    pub process: Option<ProcessId>,
+    pub snapshot: Option<BuildId>,
     pub access_token: String,
 }
 
 impl Record {
     pub fn agent_address(&self) -> Result<SocketAddr> {
-        Ok((SlotIndex::try_from(self.slot)?.access_address(), AGENT_PORT).into())
+        let slot = self.slot.context("the sandbox has no slot")?;
+        Ok((SlotIndex::try_from(slot)?.access_address(), AGENT_PORT).into())
     }
+
+    pub fn pid(&self) -> Result<i32> {
+        Ok(self.process.context("the sandbox has no VM")?.pid)
+    }
+}
+
+/// Where images are, and beside them the data of the benchmark: on one file system, so that warm
+/// snapshots are shared as they are in normal use.
+pub fn base_dir() -> Result<PathBuf> {
+    // cargo runs benchmarks in the package's root, as make does.
+    let base = std::env::var_os("NESTBOX_DATA_DIR").unwrap_or_else(|| ".nestbox".into());
+    std::fs::canonicalize(&base).with_context(|| format!("there is no {}", base.display()))
 }
 
 impl Daemon {
-    pub async fn start() -> Result<Self> {
-        let dir = tempfile::tempdir()?;
-        let base = std::env::var_os("NESTBOX_DATA_DIR").unwrap_or_else(|| ".nestbox".into());
-        // cargo runs benchmarks in the package's root, as make does.
-        let images = std::path::absolute(Path::new(&base).join("images"))?;
-        let mut process = Command::new(env!("CARGO_BIN_EXE_nestbox"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn", "--data-dir"])
-            .arg(dir.path())
-            .arg("--image-dir")
-            .arg(&images)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .context("cannot start the daemon")?;
-        let mut lines = BufReader::new(process.stdout.take().expect("it is piped")).lines();
-        let url = loop {
-            let line = lines.next_line().await?.context("the daemon ended before it listened")?;
-            if let Some((_, url)) = line.split_once(" listens on ") {
-                break url.to_owned();
-            }
-        };
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        let key = std::fs::read_to_string(dir.path().join("api-key"))?;
-        let mut headers = reqwest::header::HeaderMap::new();
-        headers.insert("x-api-key", key.trim().parse()?);
-        let http = reqwest::Client::builder().no_proxy().default_headers(headers).build()?;
-        Ok(Self { process, dir, images, url, http })
-    }
-
-    pub fn image_dir(&self) -> &Path {
-        &self.images
-    }
-
-    pub async fn create(&self) -> Result<String> {
-        let url = format!("{}/v1/sandboxes", self.url);
-        let answer = self.http.post(url).json(&json!({})).send().await?;
-        if !answer.status().is_success() {
-            bail!("create failed: {}", answer.text().await?);
+    pub async fn start(standbys: Standbys) -> Result<Self> {
+        let base = base_dir()?;
+        let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(&base)?;
+        let mut settings = vec!["--image-dir".to_owned(), text(&base.join("images"))?];
+        if let Standbys::Off = standbys {
+            settings.extend(["--standbys", "0"].map(str::to_owned));
         }
-        let answer: Value = answer.json().await?;
-        Ok(answer["id"].as_str().context("no id")?.to_owned())
+        let (process, client) = serve(dir.path(), &settings).await?;
+        Ok(Self { process, dir, settings, client })
     }
 
-    pub async fn destroy(&self, id: &str) -> Result<()> {
-        let url = format!("{}/v1/sandboxes/{id}", self.url);
-        self.http.delete(url).send().await?.error_for_status()?;
-        Ok(())
-    }
-
-    pub async fn exec_true(&self, id: &str) -> Result<()> {
-        let url = format!("{}/v1/sandboxes/{id}/exec", self.url);
-        let body = json!({"cmd": "true", "args": []});
-        let answer = self.http.post(url).json(&body).send().await?.error_for_status()?;
-        let answer: Value = answer.json().await?;
-        match answer["exit_code"].as_i64() {
-            Some(0) => Ok(()),
-            _ => bail!("true went wrong: {answer}"),
-        }
-    }
-
-    pub fn record(&self, id: &str) -> Result<Record> {
-        let path = self.dir.path().join("sandboxes").join(id).join("sandbox.json");
-        Ok(serde_json::from_slice(&std::fs::read(path)?)?)
-    }
-
-    fn pid(&self) -> Result<i32> {
+    pub fn pid(&self) -> Result<i32> {
         Ok(i32::try_from(self.process.id().context("the daemon has ended")?)?)
     }
 
-    pub fn cpu_seconds(&self) -> Result<f64> {
-        Ok(cpu_seconds_of(&[self.pid()?])?[0])
+    pub fn sandbox_dir(&self, id: &str) -> PathBuf {
+        self.dir.path().join("sandboxes").join(id)
     }
 
-    pub fn rss_mb(&self) -> Result<f64> {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
-        kib_line(&text, "VmRSS:").context("no VmRSS")
+    pub fn record(&self, id: &str) -> Result<Record> {
+        let path = self.sandbox_dir(id).join("sandbox.json");
+        Ok(serde_json::from_slice(&std::fs::read(path)?)?)
     }
 
-    pub async fn stop(mut self) -> Result<()> {
-        kill(Pid::from_raw(self.pid()?), Signal::SIGTERM)?;
-        let status = self.process.wait().await?;
-        if !status.success() {
-            bail!("the daemon ended with {status}");
+    /// The snapshot that a sandbox was restored from last, or that it is in.
+    pub fn snapshot_dir(&self, id: &str) -> Result<PathBuf> {
+        let build = self.record(id)?.snapshot.context("the sandbox has no snapshot")?;
+        Ok(self.sandbox_dir(id).join(format!("snapshot-{build}")))
+    }
+
+    /// Waits until the daemon and its VMs have nothing to do, those included that stand by or are
+    /// being made: what was asked for before must not be paid by what is asked for next.
+    pub async fn settle(&self) -> Result<()> {
+        let started = Instant::now();
+        let mut before = self.used()?;
+        loop {
+            tokio::time::sleep(QUIET_WINDOW).await;
+            let now = self.used()?;
+            let quiet = |(pid, used): (&i32, &f64)| {
+                before.get(pid).is_some_and(|before| used - before <= QUIET)
+            };
+            if now.len() == before.len() && now.iter().all(quiet) {
+                return Ok(());
+            }
+            if started.elapsed() > SETTLE_LIMIT {
+                eprintln!("there is still something going on after {SETTLE_LIMIT:?}");
+                return Ok(());
+            }
+            before = now;
         }
-        Ok(())
+    }
+
+    /// CPU time in seconds of the daemon and of every VM.
+    fn used(&self) -> Result<BTreeMap<i32, f64>> {
+        let mut pids = vec![self.pid()?];
+        for entry in std::fs::read_dir(self.dir.path().join("sandboxes"))? {
+            let id = entry?.file_name();
+            // One that is being made or taken away has no record, or no process.
+            let record = self.record(&id.to_string_lossy());
+            pids.extend(record.ok().and_then(|record| record.pid().ok()));
+        }
+        let used = pids.into_iter().map(|pid| Some((pid, processes::cpu_seconds(pid).ok()?)));
+        Ok(used.flatten().collect())
+    }
+
+    /// Destroys every sandbox and ends the daemon, and with it the standbys. If it does not do that,
+    /// its successor finds and takes away what is left.
+    pub async fn stop(mut self) -> Result<()> {
+        let Err(error) = self.end().await else { return Ok(()) };
+        eprintln!("the daemon did not end in order, starting another one to clean up: {error:#}");
+        // Refused if it has ended already.
+        let _ = self.process.kill().await;
+        (self.process, self.client) = serve(self.dir.path(), &self.settings).await?;
+        self.end().await?;
+        Err(error.context("the daemon did not end in order"))
+    }
+
+    async fn end(&mut self) -> Result<()> {
+        let pid = Pid::from_raw(self.pid()?);
+        for id in self.client.list().await? {
+            self.client.destroy(&id).await?;
+        }
+        self.settle().await?;
+        kill(pid, Signal::SIGTERM)?;
+        let status = timeout(END_LIMIT, self.process.wait()).await;
+        match status.with_context(|| format!("it does not end within {END_LIMIT:?}"))?? {
+            status if status.success() => Ok(()),
+            status => bail!("it ended with {status}"),
+        }
     }
 }
 
-/// User and system time of processes: fields 14 and 15 of `/proc/PID/stat`, proc(5).
-pub fn cpu_seconds_of(pids: &[i32]) -> Result<Vec<f64>> {
-    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("no clock")? as f64;
-    let seconds = |pid: &i32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let (_, fields) = stat.rsplit_once(')').context("no name")?;
-        let times = fields.split_ascii_whitespace().skip(11).take(2);
-        let sum: f64 = times.filter_map(|field| field.parse::<f64>().ok()).sum();
-        Ok(sum / ticks)
+/// Starts a daemon and waits until it listens.
+async fn serve(dir: &Path, settings: &[String]) -> Result<(Child, Client)> {
+    let mut process = Command::new(env!("CARGO_BIN_EXE_nestbox"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn", "--data-dir"])
+        .arg(dir)
+        .args(settings)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        // Not ended by Ctrl-C, before its sandboxes are destroyed.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .context("cannot start the daemon")?;
+    let mut lines = BufReader::new(process.stdout.take().expect("it is piped")).lines();
+    let url = loop {
+        let line = lines.next_line().await?.context("the daemon ended before it listened")?;
+        if let Some((_, url)) = line.split_once(" listens on ") {
+            break url.to_owned();
+        }
     };
-    pids.iter().map(seconds).collect()
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    let key = std::fs::read_to_string(dir.join("api-key"))?;
+    Ok((process, Client::new(&url, key.trim())?))
 }
 
-/// Memory of a process with its share of what it shares, in MB.
-pub fn pss_mb(pid: i32) -> Result<f64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    kib_line(&text, "Pss:").context("no Pss")
-}
-
-fn kib_line(text: &str, name: &str) -> Option<f64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    let kib: f64 = line.split_ascii_whitespace().next()?.parse().ok()?;
-    Some(kib * 1024.0 / 1e6)
+fn text(path: &Path) -> Result<String> {
+    Ok(path.to_str().with_context(|| format!("{} is no UTF-8", path.display()))?.to_owned())
 }
