@@ -97,11 +97,11 @@ impl Host {
             self.faults.at(Point::DiskSwitched, running.pid()).map_err(file_error).and_then(|()| {
                 Ok(running.record.update(|record| record.snapshot = Some(build))?)
             });
-        switched.map_err(CaptureError::RunsOn)?;
-        let dir = parts.dir.clone();
+        // Not needed even if the record still names it: who finds the VM asks it what it has.
         if let Some(former) = former {
-            forget(&dir, former).await;
+            forget(&parts.dir, former).await;
         }
+        switched.map_err(CaptureError::RunsOn)?;
         self.faults
             .at(Point::Thawed, running.pid())
             .map_err(file_error)
