@@ -8,6 +8,7 @@ mod cli;
 mod confinement;
 mod crash;
 mod exec;
+mod faults;
 mod files;
 mod image;
 mod leaks;
