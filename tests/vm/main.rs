@@ -5,6 +5,7 @@
 //! on the machine before and after: nothing may be left.
 
 mod cli;
+mod compat;
 mod confinement;
 mod crash;
 mod exec;
