@@ -162,7 +162,7 @@ impl From<ControlError> for ApiError {
             ErrorKind::Unavailable => Code::HostUnavailable,
             ErrorKind::Guest => Code::AgentError,
             ErrorKind::NoSpace => Code::NoSpace,
-            ErrorKind::Internal => Code::Internal,
+            ErrorKind::Damaged | ErrorKind::Internal => Code::Internal,
         };
         let internal = Some(crate::chain(&error).to_string());
         Self { code, message: error.public_message(), internal }

@@ -41,6 +41,11 @@ pub enum MachineError {
     /// A snapshot cannot be written or read.
     #[error("the snapshot failed")]
     Snapshot { source: Box<dyn std::error::Error + Send + Sync> },
+    /// The snapshot is not what was written.
+    #[error(
+        "the snapshot is damaged, nothing is restored from it: the host's log says what is wrong"
+    )]
+    Damaged { source: Box<dyn std::error::Error + Send + Sync> },
     /// The snapshot was made by something that this host does not have.
     #[error("the snapshot cannot be used on this host: {0}")]
     Incompatible(String),

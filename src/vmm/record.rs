@@ -164,14 +164,17 @@ impl RecordFile {
     ///
     /// # Errors
     ///
-    /// [`RecordError::Write`]; the record in memory has not changed then, and the file holds the
-    /// old one, or the new one if only its name could not be brought to disk.
+    /// [`RecordError::Write`]; nothing has changed then.
     pub fn commit(&self, change: impl FnOnce(&mut Record)) -> Result<(), RecordError> {
+        let former = self.get();
         self.replace(change, File::sync_all)?;
         let dir = self.path.parent().expect("a record is in a directory");
-        File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(|source| RecordError::Write { path: self.path.clone(), source })
+        let named = File::open(dir).and_then(|dir| dir.sync_all());
+        named.map_err(|source| {
+            // A daemon that starts now must not believe what the caller is told has failed.
+            let _ = self.update(|record| *record = former);
+            RecordError::Write { path: self.path.clone(), source }
+        })
     }
 
     fn replace(

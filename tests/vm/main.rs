@@ -5,9 +5,11 @@
 //! on the machine before and after: nothing may be left.
 
 mod cli;
+mod compat;
 mod confinement;
 mod crash;
 mod exec;
+mod faults;
 mod files;
 mod fork;
 mod identity;

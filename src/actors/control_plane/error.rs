@@ -75,6 +75,8 @@ pub enum ErrorKind {
     Guest,
     /// Make room on a disk.
     NoSpace,
+    /// Give it up, or find out what has changed its files: it is not what was written.
+    Damaged,
     /// Look into the daemon's log; the message says nothing about its insides.
     Internal,
 }
@@ -83,7 +85,7 @@ impl ErrorKind {
     /// Whether it is the host that failed, rather than the caller who asked for too much.
     pub fn is_failure(self) -> bool {
         match self {
-            Self::Guest | Self::NoSpace | Self::Internal => true,
+            Self::Guest | Self::NoSpace | Self::Damaged | Self::Internal => true,
             Self::Invalid | Self::NotFound | Self::Conflict => false,
             Self::InvalidState | Self::Unavailable => false,
         }
@@ -146,6 +148,7 @@ fn machine_kind(error: &MachineError) -> ErrorKind {
     match error {
         MachineError::UnknownTemplate(_) => ErrorKind::NotFound,
         MachineError::NoSpace { .. } => ErrorKind::NoSpace,
+        MachineError::Damaged { .. } => ErrorKind::Damaged,
         MachineError::SnapshotExists(_) | MachineError::NameOfImage(_) => ErrorKind::Conflict,
         MachineError::Cancelled | MachineError::Incompatible(_) => ErrorKind::InvalidState,
         MachineError::EndedEarly { .. }

@@ -97,11 +97,11 @@ impl Host {
             self.faults.at(Point::DiskSwitched, running.pid()).map_err(file_error).and_then(|()| {
                 Ok(running.record.update(|record| record.snapshot = Some(build))?)
             });
-        switched.map_err(CaptureError::RunsOn)?;
-        let dir = parts.dir.clone();
+        // Not needed even if the record still names it: who finds the VM asks it what it has.
         if let Some(former) = former {
-            forget(&dir, former).await;
+            forget(&parts.dir, former).await;
         }
+        switched.map_err(CaptureError::RunsOn)?;
         self.faults
             .at(Point::Thawed, running.pid())
             .map_err(file_error)
@@ -140,9 +140,12 @@ impl Host {
         }
         // Paused, as anybody would find who looked now. What follows can only leave things behind.
         let former = parts.snapshot.replace(snapshot.clone());
-        let pid = running.pid();
         let remains = async {
-            self.faults.at(Point::PauseCommitted, pid).map_err(|error| vec![error.to_string()])?;
+            let at = |point, vm| self.faults.at(point, vm).map_err(|error| vec![error.to_string()]);
+            at(Point::PauseCommitted, running.pid())?;
+            parts.kill().await.map_err(|error| vec![error])?;
+            // Without a pid: it may name another process by now.
+            at(Point::VmEnded, None)?;
             match parts.release().await {
                 remains if remains.is_empty() => Ok(()),
                 remains => Err(remains),

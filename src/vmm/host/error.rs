@@ -28,6 +28,22 @@ fn no_space_or<E: Error + Send + Sync + 'static>(
     other(error)
 }
 
+/// Whether files are not what was written, rather than out of reach.
+fn is_damage(error: &SnapshotError) -> bool {
+    match error {
+        SnapshotError::Manifest { .. } => true,
+        SnapshotError::Memory(error) => matches!(
+            error,
+            MemoryError::Header { .. }
+                | MemoryError::Incomplete { .. }
+                | MemoryError::Length { .. }
+                | MemoryError::Touched { .. }
+                | MemoryError::NoMemory { .. }
+        ),
+        SnapshotError::Io { .. } | SnapshotError::Format { .. } => false,
+    }
+}
+
 impl From<DiskError> for MachineError {
     fn from(error: DiskError) -> Self {
         no_space_or(error, |error| Self::Disk { source: Box::new(error) })
@@ -36,7 +52,10 @@ impl From<DiskError> for MachineError {
 
 impl From<SnapshotError> for MachineError {
     fn from(error: SnapshotError) -> Self {
-        no_space_or(error, |error| Self::Snapshot { source: Box::new(error) })
+        no_space_or(error, |error| match is_damage(&error) {
+            true => Self::Damaged { source: Box::new(error) },
+            false => Self::Snapshot { source: Box::new(error) },
+        })
     }
 }
 

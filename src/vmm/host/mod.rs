@@ -240,10 +240,12 @@ impl Host {
         }
     }
 
-    /// The same for one that builds on `former`.
+    /// The same for one of a VM that was restored from `former`. What runs it is what restored it:
+    /// the program may have been replaced since, and the daemon been started again.
     fn provenance_after(&self, former: &Snapshot) -> Provenance {
-        let origin = former.memory().origin();
-        self.provenance(origin.map_or("unknown", |origin| &origin.provenance.guest_kernel))
+        let Some(origin) = former.memory().origin() else { return self.provenance("unknown") };
+        let Provenance { engine, vmm_version, guest_kernel, .. } = origin.provenance.clone();
+        Provenance { engine, vmm_version, ..self.provenance(&guest_kernel) }
     }
 }
 
