@@ -287,7 +287,8 @@ impl Sandbox {
         serde_json::from_slice(&fs::read(self.dir().join("sandbox.json")).ok()?).ok()
     }
 
-    pub(super) fn record(&self) -> Value {
+    /// What its host keeps to find it again.
+    pub fn record(&self) -> Value {
         self.try_record().expect("a record")
     }
 

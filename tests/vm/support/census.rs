@@ -64,6 +64,12 @@ impl Census {
         self.0[kind].len()
     }
 
+    /// The same without files.
+    pub fn without_files(mut self) -> Self {
+        self.0.remove("files");
+        self
+    }
+
     /// Panics with the difference if there is more or less now than before.
     #[track_caller]
     pub fn compare(&self, after: &Self) {

@@ -1,6 +1,7 @@
 //! What is done to sandboxes as a whole: pause, resume, fork, named snapshots.
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::fs::{self, Metadata};
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -74,6 +75,17 @@ impl Sandbox {
         let mut found = self.files("snapshot-");
         assert_eq!(found.len(), 1, "{found:?}");
         found.remove(0)
+    }
+
+    /// The files of its memory without the header, of a paused one.
+    #[track_caller]
+    pub fn memory_files(&self) -> BTreeMap<String, Metadata> {
+        let entries = fs::read_dir(self.snapshot_dir()).expect("a snapshot").flatten();
+        let all = entries.map(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            (name, entry.metadata().expect("a file"))
+        });
+        all.filter(|(name, _)| name.starts_with("memfile") && !name.contains("header")).collect()
     }
 
     /// What its VM writes to. There is one.
