@@ -7,6 +7,7 @@
 mod cli;
 mod confinement;
 mod crash;
+mod disks;
 mod exec;
 mod files;
 mod image;
