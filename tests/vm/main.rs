@@ -17,3 +17,4 @@ mod network;
 mod restart;
 mod support;
 mod trouble;
+mod warm;
