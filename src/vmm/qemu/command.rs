@@ -44,6 +44,8 @@ pub struct Descriptors {
     pub layers: Vec<OpenLayer>,
     /// The writable overlay, and its name.
     pub overlay: (String, OwnedFd),
+    /// The overlay's file once more, read-only.
+    pub reading: OwnedFd,
     /// A tap device.
     pub tap: OwnedFd,
     /// A listening socket.
@@ -80,7 +82,7 @@ impl Descriptors {
             Start::Restore { memory, devices } => vec![memory, devices],
         };
         all.extend(self.layers.into_iter().map(|layer| OwnedFd::from(layer.file)));
-        all.extend([self.overlay.1, self.tap, self.console, self.qmp]);
+        all.extend([self.overlay.1, self.reading, self.tap, self.console, self.qmp]);
         all
     }
 }
@@ -205,8 +207,13 @@ pub fn command_line(engine: Engine, shape: Shape, inherited: &Descriptors) -> Ve
     }
     let top = inherited.layers.len();
     let (name, overlay) = &inherited.overlay;
-    add("-add-fd", format!("fd={},set={top}", overlay.as_raw_fd()));
-    add("-blockdev", format!("driver=file,node-name=file-{name},filename={}", set(top)));
+    // QEMU picks by mode: to write while it may, to read while it may not.
+    add("-add-fd", format!("fd={},set={top}", inherited.reading.as_raw_fd()));
+    add("-add-fd", format!("fd={},set={top},opaque={name}", overlay.as_raw_fd()));
+    add(
+        "-blockdev",
+        format!("driver=file,node-name=file-{name},filename={},auto-read-only=on", set(top)),
+    );
     let backing = top.checked_sub(1).expect("a disk has a base");
     add(
         "-blockdev",

@@ -189,9 +189,12 @@ fn open(path: &Path) -> Result<OwnedFd, HypervisorError> {
 impl Qemu {
     /// Starts the process, confined.
     async fn spawn(&self, plan: VmPlan<'_>, start: Start) -> Result<ProcessId, HypervisorError> {
+        let reading = vm::reading(&plan.overlay.file)
+            .map_err(|source| HypervisorError::Open { path: plan.overlay.name.into(), source })?;
         let inherited = Descriptors {
             start,
             layers: plan.layers,
+            reading,
             overlay: (plan.overlay.name.to_owned(), plan.overlay.file),
             tap: plan.tap,
             console: console::listen(plan.dir, console::SOCKET)?,

@@ -87,8 +87,17 @@ impl Qmp {
     ///
     /// [`QmpError`].
     pub async fn add_fd(&self, fd: BorrowedFd<'_>) -> Result<u64, QmpError> {
+        self.add_fd_with(fd, json!({})).await
+    }
+
+    /// Passes a descriptor with more to say of it.
+    ///
+    /// # Errors
+    ///
+    /// [`QmpError`].
+    pub async fn add_fd_with(&self, fd: BorrowedFd<'_>, about: Value) -> Result<u64, QmpError> {
         let mut connection = self.0.lock().await;
-        let answer = connection.execute_with("add-fd", json!({}), Some(fd)).await?;
+        let answer = connection.execute_with("add-fd", about, Some(fd)).await?;
         answer["fdset-id"].as_u64().ok_or_else(|| QmpError::Refused {
             command: "add-fd".to_owned(),
             description: format!("unexpected answer {answer}"),

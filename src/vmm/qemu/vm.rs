@@ -1,7 +1,8 @@
 //! One QEMU that runs.
 
+use std::fs::File;
 use std::io::{Read, Seek};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -70,11 +71,12 @@ impl QemuVm {
         let set = self.qmp.add_fd(writer.as_fd()).await?;
         // Its name notwithstanding it has nothing to do with Xen: it saves all but RAM and disks.
         let filename = format!("/dev/fdset/{set}");
-        let saved = self.qmp.execute("xen-save-devices-state", json!({"filename": filename}));
-        let saved = saved.await;
+        // Else QEMU gives its disks up, as if another host took over, and has to get them back.
+        let about = json!({"filename": filename, "live": false});
+        let saved = self.qmp.execute("xen-save-devices-state", about).await;
         self.qmp.forget_fd(set).await?;
         saved?;
-        let mut state = std::fs::File::from(state);
+        let mut state = File::from(state);
         let mut bytes = Vec::new();
         state.rewind().and_then(|()| state.read_to_end(&mut bytes)).map_err(broken)?;
         Ok(bytes)
@@ -83,11 +85,15 @@ impl QemuVm {
     async fn switch(&self, overlay: DiskPlan<'_>) -> Result<(), QmpError> {
         let DiskPlan { name, file } = overlay;
         let present = self.disk_name().await?;
-        let set = self.qmp.add_fd(file.as_fd()).await?;
+        let reading = reading(&file).map_err(QmpError::Broken)?;
+        let set = self.qmp.add_fd(reading.as_fd()).await?;
+        let about = json!({"fdset-id": set, "opaque": name});
+        self.qmp.add_fd_with(file.as_fd(), about).await?;
         let file_name = format!("file-{name}");
         let switched = async {
             let node = json!({
                 "driver": "file", "node-name": file_name, "filename": format!("/dev/fdset/{set}"),
+                "auto-read-only": true,
             });
             self.qmp.execute("blockdev-add", node).await?;
             let node = json!({
@@ -104,9 +110,33 @@ impl QemuVm {
             for node in [name, &file_name] {
                 let _ = self.qmp.execute("blockdev-del", json!({"node-name": node})).await;
             }
+            self.qmp.forget_fd(set).await?;
         }
-        self.qmp.forget_fd(set).await?;
         switched.map(drop)
+    }
+
+    /// Closes what former overlays could be written to through: they are layers now. QEMU closes
+    /// nothing while the guest stands still.
+    async fn forget_former(&self) -> Result<(), QmpError> {
+        let answer = self.qmp.execute("query-fdsets", json!({})).await?;
+        let sets = answer.as_array().into_iter().flatten();
+        let fds = sets.flat_map(|set| {
+            let fds = set["fds"].as_array().into_iter().flatten();
+            fds.map(move |fd| (&set["fdset-id"], fd))
+        });
+        // Only those of overlays have a name.
+        let writers: Vec<_> = fds.filter(|(_, fd)| fd["opaque"].is_string()).collect();
+        if writers.len() < 2 {
+            return Ok(());
+        }
+        let present = self.disk_name().await?;
+        for (set, fd) in writers {
+            if fd["opaque"] != present.as_str() {
+                let which = json!({"fdset-id": set, "fd": fd["fd"]});
+                self.qmp.execute("remove-fd", which).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn disk_name(&self) -> Result<String, QmpError> {
@@ -118,6 +148,12 @@ impl QemuVm {
             description: format!("unexpected answer {disks}"),
         })
     }
+}
+
+/// Opens a file that is open for writing once more, read-only. QEMU works with the descriptor whose
+/// mode is what it needs: that of an overlay which has become a layer is read-only.
+pub fn reading(file: &OwnedFd) -> std::io::Result<OwnedFd> {
+    Ok(File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?.into())
 }
 
 fn control(verb: &'static str) -> impl Fn(QmpError) -> HypervisorError {
@@ -174,7 +210,13 @@ impl Vm for QemuVm {
     }
 
     async fn thaw(&self) -> Result<(), HypervisorError> {
-        self.qmp.execute("cont", json!({})).await.map(drop).map_err(control("thaw"))
+        self.qmp.execute("cont", json!({})).await.map_err(control("thaw"))?;
+        if let Err(error) = self.forget_former().await {
+            // It runs, and nothing writes to them.
+            tracing::warn!(pid = self.process.id().pid, error = %crate::chain(&error),
+                "former overlays stay open");
+        }
+        Ok(())
     }
 
     async fn save_devices(&self) -> Result<Vec<u8>, HypervisorError> {
