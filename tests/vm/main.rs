@@ -18,6 +18,7 @@ mod image;
 mod leaks;
 mod lifecycle;
 mod network;
+mod pause;
 mod restart;
 mod snapshots;
 mod support;
