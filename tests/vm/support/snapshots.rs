@@ -105,11 +105,6 @@ impl Sandbox {
 }
 
 impl Api {
-    /// What the API shows of a named snapshot.
-    pub async fn look_at_snapshot(&self, name: &str) -> Value {
-        self.get(&format!("/v1/snapshots/{name}")).await.expect(200)
-    }
-
     /// The names of all snapshots.
     pub async fn snapshot_names(&self) -> Vec<String> {
         let body = self.get("/v1/snapshots?limit=1000").await.expect(200);
