@@ -126,6 +126,9 @@ impl VmProcess {
             setgid(gid)?;
             setuid(uid)?;
             nix::sys::prctl::set_no_new_privs()?;
+            // QEMU asks for huge pages for its translations and touches few of each: 3 of 32 MB of an
+            // idle guest. Guest memory is a private mapping of a file, which has none either way.
+            nix::sys::prctl::set_thp_disable(true)?;
             Ok(())
         };
         // SAFETY: between fork and exec only system calls on values made before the fork; nothing
