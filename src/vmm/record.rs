@@ -187,10 +187,14 @@ impl RecordFile {
         change(&mut changed);
         let text = serde_json::to_vec_pretty(&changed).expect("a record has only string keys");
         let temporary = self.path.with_extension("json.new");
-        write_private(&temporary, &text)
+        let written = write_private(&temporary, &text)
             .and_then(|file| sync(&file))
-            .and_then(|()| std::fs::rename(&temporary, &self.path))
-            .map_err(|source| RecordError::Write { path: self.path.clone(), source })?;
+            .and_then(|()| std::fs::rename(&temporary, &self.path));
+        if let Err(source) = written {
+            // The error is the one to tell; half a file is of use to nobody.
+            let _ = std::fs::remove_file(&temporary);
+            return Err(RecordError::Write { path: self.path.clone(), source });
+        }
         *record = changed;
         Ok(())
     }
