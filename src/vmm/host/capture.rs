@@ -21,7 +21,7 @@ use super::parts::{Parts, overlay_name, overlay_path, snapshot_dir};
 use crate::vmm::disk::{DiskFormat, Layer, Overlay};
 use crate::vmm::fault::Point;
 use crate::vmm::guest::Agent;
-use crate::vmm::hypervisor::{DiskPlan, Vm};
+use crate::vmm::hypervisor::{DiskPlan, HypervisorError, Vm};
 use crate::vmm::machine::{CaptureError, MachineError, Run};
 use crate::vmm::memory::{self, BuildId, Durability, GuestMemory};
 use crate::vmm::record::{Home, Record, RecordFile};
@@ -31,19 +31,26 @@ use crate::vmm::snapshot::{self, FORMAT, Manifest, Snapshot, SnapshotError};
 /// system has a journal.
 const SYNC_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a guest that goes on may take to set its clock. It runs meanwhile.
+const CLOCK_LIMIT: Duration = Duration::from_secs(2);
+
 /// The parts of a machine that runs.
 struct Running {
     vm: Arc<dyn Vm>,
     snapshot: Arc<Snapshot>,
     record: Arc<RecordFile>,
+    agent: Agent,
 }
 
 impl Running {
-    fn of(parts: &Parts) -> Result<Self, MachineError> {
+    fn of(parts: &Parts, agent: &Agent) -> Result<Self, MachineError> {
         match (&parts.vm, &parts.snapshot, &parts.record) {
-            (Some(vm), Some(snapshot), Some(record)) => {
-                Ok(Self { vm: vm.clone(), snapshot: snapshot.clone(), record: record.clone() })
-            }
+            (Some(vm), Some(snapshot), Some(record)) => Ok(Self {
+                vm: vm.clone(),
+                snapshot: snapshot.clone(),
+                record: record.clone(),
+                agent: agent.clone(),
+            }),
             // It was destroyed while this waited for its turn.
             _ => Err(MachineError::Cancelled),
         }
@@ -53,9 +60,20 @@ impl Running {
         Some(self.vm.process().pid)
     }
 
+    /// Lets the VM run again, with a clock that does not know that it stood still.
+    async fn thaw(&self) -> Result<(), HypervisorError> {
+        self.vm.thaw().await?;
+        match tokio::time::timeout(CLOCK_LIMIT, self.agent.set_clock()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = %crate::chain(&error), "a clock is behind"),
+            Err(_) => tracing::warn!(limit = ?CLOCK_LIMIT, "a guest's clock is not set in time"),
+        }
+        Ok(())
+    }
+
     /// Lets a VM run again whose capture failed, and says what the failure means.
     async fn after(&self, error: MachineError) -> CaptureError {
-        match self.vm.thaw().await {
+        match self.thaw().await {
             Ok(()) => CaptureError::RunsOn(error),
             Err(thawing) => {
                 tracing::error!(error = %crate::chain(&thawing), cause = %crate::chain(&error),
@@ -75,9 +93,9 @@ impl Host {
         agent: &Agent,
         run: &Run,
     ) -> Result<Arc<Snapshot>, CaptureError> {
-        let running = Running::of(parts).map_err(CaptureError::RunsOn)?;
+        let running = Running::of(parts, agent).map_err(CaptureError::RunsOn)?;
         let build = BuildId::random();
-        self.sync_and_freeze(&running, agent, run).await?;
+        self.sync_and_freeze(&running, run).await?;
         let captured = self.capture(parts, &running, build, Durability::Cached, run).await;
         let snapshot = match captured {
             Ok(snapshot) => snapshot,
@@ -91,7 +109,7 @@ impl Host {
         // The VM writes to its new overlay: from here on the new snapshot is what it builds on,
         // whatever else fails.
         let former = parts.snapshot.replace(snapshot.clone());
-        let thawed = run.trace.span("thaw", running.vm.thaw()).await;
+        let thawed = run.trace.span("thaw", running.thaw()).await;
         thawed.map_err(|error| CaptureError::Lost(error.into()))?;
         let switched =
             self.faults.at(Point::DiskSwitched, running.pid()).map_err(file_error).and_then(|()| {
@@ -118,9 +136,9 @@ impl Host {
         run: &Run,
         on_end: impl FnOnce(),
     ) -> Result<Arc<Snapshot>, CaptureError> {
-        let running = Running::of(parts).map_err(CaptureError::RunsOn)?;
+        let running = Running::of(parts, agent).map_err(CaptureError::RunsOn)?;
         let build = BuildId::random();
-        self.sync_and_freeze(&running, agent, run).await?;
+        self.sync_and_freeze(&running, run).await?;
         let captured = self.capture(parts, &running, build, Durability::Synced, run).await;
         let snapshot = match captured {
             Ok(_) if run.cancel.is_cancelled() => {
@@ -164,14 +182,9 @@ impl Host {
         Ok(snapshot)
     }
 
-    async fn sync_and_freeze(
-        &self,
-        running: &Running,
-        agent: &Agent,
-        run: &Run,
-    ) -> Result<(), CaptureError> {
+    async fn sync_and_freeze(&self, running: &Running, run: &Run) -> Result<(), CaptureError> {
         let sync = async {
-            match tokio::time::timeout(SYNC_LIMIT, agent.sync()).await {
+            match tokio::time::timeout(SYNC_LIMIT, running.agent.sync()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(error = %crate::chain(&error), "no sync"),
                 Err(_) => tracing::warn!(limit = ?SYNC_LIMIT, "a guest's sync takes too long"),

@@ -185,7 +185,15 @@ impl Host {
         remove_all_but(&dir, &[kept, path]);
         // A capture that was under way has left it frozen.
         vm.thaw().await.map_err(|error| told(&error))?;
-        Ok(Agent::new(address, &now.access_token))
+        let agent = Agent::new(address, &now.access_token);
+        let standing = agent.clone();
+        // Nobody waits for it: most have never been frozen.
+        self.runtime.spawn(async move {
+            if let Err(error) = standing.set_clock().await {
+                tracing::debug!(error = %crate::chain(&error), "an adopted clock was not set");
+            }
+        });
+        Ok(agent)
     }
 
     /// Takes away a directory in which no sandbox can be found, or whatever else is there.
