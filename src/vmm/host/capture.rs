@@ -21,9 +21,9 @@ use super::parts::{Parts, overlay_name, overlay_path, snapshot_dir};
 use crate::vmm::disk::{DiskFormat, Layer, Overlay};
 use crate::vmm::fault::Point;
 use crate::vmm::guest::Agent;
-use crate::vmm::hypervisor::{DiskPlan, HypervisorError, Vm};
+use crate::vmm::hypervisor::{DiskPlan, Vm};
 use crate::vmm::machine::{CaptureError, MachineError, Run};
-use crate::vmm::memory::{self, BuildId, Durability, GuestMemory};
+use crate::vmm::memory::{self, BuildId, Durability, GuestMemory, Lineage};
 use crate::vmm::record::{Home, Record, RecordFile};
 use crate::vmm::snapshot::{self, FORMAT, Manifest, Snapshot, SnapshotError};
 
@@ -33,6 +33,9 @@ const SYNC_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a guest that goes on may take to set its clock. It runs meanwhile.
 const CLOCK_LIMIT: Duration = Duration::from_secs(2);
+
+/// Diffs of a chain that grows no further: a header has room for 255 generations.
+const MOST_DIFFS: usize = 100;
 
 /// The parts of a machine that runs.
 struct Running {
@@ -60,21 +63,13 @@ impl Running {
         Some(self.vm.process().pid)
     }
 
-    /// Lets the VM run again, with a clock that does not know that it stood still.
-    async fn thaw(&self) -> Result<(), HypervisorError> {
-        self.vm.thaw().await?;
-        match tokio::time::timeout(CLOCK_LIMIT, self.agent.set_clock()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(error = %crate::chain(&error), "a clock is behind"),
-            Err(_) => tracing::warn!(limit = ?CLOCK_LIMIT, "a guest's clock is not set in time"),
-        }
-        Ok(())
-    }
-
     /// Lets a VM run again whose capture failed, and says what the failure means.
     async fn after(&self, error: MachineError) -> CaptureError {
-        match self.thaw().await {
-            Ok(()) => CaptureError::RunsOn(error),
+        match self.vm.thaw().await {
+            Ok(()) => {
+                set_clock(self.agent.clone()).await;
+                CaptureError::RunsOn(error)
+            }
             Err(thawing) => {
                 tracing::error!(error = %crate::chain(&thawing), cause = %crate::chain(&error),
                     "a VM does not run on after its capture failed");
@@ -109,8 +104,10 @@ impl Host {
         // The VM writes to its new overlay: from here on the new snapshot is what it builds on,
         // whatever else fails.
         let former = parts.snapshot.replace(snapshot.clone());
-        let thawed = run.trace.span("thaw", running.thaw()).await;
+        let thawed = run.trace.span("thaw", running.vm.thaw()).await;
         thawed.map_err(|error| CaptureError::Lost(error.into()))?;
+        // Beside what is left to do: a guest in software may take a moment for it.
+        self.runtime.spawn(set_clock(agent.clone()));
         let switched =
             self.faults.at(Point::DiskSwitched, running.pid()).map_err(file_error).and_then(|()| {
                 Ok(running.record.update(|record| record.snapshot = Some(build))?)
@@ -225,10 +222,10 @@ impl Host {
         let origin = memory::Origin { shape: manifest.shape, provenance };
         let (dir, faults) = (snapshot_dir(&parts.dir, build), self.faults.clone());
         let write = move || {
+            let memory = known_memory(&former)?;
             Snapshot::create::<MachineError>(&dir, &manifest, &devices, durability, |new| {
                 let guest = GuestMemory::find(pid, former.memory().base())?;
-                let memory = former.memory();
-                memory::capture(&guest, memory, new, build, origin, durability)?;
+                memory::capture(&guest, &memory, new, build, origin, durability)?;
                 faults.at(Point::MemoryWritten, Some(pid)).map_err(file_error)?;
                 former.link_layers(new)?;
                 let top = manifest.layers.last().expect("it was just added");
@@ -266,6 +263,24 @@ impl Host {
         }
         parts.overlay = Some(overlay);
         Ok(())
+    }
+}
+
+/// What a VM's memory is compared with. One that was captured many times without being paused, which
+/// is when chains are merged, is compared with its base alone: all that it has changed is one diff.
+fn known_memory(former: &Snapshot) -> Result<Arc<Lineage>, MachineError> {
+    match former.memory().diffs() {
+        0..MOST_DIFFS => Ok(former.memory().clone()),
+        _ => Ok(Arc::new(former.memory().base_alone()?)),
+    }
+}
+
+/// Tells a guest that stood still what time it is.
+async fn set_clock(agent: Agent) {
+    match tokio::time::timeout(CLOCK_LIMIT, agent.set_clock()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(error = %crate::chain(&error), "a clock is behind"),
+        Err(_) => tracing::warn!(limit = ?CLOCK_LIMIT, "a guest's clock is not set in time"),
     }
 }
 

@@ -193,6 +193,21 @@ fn pages_that_were_injected_are_not_written_again() {
 }
 
 #[test]
+fn all_that_was_changed_can_be_one_diff_again() {
+    let snapshots = Snapshots::new();
+    let (_, base) = snapshots.sealed(&[(3, 9)]);
+    let mut vm = Mapped::new(base.base());
+    vm.fill(10, 1);
+    let (_, first) = snapshots.capture(&vm, &base);
+    vm.fill(11, 2);
+    let (_, second) = snapshots.capture(&vm, &first.lineage);
+    vm.fill(12, 3);
+    let (dir, merged) = snapshots.capture(&vm, &second.lineage.base_alone().unwrap());
+    assert_eq!((second.lineage.diffs(), merged.lineage.diffs()), (2, 1));
+    assert!(content(&Lineage::open(&dir).unwrap()) == vm.content());
+}
+
+#[test]
 fn without_a_change_there_is_no_new_generation() {
     let snapshots = Snapshots::new();
     let (_, base) = snapshots.sealed(&[(1, 1)]);
