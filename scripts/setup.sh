@@ -7,13 +7,14 @@ set -eu
 
 # Each with the reason; nothing here that the code does not call.
 #   qemu-system-x86  the hypervisor            mmdebstrap  the root filesystem's tree
+#   qemu-utils       qemu-img, which merges overlays
 #   e2fsprogs        mke2fs, e2fsck            nftables    a sandbox's network rules
 #   iproute2         `ip`, for people and tests
 #   gcc, libc6-dev   the linker that Rust uses
-packages="qemu-system-x86 mmdebstrap e2fsprogs nftables iproute2 gcc libc6-dev"
+packages="qemu-system-x86 qemu-utils mmdebstrap e2fsprogs nftables iproute2 gcc libc6-dev"
 if [ "${1:-}" = tests ]; then
-    # qemu-utils: qemu-img, which checks the overlays that we write; postgresql: the same tests on it.
-    packages="$packages qemu-utils postgresql"
+    # postgresql: the same tests on it.
+    packages="$packages postgresql"
 fi
 
 missing=
