@@ -10,11 +10,12 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::{Arbiter, ArbiterHandle};
 use anyhow::{Context, Result, bail};
 use chrono::{TimeDelta, Utc};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::actors::control_plane::{ControlPlane, DatabaseSink};
@@ -45,6 +46,8 @@ const RETENTION: TimeDelta = TimeDelta::days(7);
 const RETENTION_PERIOD: Duration = Duration::from_secs(3600);
 
 const LOCK_FILE: &str = "daemon.lock";
+/// How long another daemon's hold on the data directory is taken for one that is just ending.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 const HOST_ID_FILE: &str = "host-id";
 
 /// The host keeps a twentieth of its memory to itself, and at least this.
@@ -262,16 +265,19 @@ fn claim_data_dir(dir: &Path) -> Result<Option<Flock<File>>> {
     std::fs::create_dir_all(dir).with_context(advice)?;
     // Only root looks inside: it holds keys, and disks of sandboxes.
     std::fs::set_permissions(dir, Permissions::from_mode(0o700)).with_context(advice)?;
-    let lock = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(dir.join(LOCK_FILE))
-        .with_context(advice)?;
-    match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Some(lock)),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
-        Err((_, errno)) => Err(io::Error::from(errno)).with_context(advice),
+    let mut options = File::options();
+    let lock = options.write(true).create(true).truncate(false).open(dir.join(LOCK_FILE));
+    let mut lock = lock.with_context(advice)?;
+    // A daemon that was just killed may live on for a moment in a child that had yet to exec.
+    let patience = Instant::now() + LOCK_PATIENCE;
+    loop {
+        lock = match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err((_, Errno::EWOULDBLOCK)) if Instant::now() > patience => return Ok(None),
+            Err((lock, Errno::EWOULDBLOCK)) => lock,
+            Err((_, errno)) => return Err(io::Error::from(errno)).with_context(advice),
+        };
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
