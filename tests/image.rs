@@ -197,10 +197,14 @@ fn a_half_built_image_is_not_used_and_goes_with_the_next_build() {
 fn a_new_build_of_a_name_leaves_the_old_disk_to_those_who_use_it() {
     let lab = Lab::new();
     let old = lab.import_tree("mine");
+    // As every snapshot does.
+    let used = lab.path("used");
+    fs::hard_link(&old.rootfs, &used).unwrap();
     fs::write(lab.path("tree/usr/bin/hello"), "changed").unwrap();
     let new = lab.import_tree("mine");
     assert_ne!(old.rootfs, new.rootfs);
-    assert_eq!(read_in(&old.rootfs, "/usr/bin/hello"), "hello");
+    assert!(!old.rootfs.exists());
+    assert_eq!(read_in(&used, "/usr/bin/hello"), "hello");
     assert_eq!(read_in(&new.rootfs, "/usr/bin/hello"), "changed");
 }
 
