@@ -11,7 +11,11 @@ set -eu
 #   e2fsprogs        mke2fs, e2fsck            nftables    a sandbox's network rules
 #   iproute2         `ip`, for people and tests
 #   gcc, libc6-dev   the linker that Rust uses
+#   libdevmapper-dev, libclang-dev, pkg-config
+#                    what the crates of device-mapper and userfaultfd are built with; nothing of it
+#                    is needed when the daemon runs
 packages="qemu-system-x86 qemu-utils mmdebstrap e2fsprogs nftables iproute2 gcc libc6-dev"
+packages="$packages libdevmapper-dev libclang-dev pkg-config"
 if [ "${1:-}" = tests ]; then
     # postgresql: the same tests on it.
     packages="$packages postgresql"
@@ -33,6 +37,16 @@ if [ -n "$missing" ]; then
     log=$(mktemp)
     trap 'rm -f "$log"' EXIT
 
+    # libdevmapper-dev needs libudev-dev, of which the newest would bring an upgrade of the running
+    # systemd with it: the one that fits what is installed does as well.
+    udev=$(dpkg-query --show --showformat '${Version}' libudev1 2>/dev/null || true)
+    pin_udev() {
+        case " $missing " in *" libdevmapper-dev "*) ;; *) return 0 ;; esac
+        if [ -n "$udev" ] && apt-cache madison libudev-dev | grep -qF " $udev "; then
+            missing="$missing libudev-dev=$udev"
+        fi
+    }
+
     # Unquoted where it is used: one word for each package. Recommended packages would bring a
     # desktop's worth of display and sound libraries.
     install() {
@@ -44,8 +58,10 @@ if [ -n "$missing" ]; then
         apt-get update -q >"$log" 2>&1 </dev/null
     }
     # Lists that were never fetched, or that are older than the archive, make the first try fail.
+    pin_udev
     if ! install; then
         update || { sleep 3; update; } || { cat "$log" >&2; exit 1; }
+        pin_udev
         install || { sleep 3; install; } || { cat "$log" >&2; exit 1; }
     fi
 fi
