@@ -31,6 +31,7 @@ mod handshake;
 mod process;
 mod resolver;
 mod server;
+mod slim;
 mod state;
 mod uffd;
 mod working_set;

@@ -18,6 +18,7 @@ use super::PagerError;
 use super::handshake::Peer;
 use super::resolver::Windows;
 use super::server::Server;
+use super::slim::let_go_of_code;
 use super::state::{Phase, StateFile};
 use super::working_set::WorkingSet;
 use crate::vmm::memory::Lineage;
@@ -71,6 +72,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let mut peer = None;
     let work = || {
         let files = open(prefetch, header, generations)?;
+        let_go_of_code();
         let peer = peer.insert(Peer::accept(socket, PATIENCE)?);
         serve(&files, peer, &state)
     };

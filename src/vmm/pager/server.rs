@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::PagerError;
 use super::handshake::{Handshake, Peer};
 use super::resolver::{Content, Fill, Resolver, Windows};
+use super::slim::let_go_of_code;
 use super::state::{Counters, Phase, StateFile};
 use super::uffd::{Event, Uffd};
 use super::working_set::WorkingSet;
@@ -26,6 +27,9 @@ const REPORT_EVERY: Duration = Duration::from_millis(100);
 
 /// How long a VM that has hung up may take to end, with all its memory and devices.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// How long nothing has happened when a pager lets go of memory that it used meanwhile.
+const AT_REST: Duration = Duration::from_secs(1);
 
 /// Pause before a fault is tried again whose memory is just being given back.
 const RETRY: Duration = Duration::from_millis(1);
@@ -75,6 +79,8 @@ pub(super) struct Server<'a> {
     reported: Instant,
     /// Whether something is not in the state file.
     dirty: bool,
+    /// Whether nothing has happened for so long that nothing is expected to.
+    at_rest: bool,
     hung_up: Option<Instant>,
 }
 
@@ -116,6 +122,7 @@ impl<'a> Server<'a> {
             unreported: 0,
             reported: Instant::now(),
             dirty: false,
+            at_rest: false,
             hung_up: None,
         })
     }
@@ -164,8 +171,12 @@ impl<'a> Server<'a> {
             (None, true) if self.dirty || self.hung_up.is_some() => {
                 PollTimeout::try_from(REPORT_EVERY).expect("it is a moment")
             }
+            (None, true) if !self.at_rest => {
+                PollTimeout::try_from(AT_REST).expect("it is a second")
+            }
             (None, true) => PollTimeout::NONE,
         };
+        let settled = idle && !self.dirty && self.hung_up.is_none();
         let mut fds = [
             PollFd::new(self.uffd.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.peer.process(), PollFlags::POLLIN),
@@ -174,15 +185,20 @@ impl<'a> Server<'a> {
         ];
         // One that has hung up would be ready for ever.
         let count = if self.hung_up.is_some() { 2 } else { 3 };
-        match poll(&mut fds[..count], timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
+        let happened = match poll(&mut fds[..count], timeout) {
+            Ok(count) => count > 0,
+            Err(Errno::EINTR) => true,
             Err(errno) => return Err(failed(errno.into())),
-        }
+        };
         let ready = |fd: &PollFd<'_>| fd.revents().unwrap_or(PollFlags::empty());
         if ready(&fds[0]).contains(PollFlags::POLLERR) {
             return Err(failed(Errno::EIO.into()));
         }
         let (ended, hangs_up) = (!ready(&fds[1]).is_empty(), !ready(&fds[2]).is_empty());
+        if settled && !happened && !self.at_rest {
+            let_go_of_code();
+        }
+        self.at_rest = settled && !happened;
         if hangs_up && self.hung_up.is_none() {
             self.hung_up = Some(Instant::now());
         }
