@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use nestbox::vmm::pager::Counters;
+
 use super::lab::{Lab, content, exit_code, pages, status_kb};
 
 /// Prints throughput. Run it alone, with `--release --ignored --nocapture`.
@@ -25,16 +27,9 @@ fn costs() {
         let lineage = lab.base(256, &[0..pages(256)]);
         // The page cache has all of it.
         content(&lineage);
-        let measure = |count: u64, order: &str| {
+        let measure = |count: u64, order: &str| -> (Duration, Counters, u64) {
             let mut restored = lab.restore(&lineage).served();
-            // Scattered pages are the first ones of a random order.
-            let took = match order {
-                "scattered" => {
-                    let each = |n: u64| restored.vm.touch(n * 251 + 7, 1, "sequential", 1);
-                    (0..count).map(each).sum::<Duration>()
-                }
-                order => restored.vm.touch(0, count, order, 1),
-            };
+            let took = restored.vm.touch(0, count, order, 1);
             let counters = restored.counters();
             let resident = status_kb(restored.pager.pid, "VmRSS:");
             restored.vm.kill();
@@ -43,7 +38,9 @@ fn costs() {
         };
         let (sequential, one, resident) = measure(pages(64), "sequential");
         let (random, other, _) = measure(pages(64), "random");
-        let (scattered, few, _) = measure(256, "scattered");
+        // The best of some, for a fault is short and the machine has other things to do.
+        let scattered = (0..5).map(|_| measure(256, "scattered"));
+        let (scattered, few, _) = scattered.min_by_key(|(took, _, _)| *took).unwrap();
         let speed = |took: Duration| 64.0 / took.as_secs_f64();
         println!(
             "{first:3},{largest:3}: {:7.0} MiB/s {:6} faults | {:7.0} MiB/s {:6} faults | \

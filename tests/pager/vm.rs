@@ -83,7 +83,8 @@ impl Vm {
         bytes
     }
 
-    /// Touches pages in an order, from several threads, and says how long that took.
+    /// Touches pages in an order, from several threads, and says how long that took. Scattered
+    /// pages are far apart.
     pub fn touch(&mut self, first: u64, count: u64, order: &str, threads: u64) -> Duration {
         let nanos = self.ask(&format!("touch {first} {count} {order} {threads}"));
         Duration::from_nanos(nanos.parse().unwrap())
@@ -288,22 +289,20 @@ impl Memory {
         writeln!(control, "ok").unwrap();
     }
 
-    /// Touches all pages of a range from each of some threads.
+    /// Touches all pages of a range from each of some threads; "scattered" ones are far apart.
     fn touch(&self, first: u64, count: u64, order: &str, threads: u64) {
         thread::scope(|scope| {
             for seed in 1..=threads {
-                let random = match order {
-                    "random" => true,
-                    "sequential" => false,
-                    other => panic!("no such order: {other}"),
-                };
-                scope.spawn(move || {
-                    let mut pages: Vec<u64> = (first..first + count).collect();
-                    if random {
-                        shuffle(&mut pages, seed);
+                let mut pages: Vec<u64> = (first..first + count).collect();
+                match order {
+                    "random" => shuffle(&mut pages, seed),
+                    "sequential" => {}
+                    "scattered" => {
+                        pages.iter_mut().for_each(|page| *page = first + (*page - first) * 251)
                     }
-                    pages.into_iter().for_each(|page| self.peek(page));
-                });
+                    other => panic!("no such order: {other}"),
+                }
+                scope.spawn(move || pages.into_iter().for_each(|page| self.peek(page)));
             }
         });
     }
