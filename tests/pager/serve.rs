@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use nestbox::vmm::memory::{Durability, Lineage, PAGE_SIZE};
 use nestbox::vmm::pager::{Phase, State, WorkingSet};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::lab::{Lab, PATIENCE, content, eventually, exit_code, pages, status_kb};
 
@@ -87,6 +89,28 @@ fn pages_that_were_given_back_are_zero() {
     assert!(restored.vm.read(205, 1000) == expected[205 * PAGE_SIZE..1205 * PAGE_SIZE]);
     assert_eq!(restored.state().given_back(), [105..205]);
     assert_eq!(restored.counters().pages_given_back, 101);
+}
+
+#[test]
+fn a_page_that_is_touched_while_it_is_given_back_is_zero_afterwards() {
+    let lab = Lab::new();
+    let lineage = lab.base(8, &[0..2048]);
+    let mut restored = lab.restore(&lineage).served();
+    for round in 0..10 {
+        let first = 200 * round;
+        // The kernel then has both to tell at once, the fault first.
+        kill(Pid::from_raw(restored.pager.pid), Signal::SIGSTOP).unwrap();
+        restored.vm.tell(&format!("race {first} 32"));
+        thread::sleep(Duration::from_millis(100));
+        assert!(restored.vm.is_stuck(Duration::from_millis(50)));
+        kill(Pid::from_raw(restored.pager.pid), Signal::SIGCONT).unwrap();
+        assert_eq!(restored.vm.answer().as_deref(), Some("ok"));
+        assert!(restored.vm.read(first, 32).iter().all(|byte| *byte == 0));
+        let next = first as usize + 32;
+        let expected = content(&lineage);
+        assert!(restored.vm.read(first + 32, 1) == expected[next * PAGE_SIZE..][..PAGE_SIZE]);
+        assert_eq!(restored.state().given_back().len() as u64, round + 1);
+    }
 }
 
 #[test]

@@ -284,6 +284,7 @@ impl Memory {
                 }
             }
             "give_back" => self.give_back(number(1), number(2)),
+            "race" => self.race(number(1), number(2)),
             "storm" => self.storm(number(1), number(2), number(3)),
             other => panic!("no such command: {other}"),
         }
@@ -305,6 +306,16 @@ impl Memory {
                 }
                 scope.spawn(move || pages.into_iter().for_each(|page| self.peek(page)));
             }
+        });
+    }
+
+    /// Gives pages back while one of them, and the one behind them, is touched.
+    fn race(&self, first: u64, count: u64) {
+        thread::scope(|scope| {
+            scope.spawn(move || self.give_back(first, count));
+            thread::sleep(Duration::from_millis(50));
+            scope.spawn(move || self.peek(first + 1));
+            scope.spawn(move || self.peek(first + count));
         });
     }
 
