@@ -8,6 +8,11 @@ use nestbox::config::Config;
 use nestbox::startup;
 
 fn main() -> ExitCode {
+    // There is one for each VM, and it stays small: nothing else is set up for it.
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|verb| verb == startup::pager::COMMAND) {
+        return startup::pager::main(args);
+    }
     let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(code) => return code,

@@ -32,6 +32,7 @@ use crate::vmm::host::{HostMachines, HostSettings};
 use crate::vmm::host_memory::host_memory;
 use crate::vmm::image::ImageStore;
 use crate::vmm::machine::Machines;
+pub use crate::vmm::pager;
 
 pub use doctor::doctor;
 pub use serve::serve;

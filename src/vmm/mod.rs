@@ -14,6 +14,7 @@ pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod network;
+pub mod pager;
 pub mod process;
 pub mod qemu;
 pub mod record;

@@ -2,17 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, fchown};
 use std::path::Path;
-
-use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
 
 use super::capture::{batch_buffer, bytes_of, is_zero};
 use super::guest::batches;
 use super::header::{Generation, GenerationName, Header};
-use super::map::{PageMap, Source};
+use super::map::PageMap;
 use super::staging::{NewFile, Staging};
 use super::{BuildId, Durability, Lineage, MemoryError, PAGE_SIZE, cannot};
 
@@ -68,7 +64,7 @@ fn fill(new: &NewFile, lineage: &Lineage, cancelled: &dyn Fn() -> bool) -> Resul
         new.file.set_len(lineage.memory_bytes())
     };
     prepare().map_err(cannot("prepare", &new.path))?;
-    let runs = data_runs(lineage).map_err(cannot("read", &lineage.base_path()))?;
+    let runs = lineage.data(0..lineage.memory_bytes() / PAGE_SIZE as u64)?;
     let mut buffer = batch_buffer();
     for batch in batches(runs) {
         if cancelled() {
@@ -84,48 +80,6 @@ fn fill(new: &NewFile, lineage: &Lineage, cancelled: &dyn Fn() -> bool) -> Resul
         }
     }
     Ok(())
-}
-
-/// The runs of pages that are not known to be zero.
-fn data_runs(lineage: &Lineage) -> io::Result<Vec<Range<u64>>> {
-    let mut runs: Vec<Range<u64>> = Vec::new();
-    let mut push = |run: Range<u64>| match runs.last_mut() {
-        Some(last) if last.end == run.start => last.end = run.end,
-        _ => runs.push(run),
-    };
-    for (pages, source) in lineage.map().pieces(0..lineage.memory_bytes() / PAGE_SIZE as u64) {
-        match source {
-            Source::Zero => {}
-            Source::Stored { .. } => push(pages),
-            Source::Base => {
-                let mut at = pages.start;
-                while let Some(data) = next_data(lineage.base(), at..pages.end)? {
-                    at = data.end;
-                    push(data);
-                }
-            }
-        }
-    }
-    Ok(runs)
-}
-
-/// The first pages within `pages` that the file has blocks for.
-fn next_data(file: &File, pages: Range<u64>) -> io::Result<Option<Range<u64>>> {
-    if pages.is_empty() {
-        return Ok(None);
-    }
-    let page_size = PAGE_SIZE as u64;
-    let seek = |offset: u64, whence| lseek(file, offset as i64, whence).map(|found| found as u64);
-    match seek(pages.start * page_size, Whence::SeekData) {
-        Ok(data) if data < pages.end * page_size => {
-            let hole = seek(data, Whence::SeekHole)?;
-            let end = hole.div_ceil(page_size).min(pages.end);
-            Ok(Some(data / page_size..end))
-        }
-        // lseek(2): there is no data after the offset.
-        Ok(_) | Err(Errno::ENXIO) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
 }
 
 /// Writes pages without the zero ones.

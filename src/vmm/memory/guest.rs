@@ -15,7 +15,7 @@ use nix::sys::stat::makedev;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 
-use super::{BATCH_PAGES, MemoryError, PAGE_SIZE, cannot};
+use super::{BATCH_PAGES, Lineage, MemoryError, PAGE_SIZE, Region, cannot};
 
 /// Bytes of a page's entry in `/proc/PID/pagemap`.
 const ENTRY_SIZE: usize = 8;
@@ -28,13 +28,36 @@ const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const FILE_OR_SHARED: u64 = 1 << 61;
 
-/// The memory of one VM, whose process maps a base privately.
+/// The memory of one VM.
 #[derive(Debug)]
 pub struct GuestMemory {
     pid: Pid,
     pagemap: File,
-    base: FileId,
+    origin: MemoryOrigin,
     mappings: Vec<Mapping>,
+}
+
+/// How a VM got its memory, and so what the pages are that its process does not have for itself.
+#[derive(Debug)]
+enum MemoryOrigin {
+    /// The base's, which the process maps privately.
+    Mapped(FileId),
+    /// The lineage's that the pager serves, or zero if the VM gave it back.
+    Served {
+        /// The runs of pages that it gave back, in order.
+        given_back: Vec<Range<u64>>,
+    },
+}
+
+/// What a page is that the process does not have for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Absent {
+    /// What the base has.
+    Base,
+    /// What the lineage has that the VM was restored from.
+    Parent,
+    /// Zero.
+    Zero,
 }
 
 /// Names a file as long as it is open somewhere.
@@ -83,12 +106,89 @@ impl GuestMemory {
         if end == 0 || end * PAGE_SIZE as u64 != data.len() {
             return Err(MemoryError::NotMapped { pid });
         }
-        Ok(Self { pid: Pid::from_raw(pid), pagemap, base: id, mappings })
+        let origin = MemoryOrigin::Mapped(id);
+        Ok(Self { pid: Pid::from_raw(pid), pagemap, origin, mappings })
+    }
+
+    /// Takes what the pager of process `pid` says: the memory is in `regions`, and the VM gave the
+    /// pages `given_back` back, in order, which are zero unless it has touched them again.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Regions`] if they are no memory, [`MemoryError::NotServed`] if the process
+    /// has something else there. [`MemoryError::Io`], also if there is no such process.
+    pub fn served(
+        pid: i32,
+        regions: &[Region],
+        given_back: Vec<Range<u64>>,
+    ) -> Result<Self, MemoryError> {
+        let proc = Path::new("/proc").join(pid.to_string());
+        let path = proc.join("pagemap");
+        let pagemap = File::open(&path).map_err(cannot("open", &path))?;
+        let path = proc.join("maps");
+        let maps = fs::read_to_string(&path).map_err(cannot("read", &path))?;
+        let bytes = regions.iter().fold(0, |sum: u64, region| sum.saturating_add(region.bytes));
+        let regions = Region::sorted(regions.to_vec(), bytes)
+            .map_err(|source| MemoryError::Regions { pid, source })?;
+        for region in &regions {
+            // A change of only a part's properties splits a mapping.
+            let end = region.address + region.bytes;
+            let covered = maps.lines().filter_map(anonymous).fold(region.address, |at, mapping| {
+                if mapping.contains(&at) { mapping.end } else { at }
+            });
+            if covered < end {
+                return Err(MemoryError::NotServed { pid, address: region.address });
+            }
+        }
+        let mapping = |region: &Region| Mapping { pages: region.pages(), address: region.address };
+        let mappings = regions.iter().map(mapping).collect();
+        let origin = MemoryOrigin::Served { given_back };
+        Ok(Self { pid: Pid::from_raw(pid), pagemap, origin, mappings })
     }
 
     /// Whether `base` is what the process has mapped.
     pub(super) fn is_mapped(&self, base: &File) -> bool {
-        base.metadata().is_ok_and(|data| self.base == FileId { dev: data.dev(), ino: data.ino() })
+        let id = base.metadata().map(|data| FileId { dev: data.dev(), ino: data.ino() });
+        match (&self.origin, id) {
+            (MemoryOrigin::Mapped(mapped), Ok(id)) => *mapped == id,
+            (MemoryOrigin::Mapped(_), Err(_)) | (MemoryOrigin::Served { .. }, _) => false,
+        }
+    }
+
+    /// Whether the memory can be one that was restored from `lineage`: nothing in a memory that a
+    /// pager served says what it was served from but its size.
+    pub(super) fn can_be_of(&self, lineage: &Lineage) -> bool {
+        match self.origin {
+            MemoryOrigin::Mapped(_) => self.is_mapped(lineage.base()),
+            MemoryOrigin::Served { .. } => {
+                self.pages() * PAGE_SIZE as u64 == lineage.memory_bytes()
+            }
+        }
+    }
+
+    /// Says what pages are that are not among the [`GuestMemory::changed`] ones.
+    pub(super) fn absent(&self, pages: Range<u64>) -> Vec<(Range<u64>, Absent)> {
+        let given_back = match &self.origin {
+            MemoryOrigin::Mapped(_) => return vec![(pages, Absent::Base)],
+            MemoryOrigin::Served { given_back } => given_back,
+        };
+        let mut parts = Vec::new();
+        let mut at = pages.start;
+        let first = given_back.partition_point(|run| run.end <= at);
+        for run in given_back[first..].iter().take_while(|run| run.start < pages.end) {
+            let (start, end) = (run.start.max(at), run.end.min(pages.end));
+            parts.push((at..start, Absent::Parent));
+            parts.push((start..end, Absent::Zero));
+            at = end;
+        }
+        parts.push((at..pages.end, Absent::Parent));
+        parts.retain(|(pages, _)| !pages.is_empty());
+        parts
+    }
+
+    /// The number of pages.
+    pub(super) fn pages(&self) -> u64 {
+        self.mappings.last().map_or(0, |mapping| mapping.pages.end)
     }
 
     /// The process.
@@ -96,13 +196,19 @@ impl GuestMemory {
         self.pid.as_raw()
     }
 
-    /// The runs of pages that the process has for itself: all that differ from the base are among
-    /// them. The process must not run, or the answer is old at once.
+    /// The runs of pages that the process has for itself: all that it wrote are among them. Of a
+    /// memory that a pager served, these are all pages that are there, read or written, and only
+    /// they may be read: reading another one would wait for the pager. The process must not run,
+    /// or the answer is old at once.
     ///
     /// # Errors
     ///
     /// [`MemoryError::Gone`] and [`MemoryError::Access`].
     pub fn changed(&self) -> Result<Vec<Range<u64>>, MemoryError> {
+        let foreign = match self.origin {
+            MemoryOrigin::Mapped(_) => FILE_OR_SHARED,
+            MemoryOrigin::Served { .. } => 0,
+        };
         let mut runs: Vec<Range<u64>> = Vec::new();
         let mut buffer = vec![0; ENTRIES as usize * ENTRY_SIZE];
         for mapping in &self.mappings {
@@ -114,7 +220,7 @@ impl GuestMemory {
                 self.read_pagemap(address, entries)?;
                 for entry in entries.chunks_exact(ENTRY_SIZE) {
                     let entry = u64::from_ne_bytes(entry.try_into().expect("the size of an entry"));
-                    let own = entry & (PRESENT | SWAPPED) != 0 && entry & FILE_OR_SHARED == 0;
+                    let own = entry & (PRESENT | SWAPPED) != 0 && entry & foreign == 0;
                     match runs.last_mut() {
                         Some(last) if own && last.end == page => last.end += 1,
                         _ if own => runs.push(page..page + 1),
@@ -246,6 +352,16 @@ fn parse(line: &str) -> Option<Line<'_>> {
         file,
         mapping: Mapping { pages, address: start },
     })
+}
+
+/// Reads a private mapping of no file from a line of `/proc/PID/maps`.
+fn anonymous(line: &str) -> Option<Range<u64>> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    let private = fields.next()?.ends_with('p');
+    let file = fields.nth(2)?;
+    (private && file == "0").then_some(hex(start)?..hex(end)?)
 }
 
 /// Whether a mapping is one of the file, where the device in `maps` is not what stat(2) says: btrfs

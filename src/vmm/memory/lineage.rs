@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use super::header::{Generation, GenerationName, Header, memory_bytes};
 use super::map::{PageMap, Source};
 use super::provenance::{Origin, Provenance};
+use super::sparse::next_data;
 use super::staging::{HEADER, Staging};
 use super::{Durability, MemoryError, PAGE_SIZE, cannot};
 use crate::domain::shape::Shape;
@@ -74,6 +75,63 @@ impl Lineage {
         Ok(())
     }
 
+    /// Opens a memory from files that are open already, in the order of [`Lineage::files`]. Without
+    /// a header it is a single full file of which nothing else is known. Errors name the files by
+    /// their names alone.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Lineage::open`].
+    pub fn from_files(header: Option<&[u8]>, files: Vec<File>) -> Result<Self, MemoryError> {
+        let dir = PathBuf::new();
+        let Some(bytes) = header else {
+            let [file] = <[File; 1]>::try_from(files)
+                .map_err(|_| MemoryError::Incomplete { dir: dir.clone() })?;
+            let found = measure(&file, Path::new("memfile"))?;
+            return Self::bare(dir, file, found);
+        };
+        let wrong = |source| MemoryError::Header { path: PathBuf::from(HEADER), source };
+        let Header { origin, generations, map } = Header::parse(bytes).map_err(wrong)?;
+        if files.len() != generations.len() {
+            return Err(MemoryError::Incomplete { dir });
+        }
+        let lineage = Self { dir, origin: Some(origin), generations, files, map };
+        lineage.check_lengths()?;
+        Ok(lineage)
+    }
+
+    /// Says what [`Lineage::from_files`] needs beside the files; `None` if there is no header.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Header`].
+    pub fn header(&self) -> Result<Option<Vec<u8>>, MemoryError> {
+        let encode = |origin: &Origin| {
+            // Not read: the header in the own directory may be one of a collapse by now.
+            let (generations, map) = (self.generations.clone(), self.map.clone());
+            Header { origin: origin.clone(), generations, map }
+                .encode()
+                .map_err(|source| MemoryError::Header { path: self.dir.join(HEADER), source })
+        };
+        self.origin.as_ref().map(encode).transpose()
+    }
+
+    /// The files of the memory, the base first. They are read at offsets of the reader's choice.
+    pub fn files(&self) -> &[File] {
+        &self.files
+    }
+
+    fn check_lengths(&self) -> Result<(), MemoryError> {
+        for (number, generation) in self.generations.iter().enumerate() {
+            let path = self.path(number);
+            let found = measure(self.file(number), &path)?;
+            if found != generation.bytes {
+                return Err(MemoryError::Length { path, found, expected: generation.bytes });
+            }
+        }
+        Ok(())
+    }
+
     /// Opens the generations that `header` names in `dir`.
     pub(super) fn assemble(dir: &Path, header: Header) -> Result<Self, MemoryError> {
         let Header { origin, generations, map } = header;
@@ -96,12 +154,16 @@ impl Lineage {
         if memory_files(dir)?.len() > 1 {
             return Err(MemoryError::Incomplete { dir: dir.to_owned() });
         }
+        Self::bare(dir.to_owned(), file, bytes)
+    }
+
+    fn bare(dir: PathBuf, file: File, bytes: u64) -> Result<Self, MemoryError> {
+        let name = GenerationName::Plain;
         if bytes == 0 || !bytes.is_multiple_of(1 << 20) {
-            return Err(MemoryError::NoMemory { path, found: bytes });
+            return Err(MemoryError::NoMemory { path: dir.join(name.to_string()), found: bytes });
         }
         let generations = vec![Generation { name, bytes }];
-        let map = PageMap::default();
-        Ok(Self { dir: dir.to_owned(), origin: None, generations, files: vec![file], map })
+        Ok(Self { dir, origin: None, generations, files: vec![file], map: PageMap::default() })
     }
 
     /// Makes the first lineage out of the `memfile` in `dir`, which a VM has written itself and
@@ -195,6 +257,44 @@ impl Lineage {
         Ok(())
     }
 
+    /// The runs of pages within `pages` that are not known to be zero. The others need no reading:
+    /// the header says that they are zero, or the base has a hole there.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Length`] if the base was cut off, of which holes are no proof otherwise;
+    /// [`MemoryError::Io`].
+    pub fn data(&self, pages: Range<u64>) -> Result<Vec<Range<u64>>, MemoryError> {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        let mut holes = false;
+        for (pages, source) in self.map.pieces(pages) {
+            match source {
+                Source::Zero => {}
+                Source::Stored { .. } => join(&mut runs, pages),
+                Source::Base => {
+                    let mut at = pages.start;
+                    let next = |at| next_data(self.base(), at..pages.end);
+                    while let Some(data) =
+                        next(at).map_err(cannot("look for data in", &self.base_path()))?
+                    {
+                        holes |= data.start > at;
+                        at = data.end;
+                        join(&mut runs, data);
+                    }
+                    holes |= at < pages.end;
+                }
+            }
+        }
+        if holes {
+            let (path, expected) = (self.base_path(), self.memory_bytes());
+            let found = measure(self.base(), &path)?;
+            if found < expected {
+                return Err(MemoryError::Length { path, found, expected });
+            }
+        }
+        Ok(runs)
+    }
+
     /// Puts the same memory into another directory of the same file system, by hard links.
     ///
     /// # Errors
@@ -275,12 +375,20 @@ impl Lineage {
         &self.files[number]
     }
 
-    pub(super) fn map(&self) -> &PageMap {
+    pub(in crate::vmm) fn map(&self) -> &PageMap {
         &self.map
     }
 
     fn path(&self, number: usize) -> PathBuf {
         self.dir.join(self.generations[number].name.to_string())
+    }
+}
+
+/// Appends a run, and joins it to the last one if it continues that one.
+fn join(runs: &mut Vec<Range<u64>>, run: Range<u64>) {
+    match runs.last_mut() {
+        Some(last) if last.end == run.start => last.end = run.end,
+        _ => runs.push(run),
     }
 }
 
@@ -290,8 +398,12 @@ fn modified(file: &File) -> io::Result<SystemTime> {
 
 fn open_file(path: &Path) -> Result<(File, u64), MemoryError> {
     let file = File::open(path).map_err(cannot("open", path))?;
-    let bytes = file.metadata().map_err(cannot("measure", path))?.len();
+    let bytes = measure(&file, path)?;
     Ok((file, bytes))
+}
+
+fn measure(file: &File, path: &Path) -> Result<u64, MemoryError> {
+    Ok(file.metadata().map_err(cannot("measure", path))?.len())
 }
 
 /// Everything in `dir` that is called as files of memory are.

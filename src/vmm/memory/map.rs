@@ -43,7 +43,7 @@ pub struct PageMap(Vec<Extent>);
 
 impl PageMap {
     /// Appends a run behind all others, and joins it to the last one if it continues that one.
-    pub(super) fn push(&mut self, pages: Range<u64>, source: Source) {
+    pub(in crate::vmm) fn push(&mut self, pages: Range<u64>, source: Source) {
         debug_assert!(self.0.last().is_none_or(|last| last.pages.end <= pages.start));
         if source == Source::Base || pages.is_empty() {
             return;
@@ -63,7 +63,10 @@ impl PageMap {
     }
 
     /// Splits a run of pages by where they are.
-    pub(super) fn pieces(&self, pages: Range<u64>) -> impl Iterator<Item = (Range<u64>, Source)> {
+    pub(in crate::vmm) fn pieces(
+        &self,
+        pages: Range<u64>,
+    ) -> impl Iterator<Item = (Range<u64>, Source)> {
         let mut at = pages.start;
         let mut extents =
             self.0[self.0.partition_point(|extent| extent.pages.end <= at)..].iter().peekable();

@@ -11,6 +11,9 @@ use tempfile::TempDir;
 use super::*;
 use crate::domain::shape::Shape;
 
+#[path = "served_tests.rs"]
+mod served;
+
 /// Pages of the memory that these tests use.
 const PAGES: u64 = 256;
 const MIB: usize = PAGES as usize * PAGE_SIZE;

@@ -20,6 +20,10 @@
 //!    '-- collapse: base + diffs -> one new base
 //! ```
 //!
+//! Under a hypervisor whose memory comes through a pager, that memory is anonymous, and the pages
+//! that were never touched are not there at all. A VM then differs from its parent only in pages
+//! that are there and in those that it gave back; see [`GuestMemory::served`].
+//!
 //! Files are immutable once they have their name, and a directory that builds on another one holds
 //! hard links to its files. Thus link counts are the reference counts, any directory can be removed
 //! at any time, and a directory can be read without the others. The header is the last file to get
@@ -38,19 +42,23 @@ mod header;
 mod lineage;
 mod map;
 mod provenance;
+mod region;
+mod sparse;
 mod staging;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub use build::{BuildId, InvalidBuildId};
-pub use capture::{Captured, capture, inject};
+pub use capture::{Captured, capture, capture_merged, inject};
 pub use collapse::collapse;
 pub use guest::GuestMemory;
 pub use header::{Generation, GenerationName, Header, HeaderError, MAX_GENERATIONS};
 pub use lineage::{Lineage, Usage};
 pub use map::{PageMap, Source};
 pub use provenance::{Mismatch, Origin, Part, Provenance};
+pub use region::{Region, RegionError};
+pub use sparse::punch_zeros;
 
 /// Bytes of a page.
 pub const PAGE_SIZE: usize = 4096;
@@ -137,6 +145,23 @@ pub enum MemoryError {
         pid: i32,
         /// The base of the lineage.
         base: PathBuf,
+    },
+    /// The process does not have anonymous memory where its pager says.
+    #[error("process {pid} does not have its memory at {address:#x}, where its pager says")]
+    NotServed {
+        /// The process.
+        pid: i32,
+        /// Where the memory should be.
+        address: u64,
+    },
+    /// What is known of the memory of a process does not fit together.
+    #[error("the memory of process {pid} is not whole")]
+    Regions {
+        /// The process.
+        pid: i32,
+        /// What does not fit.
+        #[source]
+        source: RegionError,
     },
     /// The process ended.
     #[error("process {pid} is gone")]
