@@ -181,4 +181,4 @@ fn cannot(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CowError
 
 #[cfg(test)]
 #[path = "cow_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -7,10 +7,10 @@ use proptest::prelude::*;
 use super::*;
 
 /// A disk's chunks, each filled with one byte: the model that everything is compared with.
-type Chunks = BTreeMap<u64, u8>;
+pub(crate) type Chunks = BTreeMap<u64, u8>;
 
 /// Stores chunks in the given order, one after the other, as the kernel does.
-fn cow_of(chunks: &[(u64, u8)]) -> Vec<u8> {
+pub(crate) fn cow_of(chunks: &[(u64, u8)]) -> Vec<u8> {
     let mut image = vec![0; 2 * 4096];
     image[..16].copy_from_slice(b"SnAp\x01\0\0\0\x01\0\0\0\x08\0\0\0");
     let mut table = 4096;
@@ -35,7 +35,7 @@ fn file_of(image: &[u8]) -> tempfile::NamedTempFile {
     file
 }
 
-fn read(path: &Path) -> Result<Chunks, CowError> {
+pub(crate) fn read(path: &Path) -> Result<Chunks, CowError> {
     let cow = Cow::open(path)?;
     let fill = |pair: &Pair| {
         let mut data = [0; 4096];

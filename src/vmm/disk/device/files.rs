@@ -82,7 +82,8 @@ impl Chain {
         for (index, (path, format)) in layers.iter().enumerate() {
             match (index, format) {
                 (0, DiskFormat::Raw) | (1.., DiskFormat::Cow) => {}
-                (0, DiskFormat::Cow | DiskFormat::Qcow2) | (1.., DiskFormat::Raw | DiskFormat::Qcow2) => {
+                (0, DiskFormat::Cow | DiskFormat::Qcow2)
+                | (1.., DiskFormat::Raw | DiskFormat::Qcow2) => {
                     let format = format.as_str();
                     return Err(wrong(format!("number {index} of them is {format}")));
                 }

@@ -21,8 +21,7 @@ impl Linux {
     ///
     /// [`DeviceError::Missing`].
     pub fn open() -> Result<Self, DeviceError> {
-        let missing =
-            |what, remedy| move |source| DeviceError::Missing { what, remedy, source };
+        let missing = |what, remedy| move |source| DeviceError::Missing { what, remedy, source };
         let mapper = Mapper::open().map_err(missing(
             "/dev/mapper/control",
             "load the module dm-mod (modprobe dm-mod); a container must be given this node",

@@ -210,3 +210,7 @@ pub(super) fn backing(number: dev_t) -> io::Result<Backing> {
 fn open(number: dev_t, access: Access) -> io::Result<File> {
     node::open(number, Path::new(&format!("/dev/loop{}", libc::minor(number))), access)
 }
+
+#[cfg(test)]
+#[path = "loops_tests.rs"]
+mod tests;

@@ -130,8 +130,9 @@ impl Devices {
     ///
     /// As [`Device::remove`].
     pub async fn discard(&self, name: &str) -> Result<(), DeviceError> {
-        let top = self.stack.top(name);
-        removal::remove(&self.stack, &top, self.patience, None).await
+        let (stack, top) = (&self.stack, self.stack.top(name));
+        let below = removal::remove(stack, &top, self.patience, None).await?;
+        below.release(stack, self.patience, None).await
     }
 
     /// Names of all that have devices of this data directory, complete or not.
@@ -231,18 +232,21 @@ impl Device {
         Ok(())
     }
 
-    /// Takes the device away with all that only it needs, when its VM is gone; waits if it is not quite.
-    /// The file that was written to goes last, by that name: other links to it stay.
+    /// Takes the device away with its file and the layers that only it needs, when its VM is gone;
+    /// waits if it is not quite. The file goes by the name that it has here: other links to it stay.
     ///
     /// # Errors
     ///
     /// [`DeviceError::Busy`] if it stays in use, [`DeviceError::Cancelled`] if `cancel` says so while it
-    /// is waited for, [`DeviceError::Kernel`] at once for anything else. The device stays then, with all
-    /// below it and the file; [`Devices::discard`] is the way to try again.
+    /// is waited for, [`DeviceError::Kernel`] at once for anything else. What the error names stays then,
+    /// with all below it, and the file if it is this device; [`Devices::discard`] and [`Devices::sweep`]
+    /// are the ways to try again.
     pub async fn remove(self, cancel: Option<&CancellationToken>) -> Result<(), DeviceError> {
         let Devices { stack, patience } = &self.devices;
-        removal::remove(stack, &self.top(), *patience, cancel).await?;
-        files::remove(&self.overlay)
+        let below = removal::remove(stack, &self.top(), *patience, cancel).await?;
+        let removed = files::remove(&self.overlay);
+        below.release(stack, *patience, cancel).await?;
+        removed
     }
 
     fn top(&self) -> String {

@@ -33,52 +33,88 @@ impl Patience {
     };
 }
 
+/// Whose device is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// One VM's, which is gone: nothing has a reason to lie on it.
+    One,
+    /// All those that lie on it.
+    Many,
+}
+
 /// What an attempt has come to.
 enum Attempt {
     Removed,
-    /// Others lie on it and always may.
-    Shared,
-    /// It is open, but by no device.
+    /// Others lie on it, and may.
+    Needed,
+    /// Somebody has it open.
     Busy,
 }
 
-/// Removes the device `name`, then all below it that nobody else lies on, from the top down, so that
-/// the kernel detaches their files.
+/// What a device lay on, from the top down.
+#[must_use = "they are to be released"]
+pub(super) struct Below(Vec<String>);
+
+/// Removes a VM's device, and returns what it lay on.
 ///
 /// # Errors
 ///
-/// [`DeviceError::Busy`], [`DeviceError::Cancelled`], [`DeviceError::Kernel`]; what lies below a device
-/// that stays is not touched.
+/// [`DeviceError::Busy`], [`DeviceError::Cancelled`], [`DeviceError::Kernel`]; the device stays then.
 pub(super) async fn remove(
     stack: &Arc<Stack>,
     name: &str,
     patience: Patience,
     cancel: Option<&CancellationToken>,
-) -> Result<(), DeviceError> {
+) -> Result<Below, DeviceError> {
     let top = name.to_owned();
     let below = blocking(stack, move |stack| stack.below(&top)).await?;
-    for name in std::iter::once(name.to_owned()).chain(below) {
-        match remove_one(stack, &name, patience, cancel).await? {
-            Attempt::Removed => {}
-            Attempt::Shared | Attempt::Busy => return Ok(()),
+    remove_one(stack, name, Owner::One, patience, cancel).await?;
+    Ok(Below(below))
+}
+
+impl Below {
+    /// Removes layers until one is needed by another device. The kernel then detaches their files.
+    ///
+    /// # Errors
+    ///
+    /// As [`remove`]; that layer and all below it stay.
+    pub async fn release(
+        self,
+        stack: &Arc<Stack>,
+        patience: Patience,
+        cancel: Option<&CancellationToken>,
+    ) -> Result<(), DeviceError> {
+        for name in &self.0 {
+            match remove_one(stack, name, Owner::Many, patience, cancel).await? {
+                End::Removed => {}
+                End::Needed => return Ok(()),
+            }
         }
+        Ok(())
     }
-    Ok(())
+}
+
+/// How removing has ended.
+enum End {
+    Removed,
+    Needed,
 }
 
 async fn remove_one(
     stack: &Arc<Stack>,
     name: &str,
+    owner: Owner,
     patience: Patience,
     cancel: Option<&CancellationToken>,
-) -> Result<Attempt, DeviceError> {
+) -> Result<End, DeviceError> {
     let begun = Instant::now();
     let mut wait = patience.first;
     loop {
         let device = name.to_owned();
-        match blocking(stack, move |stack| attempt(stack, &device)).await? {
+        match blocking(stack, move |stack| attempt(stack, &device, owner)).await? {
+            Attempt::Removed => return Ok(End::Removed),
+            Attempt::Needed => return Ok(End::Needed),
             Attempt::Busy => {}
-            done => return Ok(done),
         }
         let waited = begun.elapsed();
         if waited + wait > patience.total {
@@ -99,16 +135,15 @@ async fn remove_one(
     }
 }
 
-fn attempt(stack: &Stack, name: &str) -> Result<Attempt, DeviceError> {
+fn attempt(stack: &Stack, name: &str, owner: Owner) -> Result<Attempt, DeviceError> {
     let _turn = stack.turn();
     let failed = DeviceError::kernel("remove", name);
     match stack.remove_now(name) {
         Ok(()) => Ok(Attempt::Removed),
         Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
-            match stack.kernel.carries_another(name) {
-                Ok(true) => Ok(Attempt::Shared),
-                Ok(false) | Err(_) => Ok(Attempt::Busy),
-            }
+            let needed =
+                owner == Owner::Many && stack.kernel.carries_another(name).unwrap_or(false);
+            Ok(if needed { Attempt::Needed } else { Attempt::Busy })
         }
         Err(error) => Err(failed(error)),
     }
