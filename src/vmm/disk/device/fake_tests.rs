@@ -105,7 +105,7 @@ async fn a_file_that_a_vm_writes_to_is_nobodys_layer() {
     std::fs::hard_link(bench.path("a.cow"), bench.path("kept")).unwrap();
     writer.remove(None).await.unwrap();
     let reader = bench.create("b", &["kept"]).await.unwrap();
-    assert!(files::is_locked(&bench.path("kept")).unwrap() == false, "others may read it too");
+    assert!(!files::is_locked(&bench.path("kept")).unwrap(), "others may read it too");
     let lock = File::open(bench.path("kept")).unwrap().try_lock();
     assert!(lock.is_err(), "but nobody may have it alone");
     reader.remove(None).await.unwrap();
@@ -134,7 +134,10 @@ async fn only_one_raw_disk_with_cows_on_it_is_a_disk() {
         assert!(matches!(made, Err(DeviceError::Layers { .. })), "{layers:?}");
     }
     for size in [SIZE + 512, 1000] {
-        let made = bench.devices().create("a", &[raw.clone()], &bench.path("a.cow"), size).await;
+        let made = bench
+            .devices()
+            .create("a", std::slice::from_ref(&raw), &bench.path("a.cow"), size)
+            .await;
         assert!(matches!(made, Err(DeviceError::Layers { .. })), "{size}");
     }
     std::fs::write(bench.path("bad"), [0; 8192]).unwrap();
@@ -448,4 +451,18 @@ async fn siblings_may_come_and_go_at_once() {
         life.await.unwrap();
     }
     assert!(bench.is_empty(), "{:?}", bench.kernel.devices());
+}
+
+#[tokio::test]
+async fn a_file_whose_writer_is_about_to_let_go_is_waited_for() {
+    let bench = Bench::new();
+    bench.cow("warm", &[]).await;
+    let writer = File::open(bench.path("warm")).unwrap();
+    writer.try_lock().unwrap();
+    let closing = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        drop(writer);
+    });
+    bench.create("a", &["warm"]).await.unwrap();
+    closing.join().unwrap();
 }

@@ -7,6 +7,8 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::error::DeviceError;
 use super::kernel::FileId;
@@ -99,6 +101,24 @@ impl Chain {
             return Err(wrong(format!("a disk of {size} bytes has a base of {}", data.len())));
         }
         Ok(Self { base, cows: links })
+    }
+}
+
+/// Waits until the last who wrote to a layer has let go of it, which is for good: only new files are
+/// written to. A loop device lives on for the moment that somebody, such as udev, looks at it.
+///
+/// # Errors
+///
+/// [`DeviceError::InUse`] if a living VM writes to it, [`DeviceError::File`].
+pub(super) fn settle(link: &Link) -> Result<(), DeviceError> {
+    const LIMIT: Duration = Duration::from_secs(1);
+    const STEP: Duration = Duration::from_millis(5);
+    let begun = Instant::now();
+    loop {
+        match open_layer(link) {
+            Err(DeviceError::InUse { .. }) if begun.elapsed() < LIMIT => thread::sleep(STEP),
+            opened => return opened.map(drop),
+        }
     }
 }
 

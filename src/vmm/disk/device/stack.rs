@@ -77,6 +77,7 @@ impl Stack {
     ) -> Result<dev_t, DeviceError> {
         let top = self.top(name);
         let chain = Chain::of(layers, size)?;
+        chain.cows.iter().try_for_each(files::settle)?;
         let file = files::create_overlay(overlay, size)?;
         let _turn = self.turn();
         let made = (|| {
