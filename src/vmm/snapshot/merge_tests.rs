@@ -5,6 +5,7 @@ use chrono::Utc;
 use super::*;
 use crate::domain::id::SandboxId;
 use crate::domain::shape::Shape;
+use crate::vmm::disk::Overlay;
 use crate::vmm::disk::cow::tests::{Chunks, cow_of, read};
 use crate::vmm::hypervisor::Engine;
 use crate::vmm::snapshot::{FORMAT, Manifest, ROOTFS};
@@ -20,7 +21,13 @@ fn captured(dir: &Path, times: usize) -> Chunks {
         layers.push(Layer { file, format: DiskFormat::Cow });
         all.extend(chunks);
     }
-    fs::write(dir.join(ROOTFS), "").unwrap();
+    put(dir, layers);
+    all
+}
+
+/// A snapshot with these layers on an empty root disk.
+fn put(dir: &Path, layers: Vec<Layer>) {
+    File::create(dir.join(ROOTFS)).unwrap().set_len(4 << 20).unwrap();
     File::create(dir.join("memfile")).unwrap().set_len(1 << 20).unwrap();
     let manifest = Manifest {
         format: FORMAT,
@@ -36,7 +43,6 @@ fn captured(dir: &Path, times: usize) -> Chunks {
         envs: Default::default(),
     };
     manifest.write(dir).unwrap();
-    all
 }
 
 #[test]
@@ -67,4 +73,27 @@ fn few_overlays_stay_and_a_damaged_one_changes_nothing() {
     merge(dir.path(), &|| false).unwrap_err();
     assert_eq!(Snapshot::open(dir.path()).unwrap().manifest.layers, layers);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2 + layers.len());
+}
+
+#[test]
+fn many_overlays_of_qemu_become_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut layers = vec![Layer { file: ROOTFS.to_owned(), format: DiskFormat::Raw }];
+    File::create(dir.path().join(ROOTFS)).unwrap().set_len(4 << 20).unwrap();
+    for _ in 0..MAX_OVERLAYS + 1 {
+        let file = layer_name(BuildId::random(), DiskFormat::Qcow2);
+        let below = layers.last().unwrap();
+        Overlay::create(&dir.path().join(&file), below, 4 << 20).unwrap();
+        layers.push(Layer { file, format: DiskFormat::Qcow2 });
+    }
+    put(dir.path(), layers);
+    merge(dir.path(), &|| false).unwrap();
+    let layers = Snapshot::open(dir.path()).unwrap().manifest.layers;
+    assert_eq!(layers.len(), 2, "{layers:?}");
+    let merged = dir.path().join(&layers[1].file);
+    assert!(merged.extension().is_some_and(|extension| extension == "qcow2"));
+    let info = Command::new("qemu-img").args(["info", "--output=json"]).arg(&merged).output();
+    let info: serde_json::Value = serde_json::from_slice(&info.unwrap().stdout).unwrap();
+    assert_eq!(info["backing-filename"], ROOTFS);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
 }
