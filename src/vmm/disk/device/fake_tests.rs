@@ -1,7 +1,7 @@
 //! The rules of devices, on a kernel that fails on order.
 
 use std::fs::File;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -11,7 +11,7 @@ use super::kernel::Table;
 use super::*;
 use crate::vmm::disk::DiskFormat::{Cow, Qcow2, Raw};
 
-const SIZE: u64 = 1 << 20;
+pub(super) const SIZE: u64 = 1 << 20;
 const PATIENCE: Patience = Patience {
     first: Duration::from_millis(1),
     longest: Duration::from_millis(4),
@@ -19,45 +19,45 @@ const PATIENCE: Patience = Patience {
 };
 
 /// A kernel, an image's root disk, and a directory for everything else.
-struct Bench {
+pub(super) struct Bench {
     dir: tempfile::TempDir,
-    kernel: Fake,
+    pub kernel: Fake,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         File::create(dir.path().join("rootfs")).unwrap().set_len(SIZE).unwrap();
         Self { dir, kernel: Fake::default() }
     }
 
     /// A daemon; a second one knows nothing of the first.
-    fn devices(&self) -> Devices {
+    pub fn devices(&self) -> Devices {
         Devices::with(Arc::new(self.kernel.clone()), "nestbox-0".to_owned(), PATIENCE)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn layers(&self, cows: &[&str]) -> Vec<(PathBuf, DiskFormat)> {
+    pub fn layers(&self, cows: &[&str]) -> Vec<(PathBuf, DiskFormat)> {
         let base = (self.path("rootfs"), Raw);
         std::iter::once(base).chain(cows.iter().map(|name| (self.path(name), Cow))).collect()
     }
 
-    async fn create(&self, name: &str, cows: &[&str]) -> Result<Device, DeviceError> {
+    pub async fn create(&self, name: &str, cows: &[&str]) -> Result<Device, DeviceError> {
         let overlay = self.path(&format!("{name}.cow"));
         self.devices().create(name, &self.layers(cows), &overlay, SIZE).await
     }
 
     /// A file that a VM has written and let go of.
-    async fn cow(&self, name: &str, below: &[&str]) {
+    pub async fn cow(&self, name: &str, below: &[&str]) {
         let device = self.create("maker", below).await.unwrap();
         std::fs::hard_link(device.overlay(), self.path(name)).unwrap();
         device.remove(None).await.unwrap();
     }
 
-    fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.kernel.devices().is_empty() && self.kernel.loops() == 0
     }
 }
@@ -159,87 +159,6 @@ async fn whatever_fails_a_create_leaves_nothing() {
         assert!(bench.is_empty(), "{step}: {:?}", bench.kernel.devices());
         assert!(!bench.path("a.cow").exists(), "{step}");
     }
-}
-
-#[tokio::test]
-async fn a_stale_device_is_taken_away_first() {
-    let bench = Bench::new();
-    bench.cow("warm", &[]).await;
-    drop(bench.create("a", &["warm"]).await.unwrap());
-    std::fs::remove_file(bench.path("a.cow")).unwrap();
-    let device = bench.create("a", &[]).await.unwrap();
-    assert_eq!(bench.kernel.devices(), ["nestbox-0-a"]);
-    drop(device);
-    bench.kernel.put("nestbox-0-b", None);
-    bench.create("b", &[]).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_busy_device_is_waited_for() {
-    let bench = Bench::new();
-    let device = bench.create("a", &[]).await.unwrap();
-    bench.kernel.fail("remove nestbox-0-a", Errno::EBUSY);
-    bench.kernel.fail("remove nestbox-0-a", Errno::EBUSY);
-    device.remove(None).await.unwrap();
-    // One for the stale one that was not there.
-    assert_eq!(bench.kernel.calls("remove nestbox-0-a").len(), 4);
-    assert!(bench.is_empty());
-}
-
-#[tokio::test]
-async fn a_device_that_stays_busy_keeps_all_it_lies_on() {
-    let bench = Bench::new();
-    bench.cow("warm", &[]).await;
-    let device = bench.create("a", &["warm"]).await.unwrap();
-    let before = bench.kernel.loops();
-    for _ in 0..100 {
-        bench.kernel.fail("remove nestbox-0-a", Errno::EBUSY);
-    }
-    let error = device.remove(None).await.unwrap_err();
-    assert!(matches!(error, DeviceError::Busy { .. }), "{error}");
-    assert!(error.to_string().contains("it stays with all its layers"), "{error}");
-    assert_eq!((bench.kernel.devices().len(), bench.kernel.loops()), (2, before));
-    assert!(bench.path("a.cow").exists());
-}
-
-#[tokio::test]
-async fn another_error_is_told_at_once() {
-    let bench = Bench::new();
-    let device = bench.create("a", &[]).await.unwrap();
-    bench.kernel.fail("remove nestbox-0-a", Errno::EIO);
-    let calls = bench.kernel.calls("remove").len();
-    let error = device.remove(None).await.unwrap_err();
-    assert!(matches!(error, DeviceError::Kernel { verb: "remove", .. }), "{error}");
-    assert_eq!(bench.kernel.calls("remove").len(), calls + 1);
-    assert!(bench.path("a.cow").exists());
-    bench.devices().discard("a").await.unwrap();
-    bench.devices().discard("a").await.unwrap();
-    assert!(bench.is_empty());
-    assert!(bench.path("a.cow").exists(), "files are not discarded");
-}
-
-#[tokio::test]
-async fn waiting_ends_when_it_is_cancelled_but_an_attempt_is_made() {
-    let bench = Bench::new();
-    let cancel = CancellationToken::new();
-    cancel.cancel();
-    let device = bench.create("a", &[]).await.unwrap();
-    device.remove(Some(&cancel)).await.unwrap();
-
-    let mut device = bench.create("a", &[]).await.unwrap();
-    device.devices.patience.total = Duration::from_secs(60);
-    for _ in 0..10_000 {
-        bench.kernel.fail("remove nestbox-0-a", Errno::EBUSY);
-    }
-    let cancel = CancellationToken::new();
-    let (begun, soon) = (Instant::now(), cancel.clone());
-    tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        soon.cancel();
-    });
-    let error = device.remove(Some(&cancel)).await.unwrap_err();
-    assert!(matches!(error, DeviceError::Cancelled { .. }), "{error}");
-    assert!(begun.elapsed() < Duration::from_secs(10));
 }
 
 #[tokio::test]
@@ -370,26 +289,6 @@ async fn what_is_not_whole_is_not_adopted() {
 }
 
 #[tokio::test]
-async fn what_a_daemon_died_over_is_listed_discarded_and_swept() {
-    let bench = Bench::new();
-    bench.cow("warm", &[]).await;
-    bench.cow("more", &["warm"]).await;
-    let used = bench.create("used", &["warm"]).await.unwrap();
-    bench.kernel.put("nestbox-0-half", None);
-    bench.kernel.put("nestbox-0+half", None);
-    bench.kernel.put("nestbox-1-another", None);
-    let gone = bench.create("gone", &["warm", "more"]).await.unwrap();
-    bench.kernel.remove("nestbox-0-gone").unwrap();
-    drop(gone);
-    assert_eq!(bench.devices().list().unwrap(), ["half", "used"]);
-    bench.devices().sweep().unwrap();
-    bench.devices().discard("half").await.unwrap();
-    assert_eq!(bench.kernel.devices().len(), 3, "{:?}", bench.kernel.devices());
-    used.remove(None).await.unwrap();
-    assert_eq!(bench.kernel.devices(), ["nestbox-1-another"]);
-}
-
-#[tokio::test]
 async fn a_half_made_layer_is_made_again() {
     let bench = Bench::new();
     bench.cow("warm", &[]).await;
@@ -400,57 +299,6 @@ async fn a_half_made_layer_is_made_again() {
     bench.create("a", &["warm"]).await.unwrap();
     let table: Option<Table> = bench.kernel.table(&layer).unwrap();
     assert!(table.is_some());
-}
-
-#[tokio::test]
-async fn a_strangers_device_on_a_vms_disk_keeps_it() {
-    let bench = Bench::new();
-    let device = bench.create("a", &[]).await.unwrap();
-    let table = Table { origin: device.number(), cow: 0, sectors: 8 };
-    bench.kernel.put("stranger", Some(table));
-    let error = device.remove(None).await.unwrap_err();
-    assert!(matches!(error, DeviceError::Busy { .. }), "{error}");
-    assert!(bench.path("a.cow").exists());
-}
-
-#[tokio::test]
-async fn a_layer_that_does_not_go_is_told_but_the_vms_own_file_goes() {
-    let bench = Bench::new();
-    bench.cow("warm", &[]).await;
-    let device = bench.create("a", &["warm"]).await.unwrap();
-    bench.kernel.fail("remove nestbox-0+", Errno::EIO);
-    let error = device.remove(None).await.unwrap_err();
-    assert!(matches!(error, DeviceError::Kernel { verb: "remove", .. }), "{error}");
-    assert!(!bench.path("a.cow").exists());
-    assert_eq!(bench.kernel.devices().len(), 1);
-    // Opened for a moment, as udev does with every new device, it is waited for.
-    let device = bench.create("a", &["warm"]).await.unwrap();
-    bench.kernel.fail("remove nestbox-0+", Errno::EBUSY);
-    device.remove(None).await.unwrap();
-    assert!(bench.is_empty());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn siblings_may_come_and_go_at_once() {
-    let bench = Bench::new();
-    bench.cow("warm", &[]).await;
-    let devices = bench.devices();
-    let layers = bench.layers(&["warm"]);
-    let lives = (0..8).map(|index| {
-        let (devices, layers) = (devices.clone(), layers.clone());
-        let name = format!("s{index}");
-        let overlay = bench.path(&name);
-        tokio::spawn(async move {
-            for _ in 0..20 {
-                let device = devices.create(&name, &layers, &overlay, SIZE).await.unwrap();
-                device.remove(None).await.unwrap();
-            }
-        })
-    });
-    for life in lives.collect::<Vec<_>>() {
-        life.await.unwrap();
-    }
-    assert!(bench.is_empty(), "{:?}", bench.kernel.devices());
 }
 
 #[tokio::test]

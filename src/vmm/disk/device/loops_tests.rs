@@ -80,3 +80,22 @@ fn a_lock_lasts_as_long_as_the_loop_device() {
     drop(attached);
     until(|| other.try_lock().is_ok());
 }
+
+#[test]
+fn a_device_without_a_node_is_opened_all_the_same() {
+    if !available() {
+        return;
+    }
+    let (_dir, path) = file();
+    let attached = attach(&File::open(&path).unwrap(), Access::Read, "nestbox-test").unwrap();
+    // One path names nothing, the other one something else.
+    for usual in ["/dev/no-such-node", "/dev/null"] {
+        let device = node::open(attached.number, Path::new(usual), Access::Read).unwrap();
+        let mut bytes = [0; 512];
+        device.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, [7; 512]);
+    }
+    let left = fs::read_dir("/dev").unwrap().flatten();
+    let ours = |name: String| name.starts_with(".nestbox-");
+    assert!(!left.map(|entry| entry.file_name().into_string().unwrap()).any(ours));
+}

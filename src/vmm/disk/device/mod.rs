@@ -42,6 +42,8 @@ mod loops;
 mod mapper;
 mod node;
 mod removal;
+#[cfg(test)]
+mod removal_tests;
 mod stack;
 
 use std::fs;

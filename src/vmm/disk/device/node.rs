@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::libc::dev_t;
 use nix::sys::stat::{Mode, SFlag, mknod};
@@ -33,9 +32,8 @@ fn open_as(path: &Path, number: dev_t, access: Access) -> io::Result<File> {
 }
 
 fn open_own(number: dev_t, access: Access) -> io::Result<File> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let name = format!(".nestbox-{}-{count}", std::process::id());
+    // At random: in containers that share a `/dev`, all daemons may have the same pid.
+    let name = format!(".nestbox-{:016x}", rand::random::<u64>());
     // Nearly every other file system that a daemon may write to is mounted `nodev` somewhere.
     let node = PathBuf::from("/dev").join(name);
     mknod(&node, SFlag::S_IFBLK, Mode::S_IRUSR | Mode::S_IWUSR, number)?;
