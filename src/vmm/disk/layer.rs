@@ -12,16 +12,19 @@ use serde::{Deserialize, Serialize};
 pub enum DiskFormat {
     /// Byte for byte.
     Raw,
-    /// Only what differs from the layer below.
+    /// Only what differs from the layer below, as QEMU stores it.
     Qcow2,
+    /// Only what differs from the layer below, as the kernel's device-mapper stores it.
+    Cow,
 }
 
 impl DiskFormat {
-    /// The format's name in headers and in QEMU.
+    /// The format's name in manifests, and in headers and QEMU as far as QEMU knows it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
+            Self::Cow => "cow",
         }
     }
 }

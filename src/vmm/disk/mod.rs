@@ -1,6 +1,9 @@
 //! Disks of sandboxes: a copy-on-write overlay each, on read-only layers that they share.
 //!
-//! Knows files and locks; knows no image store, no hypervisor and no sandbox.
+//! QEMU opens the files itself, as an [`Overlay`] of its own format. Firecracker knows nothing but
+//! block devices: for it the kernel puts [`cow`] files together to a [`device`].
+//!
+//! Knows files, locks and the kernel's devices; knows no image store, no hypervisor and no sandbox.
 //!
 //! # No two VMs write one file
 //!
@@ -12,6 +15,8 @@
 //! itself (fcntl(2), F_OFD_SETLK); opening an overlay asks for those too, so a VM that was started
 //! without the descriptor is seen as well.
 
+pub mod cow;
+pub mod device;
 mod layer;
 mod overlay;
 mod qcow2;

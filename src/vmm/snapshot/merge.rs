@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{Snapshot, SnapshotError};
+use crate::vmm::disk::cow::{self, CowError};
 use crate::vmm::disk::{DiskFormat, Layer};
 use crate::vmm::memory::{self, BuildId, Durability, MAX_DIFFS, MemoryError};
 
@@ -28,27 +29,43 @@ pub fn merge(dir: &Path, cancelled: &dyn Fn() -> bool) -> Result<(), SnapshotErr
         }
     }
     if snapshot.manifest.layers.len() > 1 + MAX_OVERLAYS && !cancelled() {
-        merge_overlays(dir, snapshot)?;
+        merge_overlays(dir, snapshot, cancelled)?;
     }
     Ok(())
 }
 
-fn merge_overlays(dir: &Path, snapshot: Snapshot) -> Result<(), SnapshotError> {
+/// What a merge has left.
+enum Written {
+    /// One overlay that has what all had.
+    All,
+    /// Nothing: nobody wants it any more.
+    Nothing,
+}
+
+fn merge_overlays(
+    dir: &Path,
+    snapshot: Snapshot,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<(), SnapshotError> {
     let mut manifest = snapshot.manifest;
     let (base, top) = match manifest.layers.as_slice() {
         [base, .., top] => (base.clone(), top.clone()),
         _ => return Ok(()),
     };
-    let merged =
-        Layer { file: format!("overlay.{}.qcow2", BuildId::random()), format: DiskFormat::Qcow2 };
-    let (from, to) = (dir.join(&top.file), dir.join(&merged.file));
-    // A copy of the top one takes in what the ones below it have. It must not be a link: others
-    // may have the same file.
-    fs::copy(&from, &to).map_err(SnapshotError::io("copy", &from))?;
-    let rebased = rebase(dir, &merged.file, &base).and_then(|()| super::sync(&to));
-    if let Err(error) = rebased {
-        let _ = fs::remove_file(&to);
-        return Err(error);
+    let merged = Layer { file: layer_name(BuildId::random(), top.format), format: top.format };
+    let to = dir.join(&merged.file);
+    let written = match top.format {
+        DiskFormat::Qcow2 => write_qcow2(dir, &top, &merged, &base),
+        DiskFormat::Cow => write_cow(dir, &manifest.layers[1..], &to, cancelled),
+        DiskFormat::Raw => return Ok(()),
+    };
+    match written {
+        Ok(Written::All) => {}
+        Ok(Written::Nothing) => return Ok(()),
+        Err(error) => {
+            let _ = fs::remove_file(&to);
+            return Err(error);
+        }
     }
     let former = std::mem::replace(&mut manifest.layers, vec![base, merged]);
     manifest.write(dir)?;
@@ -58,6 +75,41 @@ fn merge_overlays(dir: &Path, snapshot: Snapshot) -> Result<(), SnapshotError> {
         fs::remove_file(&path).map_err(SnapshotError::io("remove", &path))?;
     }
     Ok(())
+}
+
+fn layer_name(build: BuildId, format: DiskFormat) -> String {
+    format!("overlay.{build}.{}", format.as_str())
+}
+
+/// A copy of the topmost overlay takes in what the ones below it have. It must not be a link: others
+/// may have the same file.
+fn write_qcow2(
+    dir: &Path,
+    top: &Layer,
+    merged: &Layer,
+    base: &Layer,
+) -> Result<Written, SnapshotError> {
+    let (from, to) = (dir.join(&top.file), dir.join(&merged.file));
+    fs::copy(&from, &to).map_err(SnapshotError::io("copy", &from))?;
+    rebase(dir, &merged.file, base)?;
+    super::sync(&to)?;
+    Ok(Written::All)
+}
+
+/// The kernel's own overlays know nothing of each other: what they have is copied together.
+fn write_cow(
+    dir: &Path,
+    overlays: &[Layer],
+    to: &Path,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Written, SnapshotError> {
+    let paths: Vec<_> = overlays.iter().map(|layer| dir.join(&layer.file)).collect();
+    let paths: Vec<&Path> = paths.iter().map(|path| path.as_path()).collect();
+    match cow::flatten(&paths, to, cancelled) {
+        Ok(()) => Ok(Written::All),
+        Err(CowError::Cancelled) => Ok(Written::Nothing),
+        Err(error) => Err(SnapshotError::io("merge", to)(std::io::Error::other(error))),
+    }
 }
 
 /// Has an overlay lie on `base` alone. `qemu-img` finds the layers in between by their names in the
@@ -78,3 +130,7 @@ fn rebase(dir: &Path, overlay: &str, base: &Layer) -> Result<(), SnapshotError> 
         Err(error) => Err(failed(error)),
     }
 }
+
+#[cfg(test)]
+#[path = "merge_tests.rs"]
+mod tests;
