@@ -142,7 +142,9 @@ if [ "$verb" = run ]; then
     tail -n +1 -f -s 0.1 --pid=$qemu "$run/output" &
     tail=$!
 else
-    start <&0 &
+    # What runs in the background gets no standard input but by another name.
+    exec 3<&0
+    start <&3 &
     qemu=$!
 fi
 code=0
