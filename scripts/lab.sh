@@ -10,7 +10,7 @@
 #   --disk PATH:/PLACE  a copy of a file or directory is at /PLACE. May be given again. Places below
 #                       /lab are on one filesystem with its $TMPDIR and several GB of room
 #   --results DIR       what is in /results at the end comes to DIR
-#   --time SECONDS      the longest it may take [default: 600]
+#   --time SECONDS      the longest it may take, at least 30 [default: 600]
 #   --memory MIB        [default: 6144]
 #   --console FILE      keep the kernel's messages [default: shown if the machine failed]
 #
@@ -93,6 +93,10 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
+if [ "$limit" -lt 30 ]; then
+    echo "lab: it takes half a minute to start and end: --time $limit is too short" >&2
+    exit 2
+fi
 firecracker=$(command -v "${NESTBOX_FIRECRACKER:-firecracker}" || true)
 if [ -n "$firecracker" ]; then
     put "$firecracker" /usr/local/bin/firecracker
@@ -106,6 +110,7 @@ if [ "$verb" = run ]; then
         printf "'%s' " "$(printf %s "$word" | sed "s/'/'\\\\''/g")"
     done >"$inside/command"
     echo >>"$inside/command"
+    echo "$limit" >"$inside/limit"
     talk=''
 else
     limit=86400
@@ -158,12 +163,10 @@ if [ -n "$results" ] && [ -s "$run/results" ]; then
     mkdir -p "$results"
     tar -C "$results" --no-same-owner -xf "$run/results"
 fi
-if [ -s "$run/status" ]; then
-    exit "$(cat "$run/status")"
-fi
-if [ "$code" = 124 ]; then
-    echo "lab: ended after its time limit of $limit s" >&2
-    exit 124
+[ ! -s "$run/status" ] || code=$(cat "$run/status")
+[ "$code" != 124 ] || echo "lab: ended after its time limit of $limit s" >&2
+if [ -s "$run/status" ] || [ "$code" = 124 ]; then
+    exit "$code"
 fi
 echo "lab: the machine ended before the command did (QEMU: $code); the last of its console:" >&2
 tail -n 30 "$run/console" >&2

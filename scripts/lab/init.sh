@@ -1,6 +1,7 @@
 #!/bin/sh
 # The first process of the lab's machine: makes it ready, runs the command, ends the machine.
-# In /lab/.lab: `binds`, what goes where; `command`, or none for a shell; `results`, if they are wanted.
+# In /lab/.lab: `binds`, what goes where; `command`, or none for a shell; `limit`, its time in seconds;
+# `results`, if they are wanted.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export HOME=/root TMPDIR=/lab/tmp LANG=C.UTF-8 NESTBOX_IN_LAB=1
 
@@ -49,7 +50,9 @@ if [ -e /lab/.lab/command ]; then
     mkfifo /run/lab-output
     cat /run/lab-output >"$(port output)" &
     pump=$!
-    setsid --wait sh /lab/.lab/command </dev/null >/run/lab-output 2>&1
+    # Some seconds are left to bring the results out.
+    setsid --wait timeout --kill-after 2 $(($(cat /lab/.lab/limit) - ${up%.*} - 15)) \
+        sh /lab/.lab/command </dev/null >/run/lab-output 2>&1
     status=$?
     # What the command left running may hold the pipe open.
     for _ in 1 2 3 4 5 6 7 8 9 10; do
