@@ -14,18 +14,23 @@ if ! command -v "$firecracker" >/dev/null; then
 fi
 
 scripts/setup.sh tests
-cargo build
-nestbox=$(realpath "${CARGO_TARGET_DIR:-target}")/debug/nestbox
-"$nestbox" image build debian
-images=${NESTBOX_DATA_DIR:-.nestbox}/images
-tests=$(cargo test --no-run --test vm --message-format=json |
+# Builds the daemon too, beside which Cargo puts the tests.
+tests=$(cargo test --no-run --test vm --message-format=json-render-diagnostics |
     sed -n 's/.*"kind":\["test"\].*"name":"vm".*"executable":"\([^"]*\)".*/\1/p')
+if [ -z "$tests" ]; then
+    echo "lab: cargo has built no tests" >&2
+    exit 1
+fi
+nestbox=${tests%/deps/*}/nestbox
+export NESTBOX_DATA_DIR="${NESTBOX_DATA_DIR:-.nestbox}"
+"$nestbox" image build debian
+images=$NESTBOX_DATA_DIR/images
 
 out=target/lab
 rm -rf "$out"
 mkdir -p "$out/in" "$out/failed"
 out=$(realpath "$out")
-# Debug information is nine tenths of them; line numbers of panics do not need it.
+# Half as large without debug information; a panic names its line all the same.
 strip --strip-debug -o "$out/in/nestbox" "$nestbox"
 strip --strip-debug -o "$out/in/vm" "$tests"
 
