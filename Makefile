@@ -7,7 +7,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 images := $(NESTBOX_DATA_DIR)/images
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test bench lint build
+.PHONY: help demo run test lab bench lint build
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ test: ## run every test, on real microVMs
 	cargo build
 	target/debug/nestbox image build debian
 	NESTBOX_TEST_IMAGES=$(abspath $(images)) cargo test --workspace
+	@scripts/lab/test.sh
+
+lab: ## run the tests on microVMs under Firecracker, in a machine in software (ARGS="pause::")
+	@scripts/lab/test.sh $(ARGS)
 
 bench: build ## measure; writes bench/results.json
 	@target/release/nestbox image build debian

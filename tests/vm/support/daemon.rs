@@ -1,10 +1,12 @@
 //! The daemon: the real binary, started, ended and killed.
 
 use std::fs::{self, File};
+use std::io;
 use std::ops::Deref;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -13,6 +15,12 @@ use nix::unistd::Pid;
 use super::api::Api;
 use super::lab::Lab;
 use super::{Census, PATIENCE};
+
+/// The daemon's own variable: the best that works here, if it is not set.
+const HYPERVISOR: &str = "NESTBOX_HYPERVISOR";
+
+/// Names a directory for the logs and consoles of tests that fail.
+const LEFT: &str = "NESTBOX_TEST_LEFT";
 
 /// How a daemon is started.
 #[derive(Debug, Clone)]
@@ -66,10 +74,12 @@ impl Deref for Daemon {
     }
 }
 
-/// The program in an environment that says nothing but where programs are.
+/// The program in an environment that says nothing but where programs are, and which hypervisor the
+/// tests are about.
 pub fn bare_command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nestbox"));
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.envs(std::env::var_os(HYPERVISOR).map(|name| (HYPERVISOR, name)));
     command.stdin(Stdio::null());
     command
 }
@@ -195,6 +205,21 @@ impl Daemon {
     }
 }
 
+impl Daemon {
+    /// Copies its log and its sandboxes' consoles to a directory named after the lab.
+    fn leave_logs(&self, left: &Path) -> io::Result<()> {
+        let left = left.join(self.lab_root.components().next_back().expect("a name"));
+        fs::create_dir_all(&left)?;
+        fs::copy(self.lab_root.join("daemon.log"), left.join("daemon.log"))?;
+        for sandbox in fs::read_dir(self.data_dir.join("sandboxes"))?.flatten() {
+            let name = format!("{}.console.log", sandbox.file_name().to_string_lossy());
+            // One that is being made has none yet.
+            let _ = fs::copy(sandbox.path().join("console.log"), left.join(name));
+        }
+        Ok(())
+    }
+}
+
 /// Waits for the end of a process, as long as anything may take.
 async fn wait(process: &mut Child) -> Option<ExitStatus> {
     let started = Instant::now();
@@ -209,6 +234,9 @@ async fn wait(process: &mut Child) -> Option<ExitStatus> {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        if let Some(left) = std::env::var_os(LEFT).filter(|_| thread::panicking()) {
+            let _ = self.leave_logs(Path::new(&left));
+        }
         if let Some(mut process) = self.process.take() {
             let _ = process.kill();
             let _ = process.wait();
