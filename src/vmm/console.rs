@@ -1,14 +1,14 @@
 //! The serial console of a guest: kept in a bounded log, watched for the agent's first word.
 //!
-//! The hypervisor writes to a socket that the daemon made and reads. While no daemon runs the
-//! output is dropped, so a guest can never fill the host's disk through its console.
+//! The hypervisor writes to a socket or a pipe that the daemon reads. While no daemon runs the output is
+//! dropped, so a guest can never fill the host's disk through its console.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -45,11 +45,15 @@ impl Console {
     ///
     /// [`ConsoleError::Socket`] if nobody listens there.
     pub async fn follow(dir: &Path) -> Result<Self, ConsoleError> {
-        let stream = connect(dir, SOCKET).await?;
+        Ok(Self::read(connect(dir, SOCKET).await?, dir))
+    }
+
+    /// Follows a console that comes out of `stream`, and keeps its log in `dir`.
+    pub fn read(stream: impl AsyncRead + Send + Unpin + 'static, dir: &Path) -> Self {
         let (announce, ready) = watch::channel(false);
         let log = Log::new(dir.join(LOG));
         let reader = tokio::spawn(read(stream, log, announce));
-        Ok(Self { ready, reader })
+        Self { ready, reader }
     }
 
     /// Waits until the agent has said that it listens.
@@ -68,7 +72,7 @@ impl Drop for Console {
     }
 }
 
-async fn read(mut stream: UnixStream, mut log: Log, announce: watch::Sender<bool>) {
+async fn read(mut stream: impl AsyncRead + Unpin, mut log: Log, announce: watch::Sender<bool>) {
     let mut buffer = vec![0; 4096];
     let mut tail: Vec<u8> = Vec::new();
     loop {

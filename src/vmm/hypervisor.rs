@@ -8,16 +8,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use nix::libc::dev_t;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::cgroup::CgroupEntry;
 use super::console::ConsoleError;
 use super::disk::OpenLayer;
-use super::memory::{Lineage, MemoryError};
+use super::memory::{BuildId, GuestMemory, Lineage, MemoryError};
 use super::process::{ProcessError, ProcessId};
 use super::trace::Trace;
 use crate::domain::shape::Shape;
+
+/// The guest's MAC address; the same in every guest, each alone in its namespace.
+pub const GUEST_MAC: &str = "06:00:a9:fe:00:15";
 
 /// What went wrong with a hypervisor or one of its VMs.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +29,9 @@ pub enum HypervisorError {
     /// Its program is not installed.
     #[error("{program} is not installed: {advice}")]
     Missing { program: String, advice: &'static str },
+    /// Its program is of a version that this daemon was never tried with.
+    #[error("{} is version {version}, and {supported} is what is supported", program.display())]
+    Unsupported { program: PathBuf, version: String, supported: &'static str },
     /// Its program does not say its version.
     #[error("cannot learn the version of {program}")]
     Version { program: PathBuf, source: std::io::Error },
@@ -55,6 +62,8 @@ pub enum HypervisorError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Engine {
+    /// Firecracker, always with hardware virtualization.
+    Firecracker,
     /// QEMU with hardware virtualization.
     QemuKvm,
     /// QEMU in software.
@@ -67,6 +76,7 @@ impl Engine {
     /// The engine's name on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Firecracker => "firecracker",
             Self::QemuKvm => "qemu-kvm",
             Self::QemuTcg => "qemu-tcg",
             Self::Simulated => "simulated",
@@ -78,10 +88,8 @@ impl Engine {
 pub struct VmPlan<'a> {
     /// vCPUs and memory.
     pub shape: Shape,
-    /// Read-only layers of its disk, the lowest first.
-    pub layers: Vec<OpenLayer>,
-    /// Writable overlay on the layers.
-    pub overlay: DiskPlan<'a>,
+    /// Its disk.
+    pub disk: DiskPlan<'a>,
     /// The VM's own directory; sockets and logs go here.
     pub dir: &'a Path,
     /// The host's end of the guest's network card.
@@ -94,9 +102,31 @@ pub struct VmPlan<'a> {
     pub uid: u32,
 }
 
+/// Who puts the layers of a disk together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskKind {
+    /// The hypervisor, from open files; its VMs are [`LayeredDisk`]s.
+    Layers,
+    /// The host's kernel; the hypervisor sees a block device.
+    Device,
+}
+
+/// A disk that is ready for one VM.
+pub enum DiskPlan<'a> {
+    /// For [`DiskKind::Layers`].
+    Layers {
+        /// Read-only layers, the lowest first.
+        layers: Vec<OpenLayer>,
+        /// Writable overlay on the layers.
+        overlay: OverlayPlan<'a>,
+    },
+    /// For [`DiskKind::Device`]: number of the block device.
+    Device(dev_t),
+}
+
 /// An overlay to be written to by one VM.
-pub struct DiskPlan<'a> {
-    /// Names the overlay to [`Vm::disk`].
+pub struct OverlayPlan<'a> {
+    /// Names the overlay to [`LayeredDisk::active`].
     pub name: &'a str,
     /// The overlay. The very descriptor that holds its lock, so that the lock lasts as long as the
     /// VM can write.
@@ -111,7 +141,7 @@ pub struct BootPlan<'a> {
     pub kernel: &'a Path,
     /// Initial file system with the guest agent.
     pub initramfs: &'a Path,
-    /// An empty file that becomes the guest's memory, byte for byte.
+    /// An empty file that becomes the guest's memory, byte for byte: see [`Vm::save_memory`].
     pub memory: &'a Path,
 }
 
@@ -123,6 +153,8 @@ pub struct RestorePlan<'a> {
     pub memory: Arc<Lineage>,
     /// The state of its devices, as [`Vm::save_devices`] gave it.
     pub devices: OwnedFd,
+    /// Tells the snapshot from all others.
+    pub build: BuildId,
     /// Ends it early.
     pub cancel: &'a CancellationToken,
     /// Where the time goes.
@@ -140,6 +172,9 @@ pub trait Hypervisor: Send + Sync {
 
     /// Number of the virtual machine that it makes: snapshots of another one cannot be restored.
     fn machine(&self) -> u32;
+
+    /// Which kind of disk its VMs take.
+    fn disk_kind(&self) -> DiskKind;
 
     /// Starts a VM from its kernel. Returns as soon as its process runs.
     ///
@@ -199,20 +234,27 @@ pub trait Vm: Send + Sync {
     /// [`HypervisorError::Control`].
     async fn save_devices(&self) -> Result<Vec<u8>, HypervisorError>;
 
-    /// Has a frozen VM write to `overlay` from now on; what it wrote to so far becomes the layer
-    /// below and is not written any more.
-    ///
-    /// # Errors
-    ///
-    /// [`HypervisorError::Control`]; [`Vm::disk`] says which of both it is.
-    async fn switch_disk(&self, overlay: DiskPlan<'_>) -> Result<(), HypervisorError>;
-
-    /// Name of the overlay that the VM writes to.
+    /// Brings the memory of a frozen VM that was booted into the file of its [`BootPlan`], whole.
     ///
     /// # Errors
     ///
     /// [`HypervisorError::Control`].
-    async fn disk(&self) -> Result<String, HypervisorError>;
+    async fn save_memory(&self, to: &Path) -> Result<(), HypervisorError>;
+
+    /// The memory of a VM that was restored from `former`, or from a snapshot with the same base.
+    /// Blocks for some small reads.
+    ///
+    /// # Errors
+    ///
+    /// [`HypervisorError::Memory`].
+    fn memory(&self, former: &Lineage) -> Result<GuestMemory, HypervisorError>;
+
+    /// Remembers what the guest has touched since its restore: the next restore of the same snapshot
+    /// will need it at once. Does nothing where memory is not served page by page.
+    fn learn(&self);
+
+    /// Its disk, where it is the VM that puts the layers together.
+    fn layered_disk(&self) -> Option<&dyn LayeredDisk>;
 
     /// Ends the VM at once and waits until its process is gone; idempotent.
     ///
@@ -220,4 +262,23 @@ pub trait Vm: Send + Sync {
     ///
     /// [`ProcessError::Stuck`] within, if the process does not go.
     async fn kill(&self) -> Result<(), HypervisorError>;
+}
+
+/// The disk of a VM that puts the layers of it together itself.
+#[async_trait]
+pub trait LayeredDisk: Send + Sync {
+    /// Has a frozen VM write to `overlay` from now on; what it wrote to so far becomes the layer
+    /// below and is not written any more.
+    ///
+    /// # Errors
+    ///
+    /// [`HypervisorError::Control`]; [`LayeredDisk::active`] says which of both it is.
+    async fn switch(&self, overlay: OverlayPlan<'_>) -> Result<(), HypervisorError>;
+
+    /// Name of the overlay that the VM writes to.
+    ///
+    /// # Errors
+    ///
+    /// [`HypervisorError::Control`].
+    async fn active(&self) -> Result<String, HypervisorError>;
 }

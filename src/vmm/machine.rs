@@ -190,6 +190,15 @@ pub enum CaptureError {
     Lost(MachineError),
 }
 
+/// A machine that was paused.
+pub struct Paused {
+    /// What there is of it now.
+    pub frozen: Arc<dyn Frozen>,
+    /// [`MachineError::Remains`] if something is left of its VM that could not be taken away, such as
+    /// a block device. It is paused all the same, but whoever asked for it has to know.
+    pub taken_away: Result<(), MachineError>,
+}
+
 /// What runs the machines of a host.
 #[derive(Debug, Clone)]
 pub struct EngineInfo {
@@ -311,7 +320,7 @@ pub trait Machine: Send + Sync {
     /// # Errors
     ///
     /// [`CaptureError`] says whether it runs on. Cancelling makes it fail as well.
-    async fn pause(&self, run: &Run) -> Result<Arc<dyn Frozen>, CaptureError>;
+    async fn pause(&self, run: &Run) -> Result<Paused, CaptureError>;
 
     /// Captures it under a name. It is frozen only for the capture.
     ///

@@ -60,17 +60,31 @@ pub struct Confinement {
     pub namespace: PathBuf,
     /// Cgroup to enter.
     pub cgroup: CgroupEntry,
-    /// Unprivileged user and group of this VM alone.
-    pub uid: u32,
-    /// Supplementary groups, for devices that only a group may open.
-    pub groups: Vec<u32>,
+    /// Whom it runs as.
+    pub user: User,
     /// Working directory. It is entered while still root, so that directories above it need not be
-    /// open to `uid`.
+    /// open to the user.
     pub dir: PathBuf,
     /// Descriptors that the process inherits under their present numbers.
     pub inherited: Vec<OwnedFd>,
-    /// Takes the process's standard output and error.
+    /// Takes the process's standard output.
+    pub output: OwnedFd,
+    /// Takes the process's standard error.
     pub log: File,
+}
+
+/// Whom a process runs as.
+#[derive(Debug, Clone)]
+pub enum User {
+    /// A user and group of this VM alone.
+    Unprivileged {
+        /// Both their numbers.
+        uid: u32,
+        /// Supplementary groups, for devices that only a group may open.
+        groups: Vec<u32>,
+    },
+    /// Root, for a program that confines itself further and then becomes another user.
+    Root,
 }
 
 /// A VM's process, watched. Dropping it leaves the process alone.
@@ -97,12 +111,13 @@ impl VmProcess {
             .map_err(|source| ProcessError::Open { path: confinement.namespace.clone(), source })?;
         let cgroup = confinement.cgroup;
         let inherited: Vec<RawFd> = confinement.inherited.iter().map(AsRawFd::as_raw_fd).collect();
-        let (uid, gid) = (Uid::from_raw(confinement.uid), Gid::from_raw(confinement.uid));
-        let groups: Vec<Gid> = confinement.groups.iter().copied().map(Gid::from_raw).collect();
-        let log = confinement.log;
-        let errors = log
-            .try_clone()
-            .map_err(|source| ProcessError::Open { path: confinement.dir.clone(), source })?;
+        let user = match confinement.user {
+            User::Root => None,
+            User::Unprivileged { uid, groups } => {
+                let groups: Vec<Gid> = groups.into_iter().map(Gid::from_raw).collect();
+                Some((Uid::from_raw(uid), Gid::from_raw(uid), groups))
+            }
+        };
 
         let mut command = Command::new(program);
         command
@@ -110,8 +125,8 @@ impl VmProcess {
             .env_clear()
             .current_dir(&confinement.dir)
             .stdin(Stdio::null())
-            .stdout(log)
-            .stderr(errors);
+            .stdout(confinement.output)
+            .stderr(confinement.log);
         let enter = move || -> io::Result<()> {
             setsid()?;
             cgroup.enter()?;
@@ -122,9 +137,11 @@ impl VmProcess {
                 fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
             }
             setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-            setgroups(&groups)?;
-            setgid(gid)?;
-            setuid(uid)?;
+            if let Some((uid, gid, groups)) = &user {
+                setgroups(groups)?;
+                setgid(*gid)?;
+                setuid(*uid)?;
+            }
             nix::sys::prctl::set_no_new_privs()?;
             // QEMU asks for huge pages for its translations and touches few of each: 3 of 32 MB of an
             // idle guest. Guest memory is a private mapping of a file, which has none either way.
@@ -179,6 +196,20 @@ impl VmProcess {
     /// Which process this is.
     pub fn id(&self) -> ProcessId {
         self.id
+    }
+
+    /// A copy of the process's descriptor `number`, pidfd_getfd(2). It is close-on-exec.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system call.
+    pub fn descriptor(&self, number: RawFd) -> io::Result<OwnedFd> {
+        let pidfd = self.pidfd.get_ref().as_raw_fd();
+        // SAFETY: the call takes three numbers and touches no memory.
+        let fd = unsafe { nix::libc::syscall(nix::libc::SYS_pidfd_getfd, pidfd, number, 0) };
+        let fd = Errno::result(fd)?;
+        // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
     }
 
     /// Waits for the process to end and says how, as far as the kernel tells. May be cancelled and
@@ -239,7 +270,7 @@ fn reap(pidfd: BorrowedFd<'_>) -> String {
 }
 
 /// Start time of a process in clock ticks since boot; `None` if there is no such process.
-pub(super) fn start_ticks(pid: i32) -> Option<u64> {
+pub(in crate::vmm) fn start_ticks(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the name in parentheses, which may itself hold spaces and parentheses.
     let (_, after_name) = stat.rsplit_once(')')?;

@@ -191,6 +191,15 @@ impl Drop for Cgroup {
 }
 
 impl CgroupEntry {
+    /// Another one, for a second process.
+    ///
+    /// # Errors
+    ///
+    /// Those of dup(2).
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { procs: self.procs.iter().map(OwnedFd::try_clone).collect::<Result<_, _>>()? })
+    }
+
     /// Moves the calling process into the cgroup. Safe between fork and exec: it only writes to
     /// descriptors that are open already.
     ///

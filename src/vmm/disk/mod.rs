@@ -21,5 +21,6 @@ mod layer;
 mod overlay;
 mod qcow2;
 
+pub use device::{Device, DeviceError, Devices};
 pub use layer::{DiskFormat, Layer, OpenLayer};
 pub use overlay::{DiskError, Overlay};

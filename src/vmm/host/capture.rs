@@ -16,14 +16,15 @@ use std::time::Duration;
 use chrono::Utc;
 
 use super::Host;
+use super::disk::{self, Base};
 use super::error::file_error;
-use super::parts::{Parts, overlay_name, overlay_path, snapshot_dir};
-use crate::vmm::disk::{DiskFormat, Layer, Overlay};
+use super::parts::{Parts, overlay_name, snapshot_dir};
+use crate::vmm::disk::{DiskFormat, Layer};
 use crate::vmm::fault::Point;
 use crate::vmm::guest::Agent;
-use crate::vmm::hypervisor::{DiskPlan, Vm};
+use crate::vmm::hypervisor::Vm;
 use crate::vmm::machine::{CaptureError, MachineError, Run};
-use crate::vmm::memory::{self, BuildId, Durability, GuestMemory, Lineage};
+use crate::vmm::memory::{self, BuildId, Durability};
 use crate::vmm::record::{Home, Record, RecordFile};
 use crate::vmm::snapshot::{self, FORMAT, Manifest, Snapshot, SnapshotError};
 
@@ -114,7 +115,7 @@ impl Host {
             });
         // Not needed even if the record still names it: who finds the VM asks it what it has.
         if let Some(former) = former {
-            forget(&parts.dir, former).await;
+            self.forget_former(&parts.dir, former).await;
         }
         switched.map_err(CaptureError::RunsOn)?;
         self.faults
@@ -125,14 +126,14 @@ impl Host {
     }
 
     /// Captures a machine and ends its VM. All that is left of it is its directory, with the
-    /// snapshot and the record that says so.
+    /// snapshot and the record that says so. The inner result says whether that is really all.
     pub(super) async fn freeze(
         &self,
         parts: &mut Parts,
         agent: &Agent,
         run: &Run,
         on_end: impl FnOnce(),
-    ) -> Result<Arc<Snapshot>, CaptureError> {
+    ) -> Result<Result<(), MachineError>, CaptureError> {
         let running = Running::of(parts, agent).map_err(CaptureError::RunsOn)?;
         let build = BuildId::random();
         self.sync_and_freeze(&running, run).await?;
@@ -166,17 +167,21 @@ impl Host {
                 remains => Err(remains),
             }
         };
+        let mut taken_away = Ok(());
         if let Err(remains) = run.trace.span("release", remains).await {
             tracing::error!(dir = %parts.dir.display(), remains = remains.join("; "),
                 "something is left of a VM that was paused");
             // Once more, for what was not tried because something before it failed.
-            parts.release().await;
+            let remains = parts.release().await;
+            if !remains.is_empty() {
+                taken_away = Err(MachineError::Remains(remains));
+            }
         }
         let dir = parts.dir.clone();
         if let Some(former) = former {
-            forget(&dir, former).await;
+            self.forget_former(&dir, former).await;
         }
-        Ok(snapshot)
+        Ok(taken_away)
     }
 
     async fn sync_and_freeze(&self, running: &Running, run: &Run) -> Result<(), CaptureError> {
@@ -214,19 +219,26 @@ impl Host {
         let devices = run.trace.span("devices", running.vm.save_devices()).await?;
         at(Point::DevicesSaved)?;
 
-        let overlay = parts.overlay.as_ref().expect("a running machine has a disk");
-        let overlay = overlay.path().to_owned();
-        let manifest = next_manifest(build, &running.record.get(), &running.snapshot);
-        let (former, pid) = (running.snapshot.clone(), running.vm.process().pid);
+        let disk = parts.disk.as_ref().expect("a running machine has a disk");
+        run.trace.span("flush", disk.flush()).await?;
+        let (overlay, format) = (disk.path().to_owned(), self.disks.format());
+        let manifest = next_manifest(build, format, &running.record.get(), &running.snapshot);
+        let (former, vm) = (running.snapshot.clone(), running.vm.clone());
         let provenance = self.provenance_after(&former);
         let origin = memory::Origin { shape: manifest.shape, provenance };
         let (dir, faults) = (snapshot_dir(&parts.dir, build), self.faults.clone());
         let write = move || {
-            let memory = known_memory(&former)?;
+            let memory = former.memory();
             Snapshot::create::<MachineError>(&dir, &manifest, &devices, durability, |new| {
-                let guest = GuestMemory::find(pid, former.memory().base())?;
-                memory::capture(&guest, &memory, new, build, origin, durability)?;
-                faults.at(Point::MemoryWritten, Some(pid)).map_err(file_error)?;
+                let guest = vm.memory(memory)?;
+                // A VM that was captured many times without being paused, which is when chains are
+                // merged, merges its own.
+                let capture = match memory.diffs() {
+                    0..MOST_DIFFS => memory::capture,
+                    _ => memory::capture_merged,
+                };
+                capture(&guest, memory, new, build, origin, durability)?;
+                faults.at(Point::MemoryWritten, Some(vm.process().pid)).map_err(file_error)?;
                 former.link_layers(new)?;
                 let top = manifest.layers.last().expect("it was just added");
                 Ok(snapshot::link(&overlay, &new.join(&top.file))?)
@@ -249,30 +261,33 @@ impl Host {
         snapshot: &Snapshot,
     ) -> Result<(), MachineError> {
         let name = overlay_name(snapshot.manifest().build);
-        let top = snapshot.manifest().layers.last().expect("a disk has layers");
-        let path = overlay_path(&parts.dir, &name);
-        let overlay = Overlay::create(&path, top, snapshot.manifest().disk_size)?;
-        let file = overlay.file().try_clone_to_owned().map_err(file_error)?;
-        let plan = DiskPlan { name: &name, file };
-        if let Err(error) = running.vm.switch_disk(plan).await {
-            // Whatever the failure was, the VM itself knows best.
-            if !matches!(running.vm.disk().await, Ok(active) if active == name) {
-                overlay.remove()?;
-                return Err(error.into());
-            }
+        disk::switch(&self.disks, parts, &*running.vm, &name, &Base::of(snapshot)).await
+    }
+
+    /// Removes a snapshot that a machine does not build on any more, and the name of the overlay that
+    /// lay on it: the overlay itself is a layer of the new one.
+    async fn forget_former(&self, dir: &Path, former: Arc<Snapshot>) {
+        let overlay = self.disks.overlay_path(dir, &overlay_name(former.manifest().build));
+        let work = move || {
+            let unlinked = match fs::remove_file(&overlay) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(SnapshotError::io("remove", &overlay)(error))
+                }
+                _ => Ok(()),
+            };
+            unlinked.and(snapshot::remove(former.dir()))
+        };
+        let removed = tokio::task::spawn_blocking(work).await;
+        if let Err(error) = removed.expect("removing files does not panic") {
+            // It is found again when the daemon starts.
+            tracing::warn!(error = %crate::chain(&error), "a snapshot that nobody needs is left");
         }
-        parts.overlay = Some(overlay);
-        Ok(())
     }
 }
 
-/// What a VM's memory is compared with. One that was captured many times without being paused, which
-/// is when chains are merged, is compared with its base alone: all that it has changed is one diff.
-fn known_memory(former: &Snapshot) -> Result<Arc<Lineage>, MachineError> {
-    match former.memory().diffs() {
-        0..MOST_DIFFS => Ok(former.memory().clone()),
-        _ => Ok(Arc::new(former.memory().base_alone()?)),
-    }
+/// The layer that an overlay becomes when it is captured.
+pub(super) fn top_layer(build: BuildId, format: DiskFormat) -> Layer {
+    Layer { file: format!("overlay.{build}.{}", format.as_str()), format }
 }
 
 /// Tells a guest that stood still what time it is.
@@ -285,9 +300,14 @@ async fn set_clock(agent: Agent) {
 }
 
 /// What a capture of this sandbox will be.
-fn next_manifest(build: BuildId, record: &Record, former: &Snapshot) -> Manifest {
+fn next_manifest(
+    build: BuildId,
+    format: DiskFormat,
+    record: &Record,
+    former: &Snapshot,
+) -> Manifest {
     let mut layers = former.manifest().layers.clone();
-    layers.push(Layer { file: format!("overlay.{build}.qcow2"), format: DiskFormat::Qcow2 });
+    layers.push(top_layer(build, format));
     Manifest {
         format: FORMAT,
         build,
@@ -300,25 +320,5 @@ fn next_manifest(build: BuildId, record: &Record, former: &Snapshot) -> Manifest
         disk_size: former.manifest().disk_size,
         access_token: Some(record.access_token.clone()),
         envs: record.envs.clone(),
-    }
-}
-
-/// Removes a snapshot that a machine does not build on any more, and the name of the overlay that
-/// lay on it: the overlay itself is a layer of the new one.
-async fn forget(dir: &Path, former: Arc<Snapshot>) {
-    let overlay = overlay_path(dir, &overlay_name(former.manifest().build));
-    let work = move || {
-        let unlinked = match fs::remove_file(&overlay) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(SnapshotError::io("remove", &overlay)(error))
-            }
-            _ => Ok(()),
-        };
-        unlinked.and(snapshot::remove(former.dir()))
-    };
-    let removed = tokio::task::spawn_blocking(work).await;
-    if let Err(error) = removed.expect("removing files does not panic") {
-        // It is found again when the daemon starts.
-        tracing::warn!(error = %crate::chain(&error), "a snapshot that nobody needs is left");
     }
 }

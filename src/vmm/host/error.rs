@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 
-use crate::vmm::disk::DiskError;
+use crate::vmm::disk::{DeviceError, DiskError};
 use crate::vmm::hypervisor::HypervisorError;
 use crate::vmm::machine::MachineError;
 use crate::vmm::memory::MemoryError;
@@ -46,6 +46,12 @@ fn is_damage(error: &SnapshotError) -> bool {
 
 impl From<DiskError> for MachineError {
     fn from(error: DiskError) -> Self {
+        no_space_or(error, |error| Self::Disk { source: Box::new(error) })
+    }
+}
+
+impl From<DeviceError> for MachineError {
+    fn from(error: DeviceError) -> Self {
         no_space_or(error, |error| Self::Disk { source: Box::new(error) })
     }
 }

@@ -14,7 +14,7 @@ use crate::domain::shape::Shape;
 use crate::vmm::guest::Agent;
 use crate::vmm::hypervisor::Vm;
 use crate::vmm::machine::{
-    CaptureError, Existing, ForkPoint, Frozen, Machine, MachineError, Run, SnapshotInfo, Storage,
+    CaptureError, Existing, ForkPoint, Machine, MachineError, Paused, Run, SnapshotInfo, Storage,
 };
 use crate::vmm::record::{Life, RecordFile};
 use crate::vmm::snapshot::Snapshot;
@@ -71,11 +71,11 @@ impl Machine for HostMachine {
 
     async fn storage(&self) -> Result<Storage, MachineError> {
         let parts = self.parts.lock().await;
-        let (Some(snapshot), Some(overlay)) = (&parts.snapshot, &parts.overlay) else {
+        let (Some(snapshot), Some(disk)) = (&parts.snapshot, &parts.disk) else {
             return Ok(Storage::default());
         };
         let mut storage = snapshot.storage()?;
-        storage.disk_bytes += overlay.bytes_in_use()?;
+        storage.disk_bytes += disk.bytes_in_use()?;
         Ok(storage)
     }
 
@@ -87,7 +87,7 @@ impl Machine for HostMachine {
         how
     }
 
-    async fn pause(&self, run: &Run) -> Result<Arc<dyn Frozen>, CaptureError> {
+    async fn pause(&self, run: &Run) -> Result<Paused, CaptureError> {
         let (host, parts, pausing) = (self.host.clone(), self.parts.clone(), self.pausing.clone());
         let (agent, run, record) = (self.agent.clone(), run.clone(), self.record.clone());
         let work = async move {
@@ -101,9 +101,10 @@ impl Machine for HostMachine {
             if frozen.is_err() {
                 pausing.store(false, Ordering::SeqCst);
             }
-            frozen.map(|_| HostFrozen::new(host, dir, record))
+            let taken_away = frozen?;
+            Ok(Paused { frozen: Arc::new(HostFrozen::new(host, dir, record)), taken_away })
         };
-        Ok(Arc::new(self.host.run(work).await?))
+        self.host.run(work).await
     }
 
     async fn snapshot(

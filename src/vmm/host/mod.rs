@@ -3,7 +3,7 @@
 //! ```text
 //! {data_dir}/sandboxes/{id}/      sandbox.json  console.log  qemu.log  *.sock
 //!     snapshot-{build}/           what its VM was restored from, or all that there is of it
-//!     disk-{build}.qcow2          what its VM writes to, an overlay on that snapshot
+//!     disk-{build}.qcow2 or .cow  what its VM writes to, an overlay on that snapshot
 //! {data_dir}/snapshots/           named ones, and those of forks under way
 //! ```
 //!
@@ -17,6 +17,7 @@
 
 mod capture;
 mod create;
+mod disk;
 mod error;
 mod frozen;
 mod machine;
@@ -34,10 +35,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::runtime::{Handle, Runtime};
 
+use self::disk::Disks;
 use self::recover::{list, slot_of};
 use self::standby::Standbys;
 use self::warm::Making;
 use super::cgroup::{CgroupError, Cgroups};
+use super::disk::DeviceError;
 use super::fault::Faults;
 use super::hypervisor::Hypervisor;
 use super::image::ImageStore;
@@ -92,6 +95,9 @@ pub enum HostError {
     /// The network cannot be used.
     #[error("the network cannot be prepared")]
     Network(#[from] NetworkError),
+    /// Block devices for disks cannot be made.
+    #[error("disks cannot be prepared")]
+    Disks(#[from] DeviceError),
     /// Cgroups cannot be used.
     #[error("cgroups cannot be prepared")]
     Cgroup(#[from] CgroupError),
@@ -115,6 +121,7 @@ struct Host {
     images: ImageStore,
     slots: SlotPool,
     cgroups: Cgroups,
+    disks: Disks,
     store: SnapshotStore,
     making: Making,
     standbys: Standbys,
@@ -198,6 +205,7 @@ impl Host {
         Ok(Self {
             runtime,
             cgroups: Cgroups::open(&data_dir)?,
+            disks: Disks::open(hypervisor.disk_kind(), &data_dir)?,
             store: SnapshotStore::open(&data_dir.join(SNAPSHOTS))?,
             slots: SlotPool::start(network, &in_use).await?,
             making: Making::default(),

@@ -6,8 +6,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::disk::Disk;
 use crate::vmm::cgroup::Cgroup;
-use crate::vmm::disk::Overlay;
+use crate::vmm::disk::DiskFormat;
 use crate::vmm::hypervisor::Vm;
 use crate::vmm::memory::BuildId;
 use crate::vmm::network::Slot;
@@ -25,7 +26,7 @@ pub(super) struct Parts {
     pub snapshot: Option<Arc<Snapshot>>,
     pub slot: Option<Slot>,
     pub cgroup: Option<Cgroup>,
-    pub overlay: Option<Overlay>,
+    pub disk: Option<Disk>,
     pub vm: Option<Arc<dyn Vm>>,
 }
 
@@ -46,14 +47,14 @@ pub(super) fn build_of(overlay_name: &str) -> Option<BuildId> {
 }
 
 /// Where the overlay of that name is.
-pub(super) fn overlay_path(dir: &Path, name: &str) -> PathBuf {
-    dir.join(format!("{name}.qcow2"))
+pub(super) fn overlay_path(dir: &Path, name: &str, format: DiskFormat) -> PathBuf {
+    dir.join(format!("{name}.{}", format.as_str()))
 }
 
 impl Parts {
     pub fn new(dir: PathBuf) -> Self {
         let (record, snapshot, slot, cgroup) = (None, None, None, None);
-        Self { dir, record, snapshot, slot, cgroup, overlay: None, vm: None }
+        Self { dir, record, snapshot, slot, cgroup, disk: None, vm: None }
     }
 
     /// Makes the machine's directory. The VM's user may pass through it, no more; everybody else is
@@ -102,8 +103,8 @@ impl Parts {
                 remains.push(crate::chain(&error).to_string());
             }
         }
-        if let Some(overlay) = self.overlay.take()
-            && let Err(error) = overlay.remove()
+        if let Some(disk) = self.disk.take()
+            && let Err(error) = disk.remove().await
         {
             remains.push(crate::chain(&error).to_string());
         }

@@ -9,12 +9,11 @@ use std::time::Duration;
 use super::Host;
 use super::frozen::HostFrozen;
 use super::machine::HostMachine;
-use super::parts::{Parts, build_of, overlay_path, snapshot_dir};
+use super::parts::{Parts, build_of, snapshot_dir};
 use crate::domain::id::SandboxId;
 use crate::domain::sandbox::SandboxState;
 use crate::domain::slot::SlotIndex;
 use crate::vmm::cgroup::CgroupError;
-use crate::vmm::disk::Overlay;
 use crate::vmm::guest::{AGENT_PORT, Agent};
 use crate::vmm::machine::{Found, MachineError, Survivor};
 use crate::vmm::process::VmProcess;
@@ -56,6 +55,15 @@ impl Host {
                     "a left-over cgroup stays");
             }
         }
+        for id in self.disks.list() {
+            if !survivors.iter().any(|survivor| survivor.id == id)
+                && let Err(error) = self.sweep_sandbox(&id).await
+            {
+                tracing::warn!(sandbox_id = %id, error = %crate::chain(&error),
+                    "a left-over block device stays");
+            }
+        }
+        self.disks.sweep();
         survivors
     }
 
@@ -129,6 +137,9 @@ impl Host {
         if let Err(error) = parts.kill().await {
             return Err(MachineError::Remains(vec![error]));
         }
+        if let Err(error) = self.disks.discard(id).await {
+            remains.push(crate::chain(&error).to_string());
+        }
         if let (Some(record), Some(now)) = (&parts.record, now)
             && let Some(slot) = now.slot.and_then(|slot| SlotIndex::try_from(slot).ok())
         {
@@ -169,12 +180,10 @@ impl Host {
         }
         let vm = parts.vm.clone().expect("it was just found");
         // The record may not know yet that a capture has moved the VM to another overlay.
-        let name = vm.disk().await.map_err(|error| told(&error))?;
+        let found = self.disks.adopt(&dir, id, &*vm).await;
+        let (disk, name) = found.map_err(|error| told(&error))?;
+        let path = parts.disk.insert(disk).path().to_owned();
         let build = build_of(&name).ok_or_else(|| format!("{name} is no overlay of ours"))?;
-        let pid = u32::try_from(process.pid).map_err(|error| told(&error))?;
-        let path = overlay_path(&dir, &name);
-        let overlay = Overlay::adopt(&path, pid).map_err(|error| told(&error))?;
-        parts.overlay = Some(overlay);
         let kept = snapshot_dir(&dir, build);
         let snapshot = Snapshot::open(&kept).map_err(|error| told(&error))?;
         parts.snapshot = Some(Arc::new(snapshot));

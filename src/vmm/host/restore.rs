@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Host;
+use super::disk::{Base, files};
 use super::error::file_error;
-use super::parts::{Parts, overlay_name, overlay_path};
+use super::parts::{Parts, overlay_name};
 use crate::vmm::cgroup::Limits;
 use crate::vmm::console;
-use crate::vmm::disk::Overlay;
 use crate::vmm::fault::Point;
 use crate::vmm::guest::{AGENT_PORT, Agent, Identity};
-use crate::vmm::hypervisor::{DiskPlan, RestorePlan, Vm, VmPlan};
+use crate::vmm::hypervisor::{RestorePlan, Vm, VmPlan};
 use crate::vmm::machine::{MachineError, Run};
 use crate::vmm::network::resolvers;
 use crate::vmm::record::{Record, RecordFile};
@@ -58,16 +58,19 @@ impl Host {
         self.take_slot(parts, &record, run).await?;
         self.faults.at(Point::SlotTaken, None).map_err(file_error)?;
         let name = overlay_name(snapshot.manifest().build);
-        run.trace.blocking("overlay", || make_overlay(parts, &name, &snapshot))?;
+        let base = Base::of(&snapshot);
+        let disk = self.disks.make(&parts.dir, &now.id, &name, &base);
+        parts.disk = Some(run.trace.span("overlay", disk).await?);
         self.faults.at(Point::OverlayMade, None).map_err(file_error)?;
         if run.cancel.is_cancelled() {
             return Err(MachineError::Cancelled);
         }
 
         let plan = RestorePlan {
-            vm: self.plan(parts, &now, &name, snapshot.open_layers()?).await?,
+            vm: self.plan(parts, &now, &name, &base).await?,
             memory: snapshot.memory().clone(),
             devices: snapshot.open_devices()?.into(),
+            build: snapshot.manifest().build,
             cancel: &run.cancel,
             trace: &run.trace,
         };
@@ -84,6 +87,7 @@ impl Host {
         let known_token = snapshot.manifest().access_token.clone();
         let up = self.introduce(&now, known_token, &agent);
         run.trace.span("init", self.unless_it_ends(&*vm, &parts.dir, run, up)).await?;
+        vm.learn();
         self.faults.at(Point::Introduced, Some(process.pid)).map_err(file_error)?;
         Ok(agent)
     }
@@ -118,20 +122,16 @@ impl Host {
         parts: &'a Parts,
         now: &Record,
         overlay_name: &'a str,
-        layers: Vec<crate::vmm::disk::OpenLayer>,
+        base: &Base,
     ) -> Result<VmPlan<'a>, MachineError> {
-        let (slot, cgroup, overlay) = match (&parts.slot, &parts.cgroup, &parts.overlay) {
-            (Some(slot), Some(cgroup), Some(overlay)) => (slot, cgroup, overlay),
+        let (slot, cgroup, disk) = match (&parts.slot, &parts.cgroup, &parts.disk) {
+            (Some(slot), Some(cgroup), Some(disk)) => (slot, cgroup, disk),
             _ => unreachable!("they were made before"),
         };
         let network = |error| MachineError::Network { source: Box::new(error) };
         Ok(VmPlan {
             shape: now.shape,
-            layers,
-            overlay: DiskPlan {
-                name: overlay_name,
-                file: overlay.file().try_clone_to_owned().map_err(file_error)?,
-            },
+            disk: disk.plan(overlay_name, files(base))?,
             dir: &parts.dir,
             tap: slot.tap().await.map_err(network)?,
             namespace: slot.namespace(),
@@ -181,19 +181,6 @@ impl Host {
             }),
         }
     }
-}
-
-/// Puts an empty overlay on a snapshot's disk.
-pub(super) fn make_overlay(
-    parts: &mut Parts,
-    name: &str,
-    snapshot: &Snapshot,
-) -> Result<(), MachineError> {
-    let manifest = snapshot.manifest();
-    let top = manifest.layers.last().expect("a disk has layers");
-    let path = overlay_path(&parts.dir, name);
-    parts.overlay = Some(Overlay::create(&path, top, manifest.disk_size)?);
-    Ok(())
 }
 
 /// The last lines of a guest's console, for an error that a person reads.

@@ -194,7 +194,9 @@ impl Host {
             self.found(&mut parts, spec, source, &run).await?;
             let agent = self.restore(&mut parts, &run).await?;
             rehearse(&agent).await?;
-            parts.vm.as_ref().expect("it was just restored").freeze().await?;
+            let vm = parts.vm.as_ref().expect("it was just restored");
+            vm.learn();
+            vm.freeze().await?;
             Ok::<_, MachineError>(build)
         };
         match made.await {

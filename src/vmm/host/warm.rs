@@ -23,12 +23,14 @@ use nix::sys::statvfs::statvfs;
 use sha2::{Digest, Sha256};
 
 use super::Host;
+use super::capture::top_layer;
+use super::disk::Base;
 use super::error::file_error;
-use super::parts::{Parts, overlay_name, overlay_path};
+use super::parts::{Parts, overlay_name};
 use crate::domain::exec::Exec;
 use crate::domain::id::SandboxId;
 use crate::domain::shape::Shape;
-use crate::vmm::disk::{DiskFormat, Layer, Overlay};
+use crate::vmm::disk::{DiskFormat, Layer};
 use crate::vmm::guest::{AGENT_PORT, Agent};
 use crate::vmm::hypervisor::{BootPlan, Vm};
 use crate::vmm::image::Image;
@@ -162,15 +164,13 @@ impl Host {
         let build = BuildId::random();
         let base = Layer { file: ROOTFS.to_owned(), format: DiskFormat::Raw };
         let name = overlay_name(build);
-        let path = overlay_path(&parts.dir, &name);
-        parts.overlay = Some(Overlay::create(&path, &base, image.rootfs_bytes)?);
+        let below = Base::single(&image.rootfs, &base, image.rootfs_bytes);
+        let now = record.get();
+        parts.disk = Some(self.disks.make(&parts.dir, &now.id, &name, &below).await?);
         let memory = parts.dir.join(MEMORY);
         make_memory(&memory, shape).map_err(file_error)?;
-        let rootfs = File::open(&image.rootfs).map_err(file_error)?;
-        let layer = crate::vmm::disk::OpenLayer { file: rootfs, format: DiskFormat::Raw };
-        let now = record.get();
         let plan = BootPlan {
-            vm: self.plan(parts, &now, &name, vec![layer]).await?,
+            vm: self.plan(parts, &now, &name, &below).await?,
             kernel: &image.kernel,
             initramfs: &image.initramfs,
             memory: &memory,
@@ -195,10 +195,13 @@ impl Host {
         tokio::time::sleep(SETTLE).await;
         vm.freeze().await?;
         let devices = vm.save_devices().await?;
+        vm.save_memory(&memory).await?;
+        let disk = parts.disk.as_ref().expect("it was just made");
+        disk.flush().await?;
+        let overlay = disk.path().to_owned();
         parts.kill().await.map_err(|error| MachineError::Remains(vec![error]))?;
 
-        let mut layers = vec![base];
-        layers.push(Layer { file: format!("overlay.{build}.qcow2"), format: DiskFormat::Qcow2 });
+        let layers = vec![base, top_layer(build, self.disks.format())];
         let manifest = Manifest {
             format: FORMAT,
             build,
@@ -221,7 +224,7 @@ impl Host {
                 move_file(&memory, &to(MEMORY))?;
                 Lineage::seal(new, shape, provenance, durability)?;
                 link_or_copy(&rootfs, &to(ROOTFS))?;
-                move_file(&path, &to(&manifest.layers[1].file))
+                move_file(&overlay, &to(&manifest.layers[1].file))
             })
         };
         let written = tokio::task::spawn_blocking(write).await;

@@ -351,22 +351,6 @@ impl Lineage {
         Ok(())
     }
 
-    /// The same base without any diff. What is captured against it is all that a VM has changed.
-    ///
-    /// # Errors
-    ///
-    /// [`MemoryError::Io`].
-    pub fn base_alone(&self) -> Result<Self, MemoryError> {
-        let base = self.base().try_clone().map_err(cannot("open", &self.base_path()))?;
-        Ok(Self {
-            dir: self.dir.clone(),
-            origin: self.origin.clone(),
-            generations: self.generations[..1].to_vec(),
-            files: vec![base],
-            map: PageMap::default(),
-        })
-    }
-
     pub(super) fn generations(&self) -> &[Generation] {
         &self.generations
     }

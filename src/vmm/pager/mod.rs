@@ -52,7 +52,7 @@ pub use working_set::WorkingSet;
 
 use super::cgroup::CgroupEntry;
 use super::memory::{Lineage, MemoryError, PAGE_SIZE, RegionError};
-use super::process::{Confinement, ProcessError, ProcessId, VmProcess};
+use super::process::{Confinement, ProcessError, ProcessId, User, VmProcess};
 use state::StateFile;
 
 /// The program that runs now, also if its file was replaced since.
@@ -255,13 +255,14 @@ pub fn start_program(program: &Path, plan: PagerPlan<'_>) -> Result<ProcessId, P
     }
     let fds: Vec<RawFd> = inherited.iter().map(AsRawFd::as_raw_fd).collect();
     let args = process::arguments(&fds, header.is_some());
+    let output = log.try_clone().map_err(cannot("make", dir.join(LOG)))?;
     let confinement = Confinement {
         namespace: namespace.to_owned(),
         cgroup,
-        uid,
-        groups: Vec::new(),
+        user: User::Unprivileged { uid, groups: Vec::new() },
         dir: dir.to_owned(),
         inherited,
+        output: output.into(),
         log,
     };
     VmProcess::spawn(program, &args, confinement).map_err(PagerError::Start)

@@ -5,9 +5,7 @@ use std::path::Path;
 
 use crate::domain::shape::Shape;
 use crate::vmm::disk::OpenLayer;
-
-/// The guest's MAC address; the same in every guest, each alone in its namespace.
-pub const GUEST_MAC: &str = "06:00:a9:fe:00:15";
+use crate::vmm::hypervisor::GUEST_MAC;
 
 /// What every kernel is told: a console, no chatter on it, and to end the VM when it panics.
 /// `reboot=t` makes a reboot a triple fault, which `-no-reboot` turns into the VM's end. The rest

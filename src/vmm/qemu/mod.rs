@@ -15,9 +15,11 @@ use async_trait::async_trait;
 use self::command::{Descriptors, Start, command_line};
 use self::vm::QemuVm;
 use super::console;
-use super::hypervisor::{BootPlan, Engine, Hypervisor, HypervisorError, RestorePlan, Vm, VmPlan};
+use super::hypervisor::{
+    BootPlan, DiskKind, DiskPlan, Engine, Hypervisor, HypervisorError, RestorePlan, Vm, VmPlan,
+};
 use super::memory::{self, GuestMemory, Lineage};
-use super::process::{Confinement, ProcessId, VmProcess};
+use super::process::{Confinement, ProcessId, User, VmProcess};
 use super::tsc;
 
 /// The program, looked up in `PATH`.
@@ -109,6 +111,10 @@ impl Hypervisor for Qemu {
         command::MACHINE
     }
 
+    fn disk_kind(&self) -> DiskKind {
+        DiskKind::Layers
+    }
+
     async fn boot(&self, plan: BootPlan<'_>) -> Result<Box<dyn Vm>, HypervisorError> {
         let memory = File::options().read(true).write(true).open(plan.memory);
         let memory = memory
@@ -189,28 +195,31 @@ fn open(path: &Path) -> Result<OwnedFd, HypervisorError> {
 impl Qemu {
     /// Starts the process, confined.
     async fn spawn(&self, plan: VmPlan<'_>, start: Start) -> Result<ProcessId, HypervisorError> {
-        let reading = vm::reading(&plan.overlay.file)
-            .map_err(|source| HypervisorError::Open { path: plan.overlay.name.into(), source })?;
+        let DiskPlan::Layers { layers, overlay } = plan.disk else {
+            unreachable!("it asks for layers");
+        };
+        let reading = vm::reading(&overlay.file)
+            .map_err(|source| HypervisorError::Open { path: overlay.name.into(), source })?;
         let inherited = Descriptors {
             start,
-            layers: plan.layers,
+            layers,
             reading,
-            overlay: (plan.overlay.name.to_owned(), plan.overlay.file),
+            overlay: (overlay.name.to_owned(), overlay.file),
             tap: plan.tap,
             console: console::listen(plan.dir, console::SOCKET)?,
             qmp: console::listen(plan.dir, qmp::SOCKET)?,
         };
         let log_path = plan.dir.join(vm::LOG);
-        let log = File::create(&log_path)
-            .map_err(|source| HypervisorError::Open { path: log_path, source })?;
+        let failed_log = |source| HypervisorError::Open { path: log_path.clone(), source };
+        let log = File::create(&log_path).map_err(failed_log)?;
         let args = command_line(self.accel, plan.shape, &inherited);
         let confinement = Confinement {
             namespace: plan.namespace.to_owned(),
             cgroup: plan.cgroup,
-            uid: plan.uid,
-            groups: self.device_groups(),
+            user: User::Unprivileged { uid: plan.uid, groups: self.device_groups() },
             dir: plan.dir.to_owned(),
             inherited: inherited.into_list(),
+            output: log.try_clone().map(OwnedFd::from).map_err(failed_log)?,
             log,
         };
         let program = self.program.clone();

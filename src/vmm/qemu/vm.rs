@@ -12,7 +12,8 @@ use serde_json::json;
 use super::KILL_LIMIT;
 use super::qmp::{Qmp, QmpError};
 use crate::vmm::console::Console;
-use crate::vmm::hypervisor::{DiskPlan, HypervisorError, Vm};
+use crate::vmm::hypervisor::{HypervisorError, LayeredDisk, OverlayPlan, Vm};
+use crate::vmm::memory::{GuestMemory, Lineage};
 use crate::vmm::process::{ProcessId, VmProcess};
 
 /// What QEMU itself has to say, in a sandbox's directory.
@@ -82,8 +83,8 @@ impl QemuVm {
         Ok(bytes)
     }
 
-    async fn switch(&self, overlay: DiskPlan<'_>) -> Result<(), QmpError> {
-        let DiskPlan { name, file } = overlay;
+    async fn replace_overlay(&self, overlay: OverlayPlan<'_>) -> Result<(), QmpError> {
+        let OverlayPlan { name, file } = overlay;
         let present = self.disk_name().await?;
         let reading = reading(&file).map_err(QmpError::Broken)?;
         let set = self.qmp.add_fd(reading.as_fd()).await?;
@@ -223,15 +224,33 @@ impl Vm for QemuVm {
         self.save().await.map_err(control("save the devices of"))
     }
 
-    async fn switch_disk(&self, overlay: DiskPlan<'_>) -> Result<(), HypervisorError> {
-        self.switch(overlay).await.map_err(control("switch the disk of"))
+    async fn save_memory(&self, _: &Path) -> Result<(), HypervisorError> {
+        // It has written through to that very file all the time.
+        Ok(())
     }
 
-    async fn disk(&self) -> Result<String, HypervisorError> {
-        self.disk_name().await.map_err(control("ask about the disk of"))
+    fn memory(&self, former: &Lineage) -> Result<GuestMemory, HypervisorError> {
+        Ok(GuestMemory::find(self.process.id().pid, former.base())?)
+    }
+
+    fn learn(&self) {}
+
+    fn layered_disk(&self) -> Option<&dyn LayeredDisk> {
+        Some(self)
     }
 
     async fn kill(&self) -> Result<(), HypervisorError> {
         Ok(self.process.kill(KILL_LIMIT).await?)
+    }
+}
+
+#[async_trait]
+impl LayeredDisk for QemuVm {
+    async fn switch(&self, overlay: OverlayPlan<'_>) -> Result<(), HypervisorError> {
+        self.replace_overlay(overlay).await.map_err(control("switch the disk of"))
+    }
+
+    async fn active(&self) -> Result<String, HypervisorError> {
+        self.disk_name().await.map_err(control("ask about the disk of"))
     }
 }

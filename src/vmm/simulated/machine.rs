@@ -13,7 +13,8 @@ use crate::domain::name::TemplateName;
 use crate::vmm::guest::Agent;
 use crate::vmm::hypervisor::Engine;
 use crate::vmm::machine::{
-    CaptureError, Existing, ForkPoint, Frozen, Machine, MachineError, Run, SnapshotInfo, Storage,
+    CaptureError, Existing, ForkPoint, Frozen, Machine, MachineError, Paused, Run, SnapshotInfo,
+    Storage,
 };
 use crate::vmm::process::VmProcess;
 use crate::vmm::record::Life;
@@ -91,13 +92,14 @@ impl Machine for SimulatedMachine {
         self.process.ended().await
     }
 
-    async fn pause(&self, run: &Run) -> Result<Arc<dyn Frozen>, CaptureError> {
+    async fn pause(&self, run: &Run) -> Result<Paused, CaptureError> {
         self.freeze(Step::Pause, run).await?;
         self.host.change(&self.id, |present| {
             present.generations += 1;
             present.phase = Phase::Frozen;
         });
-        Ok(Arc::new(SimulatedFrozen::new(&self.id, &self.host)))
+        let frozen = Arc::new(SimulatedFrozen::new(&self.id, &self.host));
+        Ok(Paused { frozen, taken_away: Ok(()) })
     }
 
     async fn snapshot(

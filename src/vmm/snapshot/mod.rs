@@ -21,7 +21,6 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::disk::OpenLayer;
 use super::machine::Storage;
 use super::memory::{Durability, Lineage, MemoryError};
 
@@ -168,18 +167,6 @@ impl Snapshot {
     /// Its memory.
     pub fn memory(&self) -> &Arc<Lineage> {
         &self.memory
-    }
-
-    /// Opens the layers of its disk, the lowest first.
-    ///
-    /// # Errors
-    ///
-    /// [`SnapshotError::Io`].
-    pub fn open_layers(&self) -> Result<Vec<OpenLayer>, SnapshotError> {
-        let open = |layer: &crate::vmm::disk::Layer| {
-            layer.open(&self.dir).map_err(SnapshotError::io("open", &self.dir.join(&layer.file)))
-        };
-        self.manifest.layers.iter().map(open).collect()
     }
 
     /// Opens the state of its devices.

@@ -17,7 +17,7 @@ use crate::actors::sandbox::refused::OperationError;
 use crate::domain::name::TemplateName;
 use crate::domain::sandbox::{Capture, SandboxState};
 use crate::vmm::machine::{
-    CaptureError, Existing, ForkPoint, Frozen, Machine, MachineError, MachineSpec, Run,
+    CaptureError, Existing, ForkPoint, Frozen, Machine, MachineError, MachineSpec, Paused, Run,
     SnapshotInfo,
 };
 use crate::vmm::trace::Trace;
@@ -86,7 +86,7 @@ impl SandboxActor {
                 true => Err(CaptureError::RunsOn(MachineError::Cancelled)),
                 false => machine.pause(&run).await,
             };
-            address.do_send(Paused(outcome));
+            address.do_send(Froze(outcome));
         };
         // The intention is on disk before the machine is frozen: a later daemon knows of it.
         self.become_(SandboxState::Pausing, None, move || drop(tasks.spawn(pause)));
@@ -167,7 +167,7 @@ struct Booted(Result<Arc<dyn Machine>, MachineError>);
 
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Paused(Result<Arc<dyn Frozen>, CaptureError>);
+struct Froze(Result<Paused, CaptureError>);
 
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -244,24 +244,26 @@ impl Handler<Booted> for SandboxActor {
     }
 }
 
-impl Handler<Paused> for SandboxActor {
+impl Handler<Froze> for SandboxActor {
     type Result = ();
 
-    fn handle(&mut self, Paused(outcome): Paused, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Froze(outcome): Froze, ctx: &mut Context<Self>) {
         let Doing::Pause(askers) = self.end() else { unreachable!("it was being paused") };
-        if let Ok(frozen) = &outcome {
-            self.body.set(Some(Body::Frozen(frozen.clone())));
+        if let Ok(paused) = &outcome {
+            self.body.set(Some(Body::Frozen(paused.frozen.clone())));
         }
         match (outcome, self.body.get()) {
             _ if self.life.state != SandboxState::Pausing => {
                 self.dismantle(ctx);
                 answer(askers, Err(MachineError::Cancelled));
             }
-            (Ok(frozen), _) => self.become_(SandboxState::Paused, None, move || {
-                answer(askers, Ok(()));
-                // It ends by itself as soon as something is done to the sandbox.
-                tokio::spawn(async move { frozen.tidy().await });
-            }),
+            (Ok(Paused { frozen, taken_away }), _) => {
+                self.become_(SandboxState::Paused, None, move || {
+                    answer(askers, taken_away);
+                    // It ends by itself as soon as something is done to the sandbox.
+                    tokio::spawn(async move { frozen.tidy().await });
+                })
+            }
             (Err(CaptureError::RunsOn(error)), Some(Body::Machine(machine))) => {
                 self.become_(SandboxState::Running, None, move || answer(askers, Err(error)));
                 self.attend(&machine, ctx);
