@@ -23,6 +23,16 @@ pub enum HypervisorChoice {
     Qemu,
 }
 
+/// Whether Firecracker runs in its jailer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum JailerChoice {
+    /// It does, and is not used without.
+    On,
+    /// It does not: it still has a user, a network and limits of its own, but sees the host's files.
+    Off,
+}
+
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -46,6 +56,10 @@ pub struct Config {
     pub database_url: Option<String>,
     /// Which hypervisor to use.
     pub hypervisor: HypervisorChoice,
+    /// The Firecracker program; the one on `PATH` if absent.
+    pub firecracker: Option<PathBuf>,
+    /// Whether Firecracker runs in its jailer, which is looked for beside it.
+    pub jailer: JailerChoice,
     /// Where images are kept; `images` in the data directory if absent.
     pub image_dir: Option<PathBuf>,
     /// Memory in MiB that sandboxes leave to the host; a twentieth of it, at least 256, if absent.
@@ -71,6 +85,8 @@ impl Default for Config {
             data_dir: PathBuf::from("/var/lib/nestbox"),
             database_url: None,
             hypervisor: HypervisorChoice::Auto,
+            firecracker: None,
+            jailer: JailerChoice::On,
             image_dir: None,
             memory_reserve_mib: None,
             slot_pool: 8,
@@ -102,6 +118,14 @@ pub struct ConfigArgs {
     #[arg(long, value_enum)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hypervisor: Option<HypervisorChoice>,
+    /// The Firecracker program [default: the one on PATH]
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firecracker: Option<PathBuf>,
+    /// Whether Firecracker runs in its jailer [default: on]
+    #[arg(long, value_enum)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jailer: Option<JailerChoice>,
     /// Where images are kept [default: images in the data directory]
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -176,6 +200,7 @@ impl Config {
         // Paths are kept beyond the working directory of today.
         config.data_dir = absolute(&config.data_dir);
         config.image_dir = config.image_dir.map(|dir| absolute(&dir));
+        config.firecracker = config.firecracker.map(|program| absolute(&program));
         Ok(config)
     }
 
@@ -213,6 +238,8 @@ mod tests {
             listen: Some(Config::default().listen),
             database_url: Some(String::new()),
             hypervisor: Some(HypervisorChoice::Auto),
+            firecracker: Some(PathBuf::new()),
+            jailer: Some(JailerChoice::On),
             image_dir: Some(PathBuf::new()),
             memory_reserve_mib: Some(1),
             slot_pool: Some(1),

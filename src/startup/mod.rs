@@ -22,12 +22,13 @@ use crate::actors::control_plane::{ControlPlane, DatabaseSink};
 use crate::actors::host::{HostHandle, Limits};
 use crate::actors::metrics::Metrics;
 use crate::actors::sandbox_manager::{Adoption, ManagerHandle};
-use crate::config::{Config, HypervisorChoice};
+use crate::config::{Config, HypervisorChoice, JailerChoice};
 use crate::domain::shape::Shape;
 use crate::entity::Database;
 use crate::entity::hosts::{Host, HostState};
-use crate::vmm::choice::{Choice, TrialImage, Wanted, choose};
+use crate::vmm::choice::{Choice, Preferences, TrialImage, Wanted, choose};
 use crate::vmm::fault::Faults;
+use crate::vmm::firecracker::Jailing;
 use crate::vmm::host::{HostMachines, HostSettings};
 use crate::vmm::host_memory::host_memory;
 use crate::vmm::image::ImageStore;
@@ -203,6 +204,15 @@ pub async fn choose_hypervisor(config: &Config, images: &ImageStore) -> Result<C
         HypervisorChoice::Firecracker => Wanted::Firecracker,
         HypervisorChoice::Qemu => Wanted::Qemu,
     };
+    let preferences = Preferences {
+        wanted,
+        firecracker: config.firecracker.as_deref(),
+        jailing: match config.jailer {
+            JailerChoice::On => Jailing::Jailer,
+            JailerChoice::Off => Jailing::None,
+        },
+        data_dir: &config.data_dir,
+    };
     // Any image will do to see whether a guest boots.
     let first = images.list()?.into_iter().next();
     let trial = first.as_ref().map(|image| TrialImage {
@@ -210,7 +220,7 @@ pub async fn choose_hypervisor(config: &Config, images: &ImageStore) -> Result<C
         initramfs: &image.initramfs,
         rootfs: &image.rootfs,
     });
-    Ok(choose(wanted, trial).await?)
+    Ok(choose(preferences, trial).await?)
 }
 
 /// Binds the API's address, and writes the URL into the data directory.

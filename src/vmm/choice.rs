@@ -9,6 +9,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use super::disk::Devices;
+use super::firecracker::{self, Firecracker, Jailing};
 use super::hypervisor::{Hypervisor, HypervisorError};
 use super::kvm::{self, Check, Outcome};
 use super::qemu::{Accel, Qemu};
@@ -27,12 +29,30 @@ pub enum Wanted {
     Qemu,
 }
 
+/// What the choice depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct Preferences<'a> {
+    /// What somebody wants.
+    pub wanted: Wanted,
+    /// The Firecracker program, if not the one on `PATH`.
+    pub firecracker: Option<&'a Path>,
+    /// How Firecracker is confined.
+    pub jailing: Jailing,
+    /// Where disks are made.
+    pub data_dir: &'a Path,
+}
+
 /// No hypervisor can be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ChoiceError {
-    /// The one that was asked for is not part of this version.
-    #[error("Firecracker is not supported by this version: choose auto or qemu")]
-    NoFirecracker,
+    /// The one that was asked for cannot be.
+    #[error("Firecracker cannot be used here: {what}: {found}")]
+    Firecracker {
+        /// What was looked at.
+        what: String,
+        /// What was found.
+        found: String,
+    },
     /// The only one left cannot be used.
     #[error("no hypervisor can be used")]
     None(#[source] HypervisorError),
@@ -59,20 +79,63 @@ pub struct TrialImage<'a> {
 }
 
 /// Chooses a hypervisor. `image` is booted once under KVM, if KVM looks good and nobody has tried
-/// since the host booted.
+/// since the host booted; not if somebody wants Firecracker in any case.
 ///
 /// # Errors
 ///
 /// [`ChoiceError`], saying what to install.
-pub async fn choose(wanted: Wanted, image: Option<TrialImage<'_>>) -> Result<Choice, ChoiceError> {
-    if wanted == Wanted::Firecracker {
-        return Err(ChoiceError::NoFirecracker);
-    }
+pub async fn choose(
+    preferences: Preferences<'_>,
+    image: Option<TrialImage<'_>>,
+) -> Result<Choice, ChoiceError> {
     let mut checks = kvm::look();
-    if checks.iter().all(|check| check.outcome == Outcome::Good) {
-        checks.push(verdict(image).await?);
+    let mut firecracker = None;
+    match preferences.wanted {
+        Wanted::Qemu => {}
+        Wanted::Auto | Wanted::Firecracker => {
+            let (found, looked) = look_for_firecracker(preferences).await;
+            checks.extend(looked);
+            firecracker = found;
+        }
     }
-    let bad = checks.iter().find(|check| check.outcome != Outcome::Good);
+    let bad = checks.iter().find(|check| check.outcome != Outcome::Good).cloned();
+    match (preferences.wanted, firecracker, bad) {
+        (Wanted::Firecracker, Some(firecracker), None) => {
+            let reason = "the settings ask for it".to_owned();
+            Ok(Choice { hypervisor: Arc::new(firecracker), checks, reason })
+        }
+        (Wanted::Firecracker, _, bad) => {
+            let Check { what, found, .. } = bad.expect("what is not found is a bad check");
+            Err(ChoiceError::Firecracker { what, found })
+        }
+        (Wanted::Auto, Some(firecracker), None) => {
+            let verdict = firecracker_verdict(&firecracker, image.as_ref()).await;
+            let good = verdict.outcome == Outcome::Good;
+            checks.push(verdict);
+            match good {
+                true => {
+                    let reason = "hardware virtualization works here".to_owned();
+                    Ok(Choice { hypervisor: Arc::new(firecracker), checks, reason })
+                }
+                false => choose_qemu(checks, image).await,
+            }
+        }
+        (Wanted::Auto | Wanted::Qemu, _, _) => choose_qemu(checks, image).await,
+    }
+}
+
+/// QEMU, on the CPU where that works.
+async fn choose_qemu(
+    mut checks: Vec<Check>,
+    image: Option<TrialImage<'_>>,
+) -> Result<Choice, ChoiceError> {
+    let looked = kvm::look();
+    let mut bad = looked.into_iter().find(|check| check.outcome != Outcome::Good);
+    if bad.is_none() {
+        let verdict = qemu_verdict(image).await?;
+        bad = (verdict.outcome != Outcome::Good).then(|| verdict.clone());
+        checks.push(verdict);
+    }
     let (accel, reason) = match bad {
         None => (Accel::Kvm, "hardware virtualization works here".to_owned()),
         Some(check) => (
@@ -86,34 +149,108 @@ pub async fn choose(wanted: Wanted, image: Option<TrialImage<'_>>) -> Result<Cho
     Ok(Choice { hypervisor: Arc::new(qemu), checks, reason })
 }
 
+/// Looks at everything that Firecracker needs beside KVM; stops at the first that is bad.
+async fn look_for_firecracker(preferences: Preferences<'_>) -> (Option<Firecracker>, Vec<Check>) {
+    let found = Firecracker::find(preferences.firecracker, preferences.jailing).await;
+    let said = match &found {
+        Ok(it) => Ok(format!(
+            "{} {} (supported: {}), confined {}",
+            it.program().display(),
+            it.version(),
+            firecracker::SUPPORTED,
+            it.confinement(),
+        )),
+        Err(error) => Err(crate::chain(error).to_string()),
+    };
+    let mut checks = vec![Check::of("Firecracker is installed", said)];
+    let Ok(firecracker) = found else { return (None, checks) };
+    // Asking makes nothing, so the directory may not be there yet.
+    let mut existing = preferences.data_dir.ancestors();
+    let existing = existing.find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    let devices = Devices::open(existing);
+    let devices = devices.map(|_| "yes".to_owned());
+    let devices = devices.map_err(|error| crate::chain(&error).to_string());
+    checks.push(Check::of("device-mapper makes snapshots", devices));
+    checks.push(Check::of("userfaultfd can be used", userfaultfd(preferences.jailing)));
+    (Some(firecracker), checks)
+}
+
+/// Whether an unprivileged Firecracker may have the faults of its guest served by a pager. Those are
+/// the kernel's own, which userfaultfd(2) leaves to who may open its device.
+fn userfaultfd(jailing: Jailing) -> Result<String, String> {
+    const SETTING: &str = "/proc/sys/vm/unprivileged_userfaultfd";
+    if std::fs::read_to_string(SETTING).is_ok_and(|value| value.trim() == "1") {
+        return Ok("by everybody".to_owned());
+    }
+    match (jailing, Path::new("/dev/userfaultfd").exists()) {
+        (Jailing::Jailer, true) => Ok("/dev/userfaultfd, which the jailer passes on".to_owned()),
+        (Jailing::Jailer, false) => {
+            Err("there is no /dev/userfaultfd: Linux 6.1 or later is needed".to_owned())
+        }
+        (Jailing::None, _) => Err(format!("without the jailer it takes `echo 1 > {SETTING}`")),
+    }
+}
+
+const BOOTS: &str = "a guest boots under KVM";
+
+fn nothing_to_try_with() -> Check {
+    let found = "no image to try with: build one with `nestbox image build debian`".to_owned();
+    Check { what: BOOTS.to_owned(), outcome: Outcome::Unknown, found }
+}
+
 /// Whether an image boots under KVM: from memory, or by trying.
-async fn verdict(image: Option<TrialImage<'_>>) -> Result<Check, ChoiceError> {
-    if let Some(kept) = kvm::kept_verdict() {
+async fn firecracker_verdict(firecracker: &Firecracker, image: Option<&TrialImage<'_>>) -> Check {
+    const NAME: &str = "firecracker";
+    if let Some(kept) = kvm::kept_verdict(NAME) {
+        return kept;
+    }
+    let Some(image) = image else { return nothing_to_try_with() };
+    let tried = async {
+        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let (config, disk) = (dir.path().join("config.json"), dir.path().join("disk"));
+        let text = Firecracker::trial_config(image.kernel, image.initramfs, &disk);
+        let prepared = async {
+            // It has no way to throw changes away.
+            tokio::fs::copy(image.rootfs, &disk).await?;
+            tokio::fs::write(&config, text).await
+        };
+        prepared.await.map_err(|error| error.to_string())?;
+        let mut command = Command::new(firecracker.program());
+        command.args(["--no-api", "--level", "Error", "--config-file"]).arg(&config);
+        trial(command).await
+    };
+    keep(NAME, Check::of(BOOTS, tried.await))
+}
+
+/// The same with QEMU.
+async fn qemu_verdict(image: Option<TrialImage<'_>>) -> Result<Check, ChoiceError> {
+    const NAME: &str = "qemu";
+    if let Some(kept) = kvm::kept_verdict(NAME) {
         return Ok(kept);
     }
-    let what = "a guest boots under KVM";
-    let Some(image) = image else {
-        let found = "no image to try with: build one with `nestbox image build debian`".to_owned();
-        return Ok(Check { what: what.to_owned(), outcome: Outcome::Unknown, found });
-    };
+    let Some(image) = image else { return Ok(nothing_to_try_with()) };
     let qemu = Qemu::find(Accel::Kvm).await.map_err(ChoiceError::None)?;
-    let verdict = Check::of(what, trial(&qemu, &image).await);
-    if let Err(error) = kvm::keep_verdict(&verdict) {
+    let mut command = Command::new(qemu.program());
+    command.args(qemu.trial_command(image.kernel, image.initramfs, image.rootfs));
+    Ok(keep(NAME, Check::of(BOOTS, trial(command).await)))
+}
+
+fn keep(program: &str, verdict: Check) -> Check {
+    if let Err(error) = kvm::keep_verdict(program, &verdict) {
         tracing::warn!(%error, "the outcome of the trial boot is not kept");
     }
-    Ok(verdict)
+    verdict
 }
 
 /// Boots an image without network until its agent speaks.
-async fn trial(qemu: &Qemu, image: &TrialImage<'_>) -> Result<String, String> {
-    let mut process = Command::new(qemu.program())
-        .args(qemu.trial_command(image.kernel, image.initramfs, image.rootfs))
+async fn trial(mut command: Command) -> Result<String, String> {
+    let mut process = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .map_err(|error| format!("QEMU does not start: {error}"))?;
+        .map_err(|error| format!("the hypervisor does not start: {error}"))?;
     let console = process.stdout.take().expect("it is piped");
     let mut lines = BufReader::new(console).lines();
     let mut last = String::new();
@@ -138,10 +275,10 @@ async fn trial(qemu: &Qemu, image: &TrialImage<'_>) -> Result<String, String> {
                 let _ = stderr.read_to_string(&mut errors).await;
             }
             let said = errors.lines().last().unwrap_or(&last).to_owned();
-            Err(format!("QEMU ended before the guest's agent spoke: {said}"))
+            Err(format!("the hypervisor ended before the guest's agent spoke: {said}"))
         }
         Err(_) => {
-            killed.map_err(|error| format!("QEMU cannot be ended: {error}"))?;
+            killed.map_err(|error| format!("the hypervisor cannot be ended: {error}"))?;
             Err(format!("the guest's agent was silent for {TRIAL_LIMIT:?}; last line: {last}"))
         }
     }

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-/// Kept for as long as the host is up: `/run` is empty after a boot.
-const VERDICT: &str = "/run/nestbox/kvm.json";
+/// Where outcomes of trials are kept, for as long as the host is up: `/run` is empty after a boot.
+const VERDICTS: &str = "/run/nestbox";
 
 /// One thing that was looked at, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,9 +79,13 @@ fn make_vm(device: &Path) -> Result<String, String> {
     Ok("it does".to_owned())
 }
 
-/// The outcome of a trial boot under KVM, if there was one since the host booted.
-pub fn kept_verdict() -> Option<Check> {
-    serde_json::from_slice(&std::fs::read(VERDICT).ok()?).ok()
+fn verdict_path(program: &str) -> PathBuf {
+    Path::new(VERDICTS).join(format!("kvm-{program}.json"))
+}
+
+/// The outcome of a trial boot by `program` under KVM, if there was one since the host booted.
+pub fn kept_verdict(program: &str) -> Option<Check> {
+    serde_json::from_slice(&std::fs::read(verdict_path(program)).ok()?).ok()
 }
 
 /// Keeps the outcome of a trial boot until the host boots again.
@@ -89,12 +93,12 @@ pub fn kept_verdict() -> Option<Check> {
 /// # Errors
 ///
 /// If `/run` cannot be written; the trial is then made again next time.
-pub fn keep_verdict(verdict: &Check) -> std::io::Result<()> {
-    let path = PathBuf::from(VERDICT);
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir)?;
-    }
-    std::fs::write(path, serde_json::to_vec(verdict).expect("a check is plain data"))
+pub fn keep_verdict(program: &str, verdict: &Check) -> std::io::Result<()> {
+    std::fs::create_dir_all(VERDICTS)?;
+    std::fs::write(
+        verdict_path(program),
+        serde_json::to_vec(verdict).expect("a check is plain data"),
+    )
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ pub mod choice;
 pub mod console;
 pub mod disk;
 pub mod fault;
+pub mod firecracker;
 pub mod guest;
 pub mod host;
 pub mod host_memory;

@@ -1,0 +1,372 @@
+//! Firecracker as a hypervisor: in a jail, with its memory from a pager and its disk from the kernel.
+//!
+//! ```text
+//! {sandbox}/  firecracker.log  firecracker.json  pager.state  pager.log  console.pipe
+//!     jail/   all that Firecracker sees: see [`jail`]
+//! ```
+
+mod api;
+mod jail;
+mod machine;
+mod output;
+mod quiet;
+mod vm;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use self::api::SOCKET;
+use self::jail::{DEVICES, DISK, ID, INITRAMFS, Jail, KERNEL};
+use self::machine::PAGER_SOCKET;
+use self::vm::{Companions, FirecrackerVm, LOG, Learning, WorkingSets};
+use super::cgroup::CgroupEntry;
+use super::console;
+use super::hypervisor::{
+    BootPlan, DiskKind, DiskPlan, Engine, Hypervisor, HypervisorError, RestorePlan, Vm, VmPlan,
+};
+use super::memory::{BuildId, Lineage};
+use super::pager::{self, PagerPlan};
+use super::process::{Confinement, ProcessId, User, VmProcess};
+use super::trace::Trace;
+
+/// The program, looked up in `PATH` if the settings do not name it.
+const PROGRAM: &str = "firecracker";
+const JAILER: &str = "jailer";
+
+/// The versions that this is known to work with: `1.16` and its patches.
+pub const SUPPORTED: &str = "1.16";
+
+/// A killed process is gone in milliseconds, unless the host is in trouble.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// How Firecracker is confined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Jailing {
+    /// By its jailer, which has to be installed beside it.
+    Jailer,
+    /// As a user of its own in a network namespace and a cgroup, but with the host's files in sight.
+    None,
+}
+
+/// Firecracker, found on this host.
+#[derive(Debug, Clone)]
+pub struct Firecracker {
+    program: PathBuf,
+    jailer: Option<PathBuf>,
+    version: String,
+    sets: WorkingSets,
+}
+
+impl Firecracker {
+    /// Looks Firecracker up and asks for its version.
+    ///
+    /// # Errors
+    ///
+    /// [`HypervisorError::Missing`] and [`HypervisorError::Unsupported`], with what to install.
+    pub async fn find(program: Option<&Path>, jailing: Jailing) -> Result<Self, HypervisorError> {
+        let missing = |program: &str, advice| HypervisorError::Missing {
+            program: program.to_owned(),
+            advice,
+        };
+        let program = match program {
+            Some(program) if program.is_file() => program.to_owned(),
+            Some(program) => {
+                let advice = "NESTBOX_FIRECRACKER names no file";
+                return Err(missing(&program.display().to_string(), advice));
+            }
+            None => super::find_program(PROGRAM).ok_or_else(|| {
+                missing(PROGRAM, "put a release of Firecracker on PATH, with its jailer")
+            })?,
+        };
+        let program = std::path::absolute(&program)
+            .map_err(|source| HypervisorError::Version { program: program.clone(), source })?;
+        let version = version(&program).await?;
+        if !is_supported(&version) {
+            return Err(HypervisorError::Unsupported { program, version, supported: SUPPORTED });
+        }
+        let jailer = match jailing {
+            Jailing::None => None,
+            Jailing::Jailer => {
+                let beside = program.with_file_name(JAILER);
+                if !beside.is_file() {
+                    let advice = "it comes with Firecracker and belongs beside it; \
+                        to do without, set NESTBOX_JAILER=off";
+                    return Err(missing(&beside.display().to_string(), advice));
+                }
+                Some(beside)
+            }
+        };
+        Ok(Self { program, jailer, version, sets: WorkingSets::default() })
+    }
+
+    /// The program's path.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// How it is confined, for people.
+    pub fn confinement(&self) -> String {
+        match &self.jailer {
+            Some(jailer) => format!("by {}", jailer.display()),
+            None => "without the jailer, as the settings say".to_owned(),
+        }
+    }
+
+    /// Settings of a VM without network, for `--config-file`: to see whether a guest boots at all.
+    pub fn trial_config(kernel: &Path, initramfs: &Path, rootfs: &Path) -> String {
+        let text = |path: &Path| path.display().to_string();
+        machine::trial(&text(kernel), &text(initramfs), &text(rootfs)).to_string()
+    }
+}
+
+/// Asks a program for its version: its first line is "Firecracker v1.16.1".
+async fn version(program: &Path) -> Result<String, HypervisorError> {
+    let failed = |source| HypervisorError::Version { program: program.to_owned(), source };
+    let output = tokio::process::Command::new(program).arg("--version").output().await;
+    let output = output.map_err(failed)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let word = text.split_ascii_whitespace().nth(1).and_then(|word| word.strip_prefix('v'));
+    word.map(str::to_owned)
+        .ok_or_else(|| failed(io::Error::other(format!("unexpected answer {text:?}"))))
+}
+
+fn is_supported(version: &str) -> bool {
+    version.strip_prefix(SUPPORTED).is_some_and(|rest| rest.starts_with('.'))
+}
+
+#[async_trait]
+impl Hypervisor for Firecracker {
+    fn engine(&self) -> Engine {
+        Engine::Firecracker
+    }
+
+    fn version(&self) -> &str {
+        &self.version
+    }
+
+    fn machine(&self) -> u32 {
+        machine::MACHINE
+    }
+
+    fn disk_kind(&self) -> DiskKind {
+        DiskKind::Device
+    }
+
+    async fn boot(&self, plan: BootPlan<'_>) -> Result<Box<dyn Vm>, HypervisorError> {
+        let BootPlan { vm, kernel, initramfs, .. } = plan;
+        let (shape, uid) = (vm.shape, vm.uid);
+        let files = [(KERNEL, open(kernel)?), (INITRAMFS, open(initramfs)?)];
+        let jail = self.prepare(vm.dir, &vm.disk, uid, files.into())?;
+        let vm = self.spawn(vm, &jail, None, None).await?;
+        let booted = vm.start("boot", async {
+            vm.api().wait().await?;
+            for (path, body) in machine::boot(shape) {
+                vm.api().put(path, &body).await?;
+            }
+            Ok(())
+        });
+        or_kill(booted.await, vm).await
+    }
+
+    async fn restore(&self, plan: RestorePlan<'_>) -> Result<Box<dyn Vm>, HypervisorError> {
+        let RestorePlan { vm, memory, devices, build, cancel, trace } = plan;
+        let (dir, uid) = (vm.dir, vm.uid);
+        let files = vec![(DEVICES, File::from(devices))];
+        let jail = trace.blocking("jail", || self.prepare(dir, &vm.disk, uid, files))?;
+        let cgroup = vm.cgroup.try_clone().map_err(failed("confine"))?;
+        let learning = Learning::new(build, &memory, self.sets.clone());
+        let serving = self.serve(&vm, &jail, memory, build, cgroup);
+        let pager = trace.span("pager", serving).await?;
+        let spawned = trace.span("spawn", self.spawn(vm, &jail, Some(pager), Some(learning))).await;
+        let vm = match spawned {
+            Ok(vm) => vm,
+            Err(error) => {
+                kill_pager(pager).await?;
+                return Err(error);
+            }
+        };
+        let loaded = tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(HypervisorError::Cancelled),
+            loaded = load(&vm, trace) => loaded,
+        };
+        or_kill(loaded, vm).await
+    }
+
+    async fn adopt(&self, process: ProcessId, dir: &Path) -> Result<Box<dyn Vm>, HypervisorError> {
+        let companions = Companions::read(dir);
+        let companions =
+            companions.map_err(|source| HypervisorError::Open { path: dir.to_owned(), source })?;
+        let jail = Jail::find(dir)
+            .map_err(|source| HypervisorError::Open { path: dir.to_owned(), source })?;
+        Ok(Box::new(FirecrackerVm::attach(process, companions.pager, jail, dir, None)?))
+    }
+}
+
+async fn load(vm: &FirecrackerVm, trace: &Trace) -> Result<(), HypervisorError> {
+    trace.span("api", vm.start("reach", vm.api().wait())).await?;
+    let (path, body) = machine::load();
+    trace.span("load", vm.start("restore", vm.api().put(path, &body))).await
+}
+
+/// Gives a VM whose start has succeeded; else nothing is left of it.
+async fn or_kill(
+    started: Result<(), HypervisorError>,
+    vm: FirecrackerVm,
+) -> Result<Box<dyn Vm>, HypervisorError> {
+    match started {
+        Ok(()) => Ok(Box::new(vm)),
+        Err(error) => {
+            vm.kill().await?;
+            Err(error)
+        }
+    }
+}
+
+async fn kill_pager(pager: ProcessId) -> Result<(), HypervisorError> {
+    match VmProcess::watch(pager) {
+        Ok(pager) => Ok(pager.kill(KILL_LIMIT).await?),
+        Err(_) => Ok(()),
+    }
+}
+
+impl Firecracker {
+    /// Makes the jail with what Firecracker will open in it.
+    fn prepare(
+        &self,
+        dir: &Path,
+        disk: &DiskPlan<'_>,
+        uid: u32,
+        files: Vec<(&str, File)>,
+    ) -> Result<Jail, HypervisorError> {
+        let DiskPlan::Device(device) = disk else { unreachable!("it asks for a device") };
+        let prepare = || {
+            let jail = Jail::make(dir, &self.program, uid)?;
+            for (name, file) in files {
+                jail.put(name, file, uid)?;
+            }
+            jail.node(DISK, *device, uid)?;
+            Ok(jail)
+        };
+        prepare().map_err(failed("make a jail for"))
+    }
+
+    /// Starts the pager that the VM will connect to.
+    async fn serve(
+        &self,
+        vm: &VmPlan<'_>,
+        jail: &Jail,
+        memory: Arc<Lineage>,
+        build: BuildId,
+        cgroup: CgroupEntry,
+    ) -> Result<ProcessId, HypervisorError> {
+        let socket = console::listen(jail.root(), PAGER_SOCKET)?;
+        let path = jail.root().join(PAGER_SOCKET);
+        chown(&path, Some(vm.uid), Some(vm.uid)).map_err(failed("make a jail for"))?;
+        let (dir, namespace) = (vm.dir.to_owned(), vm.namespace.to_owned());
+        let (uid, prefetch) = (vm.uid, self.sets.of(build, &memory));
+        let start = move || {
+            pager::start(PagerPlan {
+                lineage: &memory,
+                socket,
+                prefetch: &prefetch,
+                dir: &dir,
+                namespace: &namespace,
+                cgroup,
+                uid,
+            })
+        };
+        let started = tokio::task::spawn_blocking(start).await;
+        started
+            .expect("starting a process does not panic")
+            .map_err(|error| HypervisorError::Control { verb: "serve", source: error.into() })
+    }
+
+    /// Starts the process, confined. On failure nothing runs, a pager apart.
+    async fn spawn(
+        &self,
+        plan: VmPlan<'_>,
+        jail: &Jail,
+        pager: Option<ProcessId>,
+        learning: Option<Learning>,
+    ) -> Result<FirecrackerVm, HypervisorError> {
+        quiet::give(&plan.tap, plan.uid).map_err(failed("give a network to"))?;
+        // A tap has one user at a time: Firecracker opens it by name.
+        drop(plan.tap);
+        let dir = plan.dir.to_owned();
+        let log_path = dir.join(LOG);
+        let log = File::create(&log_path)
+            .map_err(|source| HypervisorError::Open { path: log_path, source })?;
+        let output = output::make(&dir).map_err(failed("make a console for"))?;
+        Companions { pager }.write(&dir).map_err(failed("keep a record of"))?;
+        let (program, args, user) = self.command(jail, plan.uid);
+        let confinement = Confinement {
+            namespace: plan.namespace.to_owned(),
+            cgroup: plan.cgroup,
+            user,
+            dir: jail.root().to_owned(),
+            inherited: Vec::new(),
+            output,
+            log,
+        };
+        let spawn = move || VmProcess::spawn(&program, &args, confinement);
+        let spawned = tokio::task::spawn_blocking(spawn).await;
+        let process = spawned.expect("starting a process does not panic")?;
+        FirecrackerVm::attach(process, pager, jail.clone(), &dir, learning)
+    }
+
+    /// What is executed, with which arguments, as whom.
+    fn command(&self, jail: &Jail, uid: u32) -> (PathBuf, Vec<String>, User) {
+        // Everything below errors is mixed into the console: some twenty lines at each boot.
+        let own = ["--api-sock", SOCKET, "--level", "Error"].map(str::to_owned);
+        let Some(jailer) = &self.jailer else {
+            let user = User::Unprivileged { uid, groups: device_groups() };
+            let args = ["--id".to_owned(), ID.to_owned()].into_iter().chain(own).collect();
+            return (self.program.clone(), args, user);
+        };
+        let mut args: Vec<String> = Vec::new();
+        for (flag, value) in [
+            ("--id", ID.to_owned()),
+            ("--exec-file", self.program.display().to_string()),
+            ("--uid", uid.to_string()),
+            ("--gid", uid.to_string()),
+            ("--chroot-base-dir", jail.base().display().to_string()),
+        ] {
+            args.extend([flag.to_owned(), value]);
+        }
+        args.push("--".to_owned());
+        args.extend(own);
+        (jailer.clone(), args, User::Root)
+    }
+}
+
+/// Groups that an unprivileged process needs: that of `/dev/kvm`.
+fn device_groups() -> Vec<u32> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/dev/kvm").map(|kvm| kvm.gid()).into_iter().collect()
+}
+
+fn open(path: &Path) -> Result<File, HypervisorError> {
+    File::open(path).map_err(|source| HypervisorError::Open { path: path.to_owned(), source })
+}
+
+fn failed(verb: &'static str) -> impl Fn(io::Error) -> HypervisorError {
+    move |source| HypervisorError::Control { verb, source: source.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_versions_that_were_tried_are_supported() {
+        assert!(is_supported("1.16.0") && is_supported("1.16.1"));
+        assert!(!is_supported("1.15.2") && !is_supported("1.160.0") && !is_supported("1.17.0-dev"));
+    }
+}
