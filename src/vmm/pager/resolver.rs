@@ -26,8 +26,10 @@ use super::OutsideOfMemory;
 use super::bitmap::Bitmap;
 use crate::vmm::memory::{PAGE_SIZE, PageMap, Region, RegionError, Source};
 
-/// Pages of a window around a fault that continues nothing.
-pub(super) const WINDOW: u64 = 16;
+/// Pages of a window around a fault that continues nothing. With 2 a guest gets 15 % of what is in use
+/// until its first command is done, with 4 it is 20 %, with 16 35 % (Debian, 256 MiB); faults are 1,299,
+/// 869, 389 then, which the working set of the next restore makes fewer.
+pub(super) const WINDOW: u64 = 2;
 
 /// Pages of the largest window.
 pub(super) const LARGEST_WINDOW: u64 = 128;

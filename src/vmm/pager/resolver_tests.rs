@@ -11,6 +11,9 @@ const SIZE: u64 = PAGE_SIZE as u64;
 const LOW: Region = Region { address: 1 << 30, bytes: 100 * SIZE, offset: 0 };
 const HIGH: Region = Region { address: 1 << 20, bytes: (PAGES - 100) * SIZE, offset: 100 * SIZE };
 
+/// Large enough to have something before and behind a fault.
+const WINDOWS: Windows = Windows { first: 16, largest: 128 };
+
 fn stored(offset: u64) -> Source {
     Source::Stored { generation: 1, offset }
 }
@@ -22,7 +25,7 @@ fn map(runs: &[(Range<u64>, Source)]) -> PageMap {
 }
 
 fn resolver(map: &PageMap) -> Resolver<'_> {
-    Resolver::new(vec![HIGH, LOW], PAGES * SIZE, map, Windows::default()).unwrap()
+    Resolver::new(vec![HIGH, LOW], PAGES * SIZE, map, WINDOWS).unwrap()
 }
 
 fn one(pages: Range<u64>, with: Content) -> Answer {
@@ -76,7 +79,7 @@ fn zero_pages_are_not_read() {
 fn a_run_in_order_is_served_with_growing_windows() {
     let map = PageMap::default();
     let region = Region { address: 1 << 30, bytes: 1 << 30, offset: 0 };
-    let mut resolver = Resolver::new(vec![region], 1 << 30, &map, Windows::default()).unwrap();
+    let mut resolver = Resolver::new(vec![region], 1 << 30, &map, WINDOWS).unwrap();
     let mut next = 1000;
     let mut lengths = Vec::new();
     for other in 0..7 {
