@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::support::in_a_lab;
+use crate::support::{Engine, in_a_lab};
 
 #[test]
 fn the_command_line_does_it_all() {
@@ -140,10 +140,14 @@ fn doctor_says_what_sandboxes_would_run_under() {
     in_a_lab(0, async |lab| {
         let images = lab.images().display().to_string();
         let text = lab.cli_ok(&["doctor", "--image-dir", &images]);
-        assert!(text.contains("Sandboxes run under qemu"), "{text}");
+        let engine = match Engine::present() {
+            Engine::Qemu => "qemu-",
+            Engine::Firecracker => "firecracker ",
+        };
+        assert!(text.contains(&format!("Sandboxes run under {engine}")), "{text}");
         let report = lab.cli_ok(&["doctor", "--json", "--image-dir", &images]);
         let report: Value = serde_json::from_str(&report).expect("JSON");
-        assert!(report["hypervisor"].as_str().expect("a text").starts_with("qemu-"));
+        assert!(report["hypervisor"].as_str().expect("a text").starts_with(engine));
         assert!(!report["reason"].as_str().expect("a text").is_empty());
         let checks = report["checks"].as_array().expect("a list");
         assert!(checks.len() > 8, "{checks:?}");

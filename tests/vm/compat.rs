@@ -1,5 +1,5 @@
-//! Snapshots that must not be restored: another version of QEMU made them, or they are not what was
-//! written. They are refused with a clear word, and stay as they are.
+//! Snapshots that must not be restored: another version of the hypervisor made them, or they are not
+//! what was written. They are refused with a clear word, and stay as they are.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,21 +10,17 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::support::{
-    Daemon, Lab, Options, Sandbox, Witness, in_a_lab, path_with, qemu_script, run,
+    Daemon, Engine, Lab, Options, Sandbox, Witness, hypervisor_script, in_a_lab, path_with, run,
 };
 
-const OTHER: &str = "99.1.2";
-
-/// Has a daemon find a QEMU that says that it is another version when it is started the next time.
+/// Has a daemon find a hypervisor that says that it is another version when it is started the next time.
 fn install_other_version(daemon: &mut Daemon) {
-    let said = format!("QEMU emulator version {OTHER} (Debian 1:{OTHER})");
-    qemu_script(&format!("[ \"$1\" = --version ] && echo '{said}' && exit\nexec \"$QEMU\" \"$@\""));
+    let engine = Engine::present();
+    let said = engine.says(engine.other_version());
+    hypervisor_script(&format!(
+        "[ \"$1\" = --version ] && echo '{said}' && exit\nexec \"$HYPERVISOR\" \"$@\""
+    ));
     daemon.set_path(Some(path_with()));
-}
-
-fn true_version() -> String {
-    let said = run("qemu-system-x86_64 --version");
-    said.split_whitespace().nth(3).expect("a version").to_owned()
 }
 
 /// Images of the test's own with all warm snapshots: a version that takes others' away as outdated
@@ -127,7 +123,9 @@ async fn refuses_to_resume(sandbox: &Sandbox) {
 
 #[track_caller]
 fn names_both(message: &str) {
-    assert!(message.contains(OTHER) && message.contains(&true_version()), "{message}");
+    let engine = Engine::present();
+    let (one, other) = (engine.version(), engine.other_version());
+    assert!(message.contains(&one) && message.contains(other), "{message}");
 }
 
 #[test]

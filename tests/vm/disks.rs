@@ -1,44 +1,16 @@
 //! What VMs write to, and what a file system is worth that is captured while it is written to.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use nix::libc;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::support::{Lab, Options, Sandbox, in_a_lab};
-
-/// A file, whatever it is called.
-type FileId = (u64, u64);
-
-fn id_of(data: &Metadata) -> FileId {
-    (data.dev(), data.ino())
-}
-
-fn id_at(path: &Path) -> FileId {
-    id_of(&fs::metadata(path).expect("a file"))
-}
-
-/// Regular files that a process has open for writing, and what they were opened as.
-fn written_by(pid: i32) -> BTreeMap<FileId, PathBuf> {
-    let fds = fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").flatten();
-    let written = fds.filter_map(|fd| {
-        let data = fs::metadata(fd.path()).ok()?;
-        let number = fd.file_name().into_string().ok()?;
-        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).ok()?;
-        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
-        let flags = i32::from_str_radix(flags.trim(), 8).expect("octal");
-        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        let path = fs::read_link(fd.path()).unwrap_or_default();
-        (data.is_file() && writes).then(|| (id_of(&data), path))
-    });
-    written.collect()
-}
+use crate::support::{FileId, Lab, Options, Sandbox, id_at, in_a_lab, raw_copy, written_by};
 
 /// Lines of a process's maps that others with the same file see writes to.
 fn shared_writable_maps(pid: i32) -> Vec<String> {
@@ -321,12 +293,7 @@ fn mended(said: &str) -> Vec<&str> {
 fn is_sound(lab: &Lab, snapshot: &Path, synced: &[String]) {
     let work = lab.path("check");
     fs::create_dir(&work).expect("a directory");
-    let layers = layers(snapshot);
-    let top = layers.last().expect("layers").display().to_string();
-    let (code, said) = run("qemu-img", &["check", &top], &work);
-    assert_eq!(code, Some(0), "{said}");
-    let (code, said) = run("qemu-img", &["convert", "-O", "raw", &top, "raw"], &work);
-    assert_eq!(code, Some(0), "{said}");
+    raw_copy(&layers(snapshot), &work.join("raw"));
 
     let (code, said) = run("dumpe2fs", &["-h", "raw"], &work);
     assert!(code == Some(0) && said.contains("needs_recovery"), "nothing was going on: {said}");

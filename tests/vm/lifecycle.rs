@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::support::{
-    Lab, Options, Sandbox, eventually, eventually_within, in_a_lab, path_with, qemu_script,
+    Lab, Options, Sandbox, eventually, eventually_within, hypervisor_script, in_a_lab, path_with,
 };
 
 /// A VM is killed, not shut down: its end takes nothing like a boot.
@@ -189,7 +189,9 @@ fn destroy_does_not_wait_for_an_image_to_boot() {
 #[test]
 fn destroy_ends_a_restore_at_once() {
     in_a_lab(1, async |lab| {
-        qemu_script("[ -e /run/slow ] && [ \"$1\" != --version ] && sleep 30; exec $QEMU \"$@\"");
+        hypervisor_script(
+            "[ -e /run/slow ] && [ \"$1\" != --version ] && sleep 30; exec $HYPERVISOR \"$@\"",
+        );
         let path = Some(path_with());
         let mut daemon =
             lab.daemon_with(Options { path, slot_pool: 0, ..Options::default() }).await;
@@ -199,7 +201,8 @@ fn destroy_ends_a_restore_at_once() {
 
         let api = daemon.api().clone();
         let creating = tokio::spawn(async move { api.try_create(json!({})).await });
-        eventually("QEMU starts", || async { daemon.census().count("processes") > 1 }).await;
+        eventually("the hypervisor starts", || async { daemon.census().count("processes") > 1 })
+            .await;
         let sandbox = daemon.sandbox(&daemon.ids().await[0]);
         let started = Instant::now();
         sandbox.destroy().await;

@@ -12,6 +12,7 @@ mod disks;
 mod exec;
 mod faults;
 mod files;
+mod firecracker;
 mod fork;
 mod identity;
 mod image;

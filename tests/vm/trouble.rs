@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 
 use nix::mount::{MsFlags, mount, umount};
 use serde_json::json;
 
-use crate::support::{Lab, Options, SmallDisk, in_a_lab, path_with, qemu_script};
+use crate::support::{Engine, Lab, Options, SmallDisk, hypervisor_script, in_a_lab, path_with};
 
 /// A daemon's command line, ready to be given more.
 fn serve(lab: &Lab) -> Command {
@@ -40,11 +40,13 @@ fn without_qemu_the_daemon_says_what_to_install() {
             let path = nestbox::vmm::find_program(program).expect(program);
             symlink(path, programs.join(program)).expect("a link");
         }
-        let said = refused(serve(lab).env("PATH", &programs));
+        let serve = &mut serve(lab);
+        let said = refused(serve.env("PATH", &programs).env("NESTBOX_HYPERVISOR", "auto"));
         assert!(said.contains("qemu-system-x86_64") && said.contains("apt-get install"), "{said}");
 
-        let doctor =
-            lab.nestbox().arg("doctor").env("PATH", &programs).output().expect("it starts");
+        let mut doctor = lab.nestbox();
+        doctor.arg("doctor").env("PATH", &programs).env("NESTBOX_HYPERVISOR", "auto");
+        let doctor = doctor.output().expect("it starts");
         assert_eq!(doctor.status.code(), Some(1));
         let text = String::from_utf8_lossy(&doctor.stdout);
         assert!(text.contains("Sandboxes cannot run"), "{text}");
@@ -54,10 +56,12 @@ fn without_qemu_the_daemon_says_what_to_install() {
 #[test]
 fn a_hypervisor_that_fails_is_quoted() {
     in_a_lab(0, async |lab| {
-        qemu_script(
-            "[ \"$1\" = --version ] && echo QEMU emulator version 0.0 && exit\n\
+        let engine = Engine::present();
+        hypervisor_script(&format!(
+            "[ \"$1\" = --version ] && echo '{}' && exit\n\
              sleep 0.3; echo no such wonder >&2; exit 3",
-        );
+            engine.says(engine.other_version()),
+        ));
         let (images, path) = (Some(lab.cold_images()), Some(path_with()));
         let options = Options { images, path, slot_pool: 0, ..Options::default() };
         let mut daemon = lab.daemon_with(options).await;
@@ -71,10 +75,25 @@ fn a_hypervisor_that_fails_is_quoted() {
 }
 
 #[test]
-fn firecracker_is_not_promised() {
+fn firecracker_that_cannot_be_used_is_not_used() {
     in_a_lab(0, async |lab| {
-        let said = refused(serve(lab).args(["--hypervisor", "firecracker"]));
-        assert!(said.contains("Firecracker is not supported"), "{said}");
+        let firecracker = |program: &str| {
+            let args = ["--hypervisor", "firecracker", "--firecracker", program];
+            refused(serve(lab).args(args))
+        };
+        let said = firecracker("/no/such/program");
+        assert!(said.contains("Firecracker cannot be used here"), "{said}");
+        // One that was never tried with this daemon, wherever the CPU would let it run.
+        let old = lab.path("firecracker");
+        fs::write(&old, "#!/bin/sh\necho Firecracker v1.9.0\n").expect("a program");
+        fs::set_permissions(&old, PermissionsExt::from_mode(0o755)).expect("it can be executed");
+        let old = old.display().to_string();
+        let mut doctor = lab.nestbox();
+        doctor.args(["doctor", "--hypervisor", "auto", "--firecracker", &old]);
+        let text = String::from_utf8(doctor.output().expect("it starts").stdout).expect("text");
+        assert!(text.contains("is version 1.9.0, and 1.16 is what is supported"), "{text}");
+        let said = firecracker(&old);
+        assert!(said.contains("Firecracker cannot be used here"), "{said}");
     });
 }
 

@@ -52,7 +52,7 @@ impl Census {
             ("claimed slots", names(Path::new("/run/nestbox/slots"))),
             ("mounts", mounts),
             ("loop devices", loops(&owner)),
-            ("device-mapper devices", nestbox_devices()),
+            ("device-mapper devices", nestbox_devices(data_dir)),
             ("processes", processes),
             ("cgroups", cgroups(data_dir)),
             ("files", files(data_dir)),
@@ -125,9 +125,18 @@ fn loops(owner: &str) -> Vec<String> {
     names(Path::new("/sys/block")).into_iter().filter(backing).collect()
 }
 
-fn nestbox_devices() -> Vec<String> {
-    let devices = names(Path::new("/dev/mapper")).into_iter();
-    devices.filter(|name| name.starts_with("nestbox")).collect()
+/// Device-mapper devices of the daemon with that data directory. Without udev there are no nodes that
+/// show them.
+fn nestbox_devices(data_dir: &Path) -> Vec<String> {
+    let Ok(path) = fs::canonicalize(data_dir) else { return Vec::new() };
+    let digest = Sha256::digest(path.as_os_str().as_encoded_bytes());
+    let ours: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let all = names(Path::new("/sys/block")).into_iter();
+    let named = all.filter_map(|block| {
+        fs::read_to_string(Path::new("/sys/block").join(block).join("dm/name")).ok()
+    });
+    let named = named.map(|name| name.trim().to_owned());
+    named.filter(|name| name.starts_with(&format!("nestbox-{ours}"))).collect()
 }
 
 /// Cgroups below the one that stands for the data directory in each hierarchy, itself included.

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use super::api::Api;
 use super::lab::Lab;
-use super::{Census, PATIENCE};
+use super::{Census, Engine, PATIENCE};
 
 /// The daemon's own variable: the best that works here, if it is not set.
 const HYPERVISOR: &str = "NESTBOX_HYPERVISOR";
@@ -100,6 +100,10 @@ impl Daemon {
             ("--standbys", options.standbys.to_string()),
         ] {
             command.extend([flag.to_owned(), value]);
+        }
+        if Engine::present() == Engine::Firecracker {
+            // Its guests run in a machine that runs in software itself.
+            command.extend(["--boot-timeout-sec".to_owned(), PATIENCE.as_secs().to_string()]);
         }
         if let Some(database) = &options.database {
             command.extend(["--database-url".to_owned(), text(database)]);

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 
 use super::census::{Census, processes_of};
 use super::daemon::{Daemon, Options, bare_command};
+use super::engine::Engine;
 use super::own_machine::separate;
 
 /// VMs of all tests together: enough that the long test holds up no other, few enough that boots on
@@ -59,8 +60,9 @@ fn images() -> Result<PathBuf, String> {
     if !nix::unistd::geteuid().is_root() {
         return Err("VMs need root".to_owned());
     }
-    if nestbox::vmm::find_program("qemu-system-x86_64").is_none() {
-        return Err("QEMU is not installed".to_owned());
+    let program = Engine::present().program();
+    if nestbox::vmm::find_program(program).is_none() {
+        return Err(format!("{program} is not installed"));
     }
     let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join(".nestbox/images");
     let dir = std::env::var_os("NESTBOX_TEST_IMAGES").map_or_else(default, PathBuf::from);

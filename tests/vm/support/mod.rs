@@ -4,6 +4,7 @@ mod api;
 mod census;
 mod daemon;
 mod disk;
+mod engine;
 mod lab;
 #[path = "../../support/own_machine.rs"]
 mod own_machine;
@@ -11,21 +12,24 @@ mod programs;
 mod snapshots;
 mod witness;
 mod world;
+mod writers;
 
 use std::future::Future;
 use std::time::Duration;
 
-pub use api::Sandbox;
+pub use api::{Answer, Sandbox};
 pub use census::Census;
 pub use daemon::{Daemon, Options};
-pub use disk::SmallDisk;
+pub use disk::{SmallDisk, raw_copy};
+pub use engine::Engine;
 pub use lab::{Lab, in_a_lab, run};
-pub use programs::{path_with, qemu_script};
+pub use programs::{hypervisor_script, path_with};
 pub use witness::Witness;
 pub use world::World;
+pub use writers::{FileId, id_at, written_by};
 
-/// The longest that anything may take that a test waits for.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest that anything may take that a test waits for, also in a machine in software.
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Waits until a condition holds, looking often.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
