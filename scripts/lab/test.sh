@@ -40,6 +40,7 @@ set -- --disk "$out/in/nestbox:$nestbox" --disk "$out/in/vm:/lab/vm" \
     --disk "$images/initramfs:/lab/images/initramfs" \
     --results "$out/failed" --console "$out/console.log" --time "${NESTBOX_LAB_TIME:-5400}" \
     -- env NESTBOX_TEST_IMAGES=/lab/images NESTBOX_TEST_LEFT=/results \
+    ${NESTBOX_TEST_CYCLES:+NESTBOX_TEST_CYCLES=$NESTBOX_TEST_CYCLES} \
     NESTBOX_HYPERVISOR="${NESTBOX_HYPERVISOR:-firecracker}" RUST_TEST_THREADS=2 /lab/vm "$@"
 for file in "$images"/debian/*; do
     [ ! -f "$file" ] || set -- --disk "$file:/lab/images/debian/${file##*/}" "$@"
