@@ -175,11 +175,7 @@ impl Disk {
     }
 
     /// What a VM needs of it.
-    pub fn plan<'a>(
-        &self,
-        name: &'a str,
-        layers: &[(PathBuf, DiskFormat)],
-    ) -> Result<DiskPlan<'a>, MachineError> {
+    pub fn plan<'a>(&self, name: &'a str, base: &Base) -> Result<DiskPlan<'a>, MachineError> {
         let overlay = match self {
             Self::Device(device) => return Ok(DiskPlan::Device(device.number())),
             Self::Overlay(overlay) => overlay.file().try_clone_to_owned().map_err(file_error)?,
@@ -188,7 +184,7 @@ impl Disk {
             let file = fs::File::open(path)?;
             io::Result::Ok(crate::vmm::disk::OpenLayer { file, format: *format })
         };
-        let layers: io::Result<Vec<_>> = layers.iter().map(open).collect();
+        let layers: io::Result<Vec<_>> = base.layers.iter().map(open).collect();
         let layers = layers.map_err(file_error)?;
         Ok(DiskPlan::Layers { layers, overlay: OverlayPlan { name, file: overlay } })
     }
@@ -245,9 +241,4 @@ pub(super) async fn switch(
             Err(HypervisorError::Control { verb: "switch the disk of", source }.into())
         }
     }
-}
-
-/// The files of a base, for [`Disk::plan`].
-pub(super) fn files(base: &Base) -> &[(PathBuf, DiskFormat)] {
-    &base.layers
 }

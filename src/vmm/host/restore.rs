@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Host;
-use super::disk::{Base, files};
+use super::disk::Base;
 use super::error::file_error;
 use super::parts::{Parts, overlay_name};
 use crate::vmm::cgroup::Limits;
@@ -131,7 +131,7 @@ impl Host {
         let network = |error| MachineError::Network { source: Box::new(error) };
         Ok(VmPlan {
             shape: now.shape,
-            disk: disk.plan(overlay_name, files(base))?,
+            disk: disk.plan(overlay_name, base)?,
             dir: &parts.dir,
             tap: slot.tap().await.map_err(network)?,
             namespace: slot.namespace(),
