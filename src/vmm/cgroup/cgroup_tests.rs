@@ -107,6 +107,17 @@ async fn killing_reaches_descendants_in_other_sessions() {
 }
 
 #[tokio::test]
+async fn who_enters_after_all_were_killed_is_ended_too() {
+    let Some((_data, cgroups)) = cgroups() else { return };
+    let cgroup = cgroups.create(&SandboxId::random(), LIMITS).await.expect("a cgroup");
+    cgroup.kill().await.expect("nobody is in it");
+    let mut late = start(&cgroup, "sleep 1000");
+    cgroup.release().await.expect("a clean release");
+    assert!(late.wait().expect("a child").code().is_none(), "it was killed");
+    assert!(dirs_of(&cgroups).is_empty());
+}
+
+#[tokio::test]
 async fn a_running_process_can_be_added_and_is_accounted() {
     let Some((_data, cgroups)) = cgroups() else { return };
     let cgroup = cgroups.create(&SandboxId::random(), LIMITS).await.expect("a cgroup");

@@ -155,8 +155,9 @@ impl Cgroup {
         }
     }
 
-    /// Removes the cgroup, in which no process may be left. Waits while the kernel is not yet done
-    /// with processes that ended. Once polled, it goes on even if the caller stops waiting.
+    /// Removes the cgroup. Waits while the kernel is not yet done with processes that ended, and ends
+    /// those that come late: one that a daemon forked just before it was killed itself enters when it
+    /// gets to it. Once polled, it goes on even if the caller stops waiting.
     ///
     /// # Errors
     ///
@@ -290,11 +291,22 @@ impl Place {
     fn remove(&self, pause: &mut Pause) -> Result<(), CgroupError> {
         loop {
             match fs::remove_dir(&self.dir) {
-                Err(e) if e.raw_os_error() == Some(Errno::EBUSY as i32) && pause.wait() => {}
+                Err(e) if e.raw_os_error() == Some(Errno::EBUSY as i32) && pause.wait() => {
+                    self.end_latecomers();
+                }
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     return Err(CgroupError::Remove { path: self.dir.clone(), source: e });
                 }
                 _ => return Ok(()),
+            }
+        }
+    }
+
+    fn end_latecomers(&self) {
+        if self.kill_all().is_err() {
+            for pid in self.pids().unwrap_or_default() {
+                // One that ended meanwhile is what is wanted.
+                let _ = kill(pid, Signal::SIGKILL);
             }
         }
     }
