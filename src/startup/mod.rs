@@ -29,8 +29,9 @@ use crate::entity::hosts::{Host, HostState};
 use crate::vmm::choice::{Choice, Preferences, TrialImage, Wanted, choose};
 use crate::vmm::fault::Faults;
 use crate::vmm::firecracker::Jailing;
-use crate::vmm::host::{HostMachines, HostSettings};
+use crate::vmm::host::{HostMachines, HostSettings, left_running};
 use crate::vmm::host_memory::host_memory;
+use crate::vmm::hypervisor::Engine;
 use crate::vmm::image::ImageStore;
 use crate::vmm::machine::Machines;
 pub use crate::vmm::pager;
@@ -87,7 +88,7 @@ impl Daemon {
         };
         let database = Database::open(&config.database_location()).await?;
         let images = ImageStore::open(config.image_dir());
-        let choice = choose_hypervisor(config, &images).await?;
+        let choice = choose_for_survivors(config, &images).await?;
         let machines =
             HostMachines::start(host_settings(config)?, choice.hypervisor, images).await?;
         let machines: Arc<dyn Machines> = Arc::new(machines);
@@ -221,6 +222,32 @@ pub async fn choose_hypervisor(config: &Config, images: &ImageStore) -> Result<C
         rootfs: &image.rootfs,
     });
     Ok(choose(preferences, trial).await?)
+}
+
+/// Chooses such that sandboxes which a former daemon left running can be adopted: another hypervisor
+/// could only end them.
+async fn choose_for_survivors(config: &Config, images: &ImageStore) -> Result<Choice> {
+    let choice = choose_hypervisor(config, images).await?;
+    let chosen = choice.hypervisor.engine();
+    let running = left_running(&config.data_dir);
+    let Some(other) = running.into_iter().find(|engine| !chosen.adopts(*engine)) else {
+        return Ok(choice);
+    };
+    let theirs = match other {
+        Engine::Firecracker => HypervisorChoice::Firecracker,
+        Engine::QemuKvm | Engine::QemuTcg => HypervisorChoice::Qemu,
+        // Its machines are processes of tests, which end with them.
+        Engine::Simulated => return Ok(choice),
+    };
+    let (chosen, other) = (chosen.as_str(), other.as_str());
+    if config.hypervisor != HypervisorChoice::Auto {
+        bail!(
+            "sandboxes run here under {other}, which {chosen} cannot take over: start the daemon \
+             with the hypervisor they have, and pause or destroy them before you change it"
+        );
+    }
+    tracing::warn!("sandboxes run here under {other}, so {chosen} has to wait until none do");
+    choose_hypervisor(&Config { hypervisor: theirs, ..config.clone() }, images).await
 }
 
 /// Binds the API's address, and writes the URL into the data directory.

@@ -73,6 +73,12 @@ pub enum Engine {
 }
 
 impl Engine {
+    /// Whether a daemon with this one can take over VMs of the other.
+    pub fn adopts(self, other: Self) -> bool {
+        let qemu = [Self::QemuKvm, Self::QemuTcg];
+        self == other || (qemu.contains(&self) && qemu.contains(&other))
+    }
+
     /// The engine's name on the wire.
     pub fn as_str(self) -> &'static str {
         match self {

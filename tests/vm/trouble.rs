@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 
 use nix::mount::{MsFlags, mount, umount};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Engine, Lab, Options, SmallDisk, hypervisor_script, in_a_lab, path_with};
 
@@ -94,6 +94,33 @@ fn firecracker_that_cannot_be_used_is_not_used() {
         assert!(text.contains("is version 1.9.0, and 1.16 is what is supported"), "{text}");
         let said = firecracker(&old);
         assert!(said.contains("Firecracker cannot be used here"), "{said}");
+    });
+}
+
+#[test]
+fn what_a_hypervisor_cannot_take_over_is_not_ended() {
+    in_a_lab(1, async |lab| {
+        let mut daemon = lab.daemon().await;
+        let sandbox = daemon.create().await;
+        daemon.stop().await;
+        let record = sandbox.dir().join("sandbox.json");
+        let ours = fs::read_to_string(&record).expect("a record");
+        let (engine, other) = match Engine::present() {
+            Engine::Qemu => ("qemu", "firecracker"),
+            Engine::Firecracker => ("firecracker", "qemu_tcg"),
+        };
+        let mut theirs: Value = serde_json::from_str(&ours).expect("JSON");
+        theirs["engine"] = other.into();
+        fs::write(&record, theirs.to_string()).expect("written");
+        let said = refused(serve(lab).args(["--hypervisor", engine]));
+        assert!(said.contains("cannot take over"), "{said}");
+
+        fs::write(&record, ours).expect("written");
+        daemon.start_again().await;
+        let sandbox = sandbox.through(daemon.api());
+        assert_eq!(sandbox.sh("echo on").await, "on");
+        sandbox.destroy().await;
+        daemon.stop().await;
     });
 }
 

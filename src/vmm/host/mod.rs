@@ -36,6 +36,7 @@ use async_trait::async_trait;
 use tokio::runtime::{Handle, Runtime};
 
 use self::disk::Disks;
+pub use self::recover::left_running;
 use self::recover::{list, slot_of};
 use self::standby::Standbys;
 use self::warm::Making;

@@ -6,17 +6,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Host;
 use super::frozen::HostFrozen;
 use super::machine::HostMachine;
 use super::parts::{Parts, build_of, snapshot_dir};
+use super::{Host, SANDBOXES};
 use crate::domain::id::SandboxId;
 use crate::domain::sandbox::SandboxState;
 use crate::domain::slot::SlotIndex;
 use crate::vmm::cgroup::CgroupError;
 use crate::vmm::guest::{AGENT_PORT, Agent};
+use crate::vmm::hypervisor::Engine;
 use crate::vmm::machine::{Found, MachineError, Survivor};
-use crate::vmm::process::VmProcess;
+use crate::vmm::process::{VmProcess, start_ticks};
 use crate::vmm::record::{Home, RecordFile};
 use crate::vmm::snapshot::Snapshot;
 
@@ -243,6 +244,17 @@ fn remove_all_but(dir: &Path, kept: &[PathBuf]) {
             tracing::warn!(path = %path.display(), %error, "a left-over file stays");
         }
     }
+}
+
+/// The engines of the sandboxes that a former daemon left running in a data directory.
+pub fn left_running(data_dir: &Path) -> Vec<Engine> {
+    let dirs = list(&data_dir.join(SANDBOXES)).unwrap_or_default();
+    let running = |dir: &PathBuf| {
+        let now = RecordFile::read(dir).ok()?.get();
+        let process = now.process.filter(|_| !now.life.is_nobodys())?;
+        (start_ticks(process.pid) == Some(process.start_ticks)).then_some(now.engine)
+    };
+    dirs.iter().filter_map(running).collect()
 }
 
 /// Everything that lies in a directory.
