@@ -118,6 +118,20 @@ async fn who_enters_after_all_were_killed_is_ended_too() {
 }
 
 #[tokio::test]
+async fn what_a_daemon_left_that_was_killed_half_way_is_removed() {
+    let Some((_data, cgroups)) = cgroups() else { return };
+    for hierarchy in &cgroups.hierarchies {
+        fs::create_dir_all(cgroups.parent(hierarchy)).expect("a directory");
+    }
+    cgroups.remove_empty();
+    assert!(dirs_of(&cgroups).is_empty());
+    let cgroup = cgroups.create(&SandboxId::random(), LIMITS).await.expect("a cgroup");
+    cgroups.remove_empty();
+    assert!(!dirs_of(&cgroups).is_empty(), "one that is in use stays");
+    cgroup.release().await.expect("a clean release");
+}
+
+#[tokio::test]
 async fn a_running_process_can_be_added_and_is_accounted() {
     let Some((_data, cgroups)) = cgroups() else { return };
     let cgroup = cgroups.create(&SandboxId::random(), LIMITS).await.expect("a cgroup");

@@ -213,6 +213,18 @@ impl Cgroups {
         Ok(ids.into_iter().collect())
     }
 
+    /// Removes the directories above sandboxes where there is none: a daemon that was killed between
+    /// making the one and the other has left them, and no sandbox goes that could take them along.
+    pub fn remove_empty(&self) {
+        for hierarchy in &self.hierarchies {
+            let parent = self.parent(hierarchy);
+            // Refused while something is in it.
+            if fs::remove_dir(&parent).is_ok() {
+                let _ = fs::remove_dir(hierarchy.root.join(PARENT));
+            }
+        }
+    }
+
     fn parent(&self, hierarchy: &Hierarchy) -> PathBuf {
         hierarchy.root.join(PARENT).join(&self.daemon)
     }

@@ -56,6 +56,7 @@ impl Host {
                     "a left-over cgroup stays");
             }
         }
+        self.cgroups.remove_empty();
         for id in self.disks.list() {
             if !survivors.iter().any(|survivor| survivor.id == id)
                 && let Err(error) = self.sweep_sandbox(&id).await
