@@ -211,11 +211,15 @@ impl FirecrackerVm {
     async fn pager_ended(&self) -> String {
         let Some(pager) = &self.pager else { return std::future::pending().await };
         let how = pager.ended().await;
-        let said = pager::State::read(&self.dir).ok();
-        match said.as_ref().and_then(pager::State::error) {
+        match self.pager_error() {
             Some(error) => format!("{how}: {error}"),
             None => how,
         }
+    }
+
+    /// What the pager said when it failed, if it did.
+    fn pager_error(&self) -> Option<String> {
+        pager::State::read(&self.dir).ok()?.error().map(str::to_owned)
     }
 }
 
@@ -337,11 +341,5 @@ impl Vm for FirecrackerVm {
             pager.kill(KILL_LIMIT).await?;
         }
         Ok(())
-    }
-}
-
-impl FirecrackerVm {
-    fn pager_error(&self) -> Option<String> {
-        pager::State::read(&self.dir).ok()?.error().map(str::to_owned)
     }
 }
