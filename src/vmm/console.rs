@@ -1,4 +1,5 @@
-//! The serial console of a guest: kept in a bounded log, watched for the agent's first word.
+//! The serial console of a guest: kept in a bounded log, watched for the agent's first word and the
+//! kernel's last.
 //!
 //! The hypervisor writes to a socket or a pipe that the daemon reads. While no daemon runs the output is
 //! dropped, so a guest can never fill the host's disk through its console.
@@ -24,6 +25,13 @@ const LOG_LIMIT: usize = 128 << 10;
 /// What the agent says once it listens.
 const READY: &[u8] = b"envd: ready";
 
+/// What Linux says, however quiet it is told to be, when it has shut down and did not restart:
+/// kernel/reboot.c, `kernel_power_off` and `kernel_halt`.
+const STOPPED: [&[u8]; 2] = [b"reboot: Power down", b"reboot: System halted"];
+
+/// The longest of those words.
+const LONGEST: usize = STOPPED[1].len();
+
 /// What went wrong with a console.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsoleError {
@@ -34,8 +42,15 @@ pub enum ConsoleError {
 
 /// Follows one console; stops when dropped.
 pub struct Console {
-    ready: watch::Receiver<bool>,
+    heard: watch::Receiver<Heard>,
     reader: JoinHandle<()>,
+}
+
+/// What was said so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Heard {
+    ready: bool,
+    stopped: bool,
 }
 
 impl Console {
@@ -50,16 +65,25 @@ impl Console {
 
     /// Follows a console that comes out of `stream`, and keeps its log in `dir`.
     pub fn read(stream: impl AsyncRead + Send + Unpin + 'static, dir: &Path) -> Self {
-        let (announce, ready) = watch::channel(false);
+        let (announce, heard) = watch::channel(Heard::default());
         let log = Log::new(dir.join(LOG));
         let reader = tokio::spawn(read(stream, log, announce));
-        Self { ready, reader }
+        Self { heard, reader }
     }
 
     /// Waits until the agent has said that it listens.
     pub async fn agent_started(&self) {
-        let mut ready = self.ready.clone();
-        if ready.wait_for(|ready| *ready).await.is_err() {
+        self.hear(|heard| heard.ready).await;
+    }
+
+    /// Waits until the guest's kernel has said that it has shut down.
+    pub async fn guest_stopped(&self) {
+        self.hear(|heard| heard.stopped).await;
+    }
+
+    async fn hear(&self, what: impl Fn(&Heard) -> bool) {
+        let mut heard = self.heard.clone();
+        if heard.wait_for(what).await.is_err() {
             // The console closed without the word: the VM's end is seen elsewhere.
             std::future::pending().await
         }
@@ -72,7 +96,7 @@ impl Drop for Console {
     }
 }
 
-async fn read(mut stream: impl AsyncRead + Unpin, mut log: Log, announce: watch::Sender<bool>) {
+async fn read(mut stream: impl AsyncRead + Unpin, mut log: Log, announce: watch::Sender<Heard>) {
     let mut buffer = vec![0; 4096];
     let mut tail: Vec<u8> = Vec::new();
     loop {
@@ -81,18 +105,20 @@ async fn read(mut stream: impl AsyncRead + Unpin, mut log: Log, announce: watch:
             Ok(count) => count,
         };
         log.append(&buffer[..count]);
-        if *announce.borrow() {
-            continue;
-        }
         tail.extend_from_slice(&buffer[..count]);
-        if tail.windows(READY.len()).any(|window| window == READY) {
-            announce.send_replace(true);
-            tail = Vec::new();
-        } else {
-            // The word may come in two pieces.
-            tail.drain(..tail.len().saturating_sub(READY.len()));
-        }
+        announce.send_if_modified(|heard| {
+            let before = *heard;
+            heard.ready |= contains(&tail, READY);
+            heard.stopped |= STOPPED.iter().any(|word| contains(&tail, word));
+            *heard != before
+        });
+        // A word may come in two pieces.
+        tail.drain(..tail.len().saturating_sub(LONGEST));
     }
+}
+
+fn contains(text: &[u8], word: &[u8]) -> bool {
+    text.windows(word.len()).any(|window| window == word)
 }
 
 /// A file that starts anew when it is full and keeps one predecessor.
@@ -193,6 +219,10 @@ mod tests {
         stream.write_all(b"boot noise\nenvd: re").await.expect("writes");
         stream.write_all(b"ady\n").await.expect("writes");
         console.agent_started().await;
+        assert!(!console.heard.borrow().stopped);
+        stream.write_all(b"[    9.1] reboot: Power").await.expect("writes");
+        stream.write_all(b" down\n").await.expect("writes");
+        console.guest_stopped().await;
 
         for _ in 0..1000 {
             stream.write_all(&[b'x'; 1024]).await.expect("writes");

@@ -217,6 +217,13 @@ impl FirecrackerVm {
         }
     }
 
+    /// Ends a VM that is of no use any more.
+    async fn put_down(&self, which: &str) {
+        if let Err(error) = self.process.kill(KILL_LIMIT).await {
+            tracing::error!(error = %crate::chain(&error), "a VM {which} lives on");
+        }
+    }
+
     /// What the pager said when it failed, if it did.
     fn pager_error(&self) -> Option<String> {
         pager::State::read(&self.dir).ok()?.error().map(str::to_owned)
@@ -246,6 +253,11 @@ impl Vm for FirecrackerVm {
             biased;
             how = self.own_end() => return how,
             how = self.pager_ended() => how,
+            () = self.console.guest_stopped() => {
+                // There is no switch that its guest could turn it off with.
+                self.put_down("whose guest has shut down").await;
+                return "was ended because its guest had shut down".to_owned();
+            }
         };
         if let Ok(how) = tokio::time::timeout(GRACE, self.own_end()).await {
             return match self.pager_error() {
@@ -255,9 +267,7 @@ impl Vm for FirecrackerVm {
             };
         }
         // Nobody answers its page faults any more: it would hang for ever at the next one.
-        if let Err(error) = self.process.kill(KILL_LIMIT).await {
-            tracing::error!(error = %crate::chain(&error), "a VM without its pager lives on");
-        }
+        self.put_down("without its pager").await;
         format!("was ended because its pager {pager}")
     }
 
