@@ -24,6 +24,10 @@ ip link set lo up
 modprobe -a virtio_console virtio_rng kvm-amd dm-snapshot tun veth overlay \
     nft_masq nft_nat nft_chain_nat nft_ct nft_limit nft_reject_inet nft_fib_inet
 modprobe loop max_loop=0
+# As udev does it.
+getent group kvm >/dev/null || groupadd --system kvm
+chgrp kvm /dev/kvm
+chmod 660 /dev/kvm
 
 # No udev: the names are in sysfs.
 port() {

@@ -89,6 +89,7 @@ pub async fn choose(
     image: Option<TrialImage<'_>>,
 ) -> Result<Choice, ChoiceError> {
     let mut checks = kvm::look();
+    let no_kvm = first_bad(&checks);
     let mut firecracker = None;
     match preferences.wanted {
         Wanted::Qemu => {}
@@ -98,8 +99,7 @@ pub async fn choose(
             firecracker = found;
         }
     }
-    let bad = checks.iter().find(|check| check.outcome != Outcome::Good).cloned();
-    match (preferences.wanted, firecracker, bad) {
+    match (preferences.wanted, firecracker, first_bad(&checks)) {
         (Wanted::Firecracker, Some(firecracker), None) => {
             let reason = "the settings ask for it".to_owned();
             Ok(Choice { hypervisor: Arc::new(firecracker), checks, reason })
@@ -117,24 +117,32 @@ pub async fn choose(
                     let reason = "hardware virtualization works here".to_owned();
                     Ok(Choice { hypervisor: Arc::new(firecracker), checks, reason })
                 }
-                false => choose_qemu(checks, image).await,
+                false => choose_qemu(no_kvm, checks, image).await,
             }
         }
-        (Wanted::Auto | Wanted::Qemu, _, _) => choose_qemu(checks, image).await,
+        (Wanted::Auto | Wanted::Qemu, _, _) => choose_qemu(no_kvm, checks, image).await,
     }
 }
 
-/// QEMU, on the CPU where that works.
+fn first_bad(checks: &[Check]) -> Option<Check> {
+    checks.iter().find(|check| check.outcome != Outcome::Good).cloned()
+}
+
+/// QEMU, on the CPU where that works. `no_kvm` says why KVM is out of the question, if it is.
 async fn choose_qemu(
+    no_kvm: Option<Check>,
     mut checks: Vec<Check>,
     image: Option<TrialImage<'_>>,
 ) -> Result<Choice, ChoiceError> {
-    let looked = kvm::look();
-    let mut bad = looked.into_iter().find(|check| check.outcome != Outcome::Good);
+    let mut bad = no_kvm;
     if bad.is_none() {
-        let verdict = qemu_verdict(image).await?;
-        bad = (verdict.outcome != Outcome::Good).then(|| verdict.clone());
-        checks.push(verdict);
+        // The trial runs as root, VMs do not.
+        let mut looked = vec![kvm::look_for_others()];
+        if first_bad(&looked).is_none() {
+            looked.push(qemu_verdict(image).await?);
+        }
+        bad = first_bad(&looked);
+        checks.extend(looked);
     }
     let (accel, reason) = match bad {
         None => (Accel::Kvm, "hardware virtualization works here".to_owned()),
@@ -172,6 +180,10 @@ async fn look_for_firecracker(preferences: Preferences<'_>) -> (Option<Firecrack
     let devices = devices.map_err(|error| crate::chain(&error).to_string());
     checks.push(Check::of("device-mapper makes snapshots", devices));
     checks.push(Check::of("userfaultfd can be used", userfaultfd(preferences.jailing)));
+    if preferences.jailing == Jailing::None {
+        // The jailer makes a device of its own.
+        checks.push(kvm::look_for_others());
+    }
     (Some(firecracker), checks)
 }
 
@@ -207,14 +219,9 @@ async fn firecracker_verdict(firecracker: &Firecracker, image: Option<&TrialImag
     let Some(image) = image else { return nothing_to_try_with() };
     let tried = async {
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let (config, disk) = (dir.path().join("config.json"), dir.path().join("disk"));
-        let text = Firecracker::trial_config(image.kernel, image.initramfs, &disk);
-        let prepared = async {
-            // It has no way to throw changes away.
-            tokio::fs::copy(image.rootfs, &disk).await?;
-            tokio::fs::write(&config, text).await
-        };
-        prepared.await.map_err(|error| error.to_string())?;
+        let config = dir.path().join("config.json");
+        let text = Firecracker::trial_config(image.kernel, image.initramfs, image.rootfs);
+        std::fs::write(&config, text).map_err(|error| error.to_string())?;
         let mut command = Command::new(firecracker.program());
         command.args(["--no-api", "--level", "Error", "--config-file"]).arg(&config);
         trial(command).await

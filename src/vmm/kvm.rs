@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -54,6 +55,23 @@ pub fn look() -> Vec<Check> {
         return vec![cpu];
     }
     vec![cpu, Check::of("/dev/kvm makes a VM", make_vm(Path::new("/dev/kvm")))]
+}
+
+/// Looks whether a VM's process, which is not root, may open `/dev/kvm`.
+pub fn look_for_others() -> Check {
+    Check::of("VMs may open /dev/kvm", open_to_others(Path::new("/dev/kvm")))
+}
+
+fn open_to_others(device: &Path) -> Result<String, String> {
+    const READ_AND_WRITE: u32 = 0o6;
+    let path = device.display();
+    let metadata = device.metadata().map_err(|error| format!("cannot look at {path}: {error}"))?;
+    // A VM's process gets the device's group.
+    let open = |to: u32| metadata.mode() >> to & READ_AND_WRITE == READ_AND_WRITE;
+    if open(0) || open(3) {
+        return Ok("they do".to_owned());
+    }
+    Err(format!("{path} is its owner's alone: `chgrp kvm {path} && chmod 660 {path}`"))
 }
 
 fn cpu_flag() -> Result<String, String> {
@@ -111,6 +129,14 @@ mod tests {
         assert!(error.contains("it does not"), "{error}");
         let error = make_vm(Path::new("/no/such/device")).expect_err("it is not there");
         assert!(error.contains("cannot open"), "{error}");
+    }
+
+    #[test]
+    fn a_device_that_is_its_owners_alone_is_bad() {
+        assert_eq!(open_to_others(Path::new("/dev/null")), Ok("they do".to_owned()));
+        let file = tempfile::NamedTempFile::new().expect("a file of our own");
+        let error = open_to_others(file.path()).expect_err("it is ours alone");
+        assert!(error.contains("chmod 660"), "{error}");
     }
 
     #[test]

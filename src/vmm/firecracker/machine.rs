@@ -96,20 +96,21 @@ fn save(kind: &str, memory: &str) -> (&'static str, Value) {
     ("/snapshot/create", body)
 }
 
-/// A VM without network, for `--config-file`: to see whether a guest boots at all.
+/// A VM without network that writes to no disk, for `--config-file`: to see whether a guest boots at
+/// all.
 pub fn trial(kernel: &str, initramfs: &str, rootfs: &str) -> Value {
     json!({
         "machine-config": {"vcpu_count": 1, "mem_size_mib": 512},
         "boot-source": {
             "kernel_image_path": kernel,
             "initrd_path": initramfs,
-            "boot_args": KERNEL_COMMAND_LINE,
+            "boot_args": format!("{KERNEL_COMMAND_LINE} ro"),
         },
         "drives": [{
             "drive_id": "root",
             "path_on_host": rootfs,
             "is_root_device": false,
-            "is_read_only": false,
+            "is_read_only": true,
         }],
     })
 }

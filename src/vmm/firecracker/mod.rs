@@ -118,7 +118,8 @@ impl Firecracker {
         }
     }
 
-    /// Settings of a VM without network, for `--config-file`: to see whether a guest boots at all.
+    /// Settings of a VM without network that writes to no disk, for `--config-file`: to see whether a
+    /// guest boots at all.
     pub fn trial_config(kernel: &Path, initramfs: &Path, rootfs: &Path) -> String {
         let text = |path: &Path| path.display().to_string();
         machine::trial(&text(kernel), &text(initramfs), &text(rootfs)).to_string()

@@ -39,13 +39,16 @@ pub struct Options {
     pub path: Option<String>,
     /// What is to fail on purpose, such as `frozen=kill-vm`.
     pub fault: Option<String>,
+    /// More of the command line.
+    pub flags: Vec<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let listen = "127.0.0.1:0".to_owned();
         let (images, database, path, fault) = (None, None, None, None);
-        Self { listen, slot_pool: 1, standbys: 0, images, database, path, fault }
+        let flags = Vec::new();
+        Self { listen, slot_pool: 1, standbys: 0, images, database, path, fault, flags }
     }
 }
 
@@ -108,6 +111,7 @@ impl Daemon {
         if let Some(database) = &options.database {
             command.extend(["--database-url".to_owned(), text(database)]);
         }
+        command.extend(options.flags);
         let lab_root = lab.path("");
         let environment = Environment { path: options.path, fault: options.fault };
         let (process, api) = launch(&command, &environment, &lab_root, lab.data_dir()).await;

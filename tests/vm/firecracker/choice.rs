@@ -1,0 +1,80 @@
+//! How a daemon comes to Firecracker: by trying it, and without its jailer only if it is told to.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use super::under_firecracker;
+use crate::support::{Daemon, Engine, Lab, Options};
+
+/// Who may have a userfaultfd that serves the kernel's own faults.
+const SETTING: &str = "/proc/sys/vm/unprivileged_userfaultfd";
+
+/// All VMs that the tests may have, so that no other test runs beside this one.
+const ALONE: u32 = 5;
+
+async fn daemon_with(lab: &Lab, flags: &[&str]) -> Daemon {
+    let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    lab.daemon_with(Options { slot_pool: 0, flags, ..Options::default() }).await
+}
+
+/// What `doctor` says.
+fn doctor(lab: &Lab, flags: &[&str]) -> Value {
+    let doctor = lab.cli(&[&["doctor", "--json"], flags].concat());
+    serde_json::from_slice(&doctor.stdout).expect("JSON")
+}
+
+/// Has a sandbox live through everything that needs device, memory and network once.
+async fn life(daemon: &Daemon) {
+    let idle = daemon.census();
+    let sandbox = daemon.create_with(json!({ "memory_mb": 192 })).await;
+    sandbox.sh("echo kept > /tmp/kept").await;
+    sandbox.pause().await;
+    sandbox.resume().await;
+    assert_eq!(sandbox.sh("cat /tmp/kept").await, "kept");
+    sandbox.destroy().await;
+    daemon.is_back_to(&idle).await;
+}
+
+#[test]
+fn it_is_chosen_where_a_trial_boots_and_tried_once() {
+    under_firecracker(1, async |lab| {
+        let images = lab.images().display().to_string();
+        let auto = ["--hypervisor", "auto"];
+        let report = doctor(lab, &[&auto[..], &["--image-dir", &images]].concat());
+        let checks = report["checks"].as_array().expect("checks");
+        let tried = checks.iter().find(|check| check["what"] == "a guest boots under KVM");
+        assert_eq!(tried.expect("a trial")["outcome"], "good", "{report}");
+        let verdict = || {
+            let metadata = fs::metadata("/run/nestbox/kvm-firecracker.json");
+            metadata.and_then(|file| file.modified()).expect("it is kept")
+        };
+        let first = verdict();
+        let mut daemon = daemon_with(lab, &auto).await;
+        let said = daemon.announced();
+        let reason = format!(
+            "firecracker {}, hardware virtualization works here",
+            Engine::present().version()
+        );
+        assert!(said.contains(&reason), "{said}");
+        assert_eq!(verdict(), first, "it was tried again");
+        life(&daemon).await;
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn without_the_jailer_it_does_the_same() {
+    under_firecracker(ALONE, async |lab| {
+        let off = ["--jailer", "off"];
+        let report = doctor(lab, &off);
+        let advice = format!("echo 1 > {SETTING}");
+        assert!(report["reason"].as_str().expect("a reason").contains(&advice), "{report}");
+
+        fs::write(SETTING, "1").expect("it can be set");
+        let mut daemon = daemon_with(lab, &off).await;
+        life(&daemon).await;
+        daemon.stop().await;
+        fs::write(SETTING, "0").expect("it can be set");
+    });
+}
