@@ -133,7 +133,7 @@ port() {
 # Words, unquoted on purpose: $talk and what port says.
 start() {
     TMPDIR=$run exec setpriv --pdeathsig TERM timeout --foreground --kill-after 5 "$limit" \
-        qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max -smp 2 -m "$memory" \
+        "$machine/run" -M q35 -accel tcg,thread=multi -cpu max -smp 2 -m "$memory" \
         -display none -monitor none -no-reboot -nodefaults -net none -device virtio-rng-pci \
         -kernel "$machine/kernel" -initrd "$machine/initramfs" \
         -append 'console=ttyS0 panic=-1 quiet tsc=reliable' -serial "file:$run/console" \

@@ -14,8 +14,9 @@ if ! command -v "$firecracker" >/dev/null; then
 fi
 
 scripts/setup.sh tests
-# Builds the daemon too, beside which Cargo puts the tests.
-tests=$(cargo test --no-run --test vm --message-format=json-render-diagnostics |
+# As it is delivered: emulated, a program without optimisation is what one waits for. Builds the daemon
+# too, beside which Cargo puts the tests.
+tests=$(cargo test --release --no-run --test vm --message-format=json-render-diagnostics |
     sed -n 's/.*"kind":\["test"\].*"name":"vm".*"executable":"\([^"]*\)".*/\1/p')
 if [ -z "$tests" ]; then
     echo "lab: cargo has built no tests" >&2
