@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use nestbox::vmm::image::checksum::of_sparse_file;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -34,7 +35,8 @@ struct Content {
 impl Content {
     fn of(path: &Path) -> Self {
         let data = fs::metadata(path).expect("a file");
-        Self { sum: sum_of(path), changed: (data.mtime(), data.mtime_nsec()) }
+        let sum = of_sparse_file(path).expect("it can be read");
+        Self { sum, changed: (data.mtime(), data.mtime_nsec()) }
     }
 }
 

@@ -13,7 +13,7 @@
 
 mod apt;
 mod bzimage;
-mod checksum;
+pub mod checksum;
 mod command;
 mod error;
 mod initramfs;
