@@ -28,6 +28,7 @@ modprobe loop max_loop=0
 getent group kvm >/dev/null || groupadd --system kvm
 chgrp kvm /dev/kvm
 chmod 660 /dev/kvm
+chmod 666 /dev/net/tun
 
 # No udev: the names are in sysfs.
 port() {
