@@ -7,6 +7,7 @@ mod bad_input;
 mod capacity;
 mod create;
 mod exec;
+mod exec_stream;
 mod files;
 mod fork;
 mod idempotency;
@@ -17,4 +18,6 @@ mod observe;
 mod pause;
 mod resume;
 mod snapshots;
+#[path = "../support/socket.rs"]
+mod socket;
 mod trouble;

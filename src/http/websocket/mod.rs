@@ -57,6 +57,11 @@ pub struct Sockets {
 }
 
 impl Sockets {
+    /// Of a server that takes clients for gone as said.
+    pub fn new(heartbeat: Heartbeat) -> Self {
+        Self { heartbeat, ..Self::default() }
+    }
+
     /// Ends all sessions, because the server is about to end.
     pub fn end_all(&self) {
         self.ending.cancel();
