@@ -190,8 +190,8 @@ async fn stop_asks_first_and_kills_then() {
 async fn stop_overtakes_input_and_output_that_wait() {
     let nest = Nest::start().await;
     let id = nest.create(json!({})).await;
-    let mut socket = Socket::open(&nest.url, &path(&id), &nest.key, Some(4096)).await;
-    let pid = socket.start("yes").await;
+    let mut socket = Socket::open(&nest.url, &path(&id), &nest.key, Some(1 << 16)).await;
+    let pid = socket.start("exec yes").await;
     // It reads none of it, and nobody reads what it prints.
     for _ in 0..3 {
         socket.send(json!({"type": "stdin", "data": "x".repeat(100_000)})).await;
@@ -383,7 +383,7 @@ async fn a_client_that_leaves_takes_its_command_along() {
 
     // Also in the middle of a flood, and of input that the command does not read.
     let mut socket = open(&nest, &id).await;
-    let pid = socket.start("yes").await;
+    let pid = socket.start("exec yes").await;
     for _ in 0..6 {
         socket.send(json!({"type": "stdin", "data": "x".repeat(100_000)})).await;
     }
@@ -403,7 +403,7 @@ async fn a_client_that_never_reads_is_given_up() {
     let nest = impatient().await;
     let id = nest.create(json!({})).await;
     let mut socket = open(&nest, &id).await;
-    let pid = socket.start("yes").await;
+    let pid = socket.start("exec yes").await;
     ends(pid).await;
     let rest = socket.rest().await;
     assert_eq!(rest.exit_code, None);
@@ -458,7 +458,7 @@ async fn sessions_of_one_sandbox_do_not_wait_for_each_other() {
     let nest = Nest::start().await;
     let id = nest.create(json!({})).await;
     let mut stuck = open(&nest, &id).await;
-    stuck.start("yes").await;
+    stuck.start("exec yes").await;
     for _ in 0..3 {
         let mut socket = open(&nest, &id).await;
         socket.start("echo quick").await;
@@ -489,7 +489,7 @@ async fn one_hundred_megabytes_alone() {
     socket.rest().await;
     let before = peak_mib();
     let mut socket = Socket::open(&nest.url, &path(&id), &nest.key, Some(1 << 16)).await;
-    let pid = socket.start(&format!("yes | head -c {SIZE}")).await;
+    let pid = socket.start(&format!("exec head -c {SIZE} /dev/zero")).await;
     eventually("it stands still", async || stands_still(pid).await.then_some(())).await;
     let mut received = 0;
     loop {

@@ -106,9 +106,9 @@ fn a_slow_reader_of_a_gigabyte_stops_the_command_and_costs_no_memory() {
         socket.start("true").await;
         socket.rest().await;
 
+        let before = resident_mib(daemon.pid());
         let mut socket = sandbox.session(Some(1 << 16)).await;
         socket.start(&format!("head -c {SIZE} /dev/zero | tr '\\0' x; touch /tmp/written")).await;
-        let before = resident_mib(daemon.pid());
         // Nothing is read for a while: the command must stand still, and it cannot have ended.
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert_eq!(sandbox.sh("test -e /tmp/written || echo waits").await, "waits");
