@@ -80,12 +80,17 @@ fn a_pause_closes_a_session_whose_command_is_there_after_the_resume() {
         let mut daemon = lab.daemon().await;
         let sandbox = daemon.create().await;
         let mut socket = sandbox.session(None).await;
-        let pid = socket.start("sleep 1000").await;
+        // It prints more than any queue holds, so it goes on only if nobody waits for the old client.
+        let line = "for i in $(seq 100000); do head -c 100000 /dev/zero; echo $i > /tmp/i; done";
+        let pid = socket.start(line).await;
         daemon.post(&format!("/v1/sandboxes/{}/pause", sandbox.id), &json!({})).await.expect(200);
         let rest = socket.rest().await;
-        assert_eq!((rest.code(), rest.exit_code), (Some(4001), None), "{rest:?}");
+        assert_eq!((rest.code(), rest.exit_code), (Some(4001), None), "{:?}", rest.errors);
         daemon.post(&format!("/v1/sandboxes/{}/resume", sandbox.id), &json!({})).await.expect(200);
         assert_eq!(sandbox.sh_as_root(&format!("kill -0 {pid} && echo on")).await, "on");
+        let count = async || sandbox.sh("cat /tmp/i").await.parse::<u64>().unwrap_or_default();
+        let resumed = count().await;
+        eventually("it goes on", || async { count().await > resumed + 100 }).await;
 
         let mut socket = sandbox.session(None).await;
         socket.start("sleep 1000").await;
