@@ -70,7 +70,7 @@ async fn a_command_is_started_as_by_a_plain_exec() {
         message["type"] = json!("start");
         let mut socket = open(&nest, &id).await;
         socket.send(message).await;
-        if code < 126 || code > 127 {
+        if !(126..=127).contains(&code) {
             socket.started().await;
         }
         let rest = socket.rest().await;

@@ -46,8 +46,8 @@ pub(super) enum Stdin {
 
 /// What came of a start.
 pub(super) enum Start {
-    /// It runs.
-    Runs(Process),
+    /// It runs. Boxed, because it is more than a kilobyte.
+    Runs(Box<Process>),
     /// There is no such program, or it cannot be executed.
     Failed {
         /// A shell's exit code for that.
@@ -121,7 +121,7 @@ impl Agent {
                     let event = message.to_owned_message().event.into_option();
                     if let Some(Event::Start(start)) = event.and_then(|event| event.event) {
                         let control = Control { agent: self.clone(), pid: start.pid };
-                        return Ok(Start::Runs(Process { control, events }));
+                        return Ok(Start::Runs(Box::new(Process { control, events })));
                     }
                 }
                 Ok(None) => return Err(self.unreachable("the stream ended before the start")),
