@@ -8,6 +8,7 @@ mod capacity;
 mod create;
 mod exec;
 mod exec_stream;
+mod exec_trouble;
 mod files;
 mod fork;
 mod idempotency;

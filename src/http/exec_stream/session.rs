@@ -144,6 +144,8 @@ impl Session {
         };
         let waiting = async move {
             tokio::select! {
+                // First: what arrived before the client left is not lost.
+                biased;
                 () = passing => {}
                 () = outlet.gone() => {}
                 () = ping_for_ever(&outlet, period) => {}
