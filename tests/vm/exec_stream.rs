@@ -88,7 +88,12 @@ fn a_pause_closes_a_session_whose_command_is_there_after_the_resume() {
         assert_eq!((rest.code(), rest.exit_code), (Some(4001), None), "{:?}", rest.errors);
         daemon.post(&format!("/v1/sandboxes/{}/resume", sandbox.id), &json!({})).await.expect(200);
         assert_eq!(sandbox.sh_as_root(&format!("kill -0 {pid} && echo on")).await, "on");
-        let count = async || sandbox.sh("cat /tmp/i").await.parse::<u64>().unwrap_or_default();
+        let count = async || loop {
+            // It is empty for a moment while it is written.
+            if let Ok(count) = sandbox.sh("cat /tmp/i").await.parse::<u64>() {
+                break count;
+            }
+        };
         let resumed = count().await;
         eventually("it goes on", || async { count().await > resumed + 100 }).await;
 
