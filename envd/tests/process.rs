@@ -207,11 +207,29 @@ fn a_list_shows_what_runs_until_it_ends() {
 }
 
 #[test]
-fn signals_other_than_the_two_are_refused() {
+fn signals_reach_a_process() {
+    let agent = Agent::start();
+    for (signal, status) in [
+        ("SIGNAL_SIGHUP", "signal: hangup"),
+        ("SIGNAL_SIGINT", "signal: interrupt"),
+        ("SIGNAL_SIGQUIT", "signal: SIGQUIT"),
+        ("SIGNAL_SIGUSR1", "signal: SIGUSR1"),
+        ("SIGNAL_SIGUSR2", "signal: SIGUSR2"),
+    ] {
+        let (pid, events) =
+            agent.start_process(json!({ "process": { "cmd": "sleep", "args": ["100"] } }));
+        let request = json!({ "process": { "pid": pid }, "signal": signal });
+        agent.call("process.Process/SendSignal", request).unwrap();
+        assert_eq!(events.finish().end["status"], status);
+    }
+}
+
+#[test]
+fn signals_that_cannot_be_sent_are_refused() {
     let agent = Agent::start();
     let (pid, _events) =
         agent.start_process(json!({ "process": { "cmd": "sleep", "args": ["100"] } }));
-    for signal in [json!("SIGNAL_UNSPECIFIED"), json!(1)] {
+    for signal in [json!("SIGNAL_UNSPECIFIED"), json!(64)] {
         let request = json!({ "process": { "pid": pid }, "signal": signal });
         assert_eq!(code(agent.call("process.Process/SendSignal", request)), "invalid_argument");
     }

@@ -1,7 +1,10 @@
-//! A command in a sandbox: what to run, and what came of it.
+//! A command in a sandbox: what to run, and what came of it; or what is heard of it while it runs.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 use std::time::Duration;
+
+use bytes::Bytes;
 
 /// A command to run.
 #[derive(Debug, Clone, Default)]
@@ -46,4 +49,87 @@ pub struct ExecOutput {
     pub end: ExecEnd,
     /// Time from the request to the end.
     pub duration: Duration,
+}
+
+/// Where a command's output comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// What is heard of a command that is followed while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecEvent {
+    /// It runs under this process id: the first event, missing if it could not be started.
+    Started(u32),
+    /// It has written something.
+    Output(OutputStream, Bytes),
+    /// Some input or a signal did not reach it, and why. It runs on.
+    Unreached(String),
+    /// It has ended with this exit code, 128 and the signal's number if by one: the last event.
+    Ended(i32),
+}
+
+/// What goes to a command's standard input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecInput {
+    /// Some bytes.
+    Data(Bytes),
+    /// The end: nothing more will come.
+    End,
+}
+
+/// What may be done to a command that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExecControl {
+    /// Sends a signal to it and its process group; SIGKILL reaches all it has started.
+    Signal(Signal),
+    /// Asks it to end, and kills it with all it has started if it does not.
+    Stop,
+}
+
+/// A signal that can be sent into a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGHUP.
+    Hangup,
+    /// SIGINT.
+    Interrupt,
+    /// SIGQUIT.
+    Quit,
+    /// SIGKILL.
+    Kill,
+    /// SIGUSR1.
+    User1,
+    /// SIGUSR2.
+    User2,
+    /// SIGTERM.
+    Terminate,
+}
+
+/// A text that names no signal, or none that can be sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} cannot be sent: a signal is SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2 or SIGTERM"
+)]
+pub struct UnknownSignal(String);
+
+impl FromStr for Signal {
+    type Err = UnknownSignal;
+
+    fn from_str(name: &str) -> Result<Self, UnknownSignal> {
+        match name {
+            "SIGHUP" => Ok(Self::Hangup),
+            "SIGINT" => Ok(Self::Interrupt),
+            "SIGQUIT" => Ok(Self::Quit),
+            "SIGKILL" => Ok(Self::Kill),
+            "SIGUSR1" => Ok(Self::User1),
+            "SIGUSR2" => Ok(Self::User2),
+            "SIGTERM" => Ok(Self::Terminate),
+            other => Err(UnknownSignal(other.to_owned())),
+        }
+    }
 }

@@ -26,24 +26,24 @@ const MAX_TIMEOUT_SEC: u64 = 7 * 24 * 3600;
 /// Body of the request.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ExecBody {
+pub(super) struct ExecBody {
     /// With `args` a program, else a line for `/bin/sh -c`.
-    cmd: String,
-    args: Option<Vec<String>>,
+    pub cmd: String,
+    pub args: Option<Vec<String>>,
     #[serde(default)]
-    envs: BTreeMap<String, String>,
-    cwd: Option<String>,
-    user: Option<String>,
-    timeout_sec: Option<u64>,
+    pub envs: BTreeMap<String, String>,
+    pub cwd: Option<String>,
+    pub user: Option<String>,
+    pub timeout_sec: Option<u64>,
 }
 
-/// How the output is written in the answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-enum Encoding {
-    /// As it is.
+/// How bytes are written in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Encoding {
+    /// As they are.
     #[serde(rename = "utf-8")]
     Utf8,
-    /// Because some of it is not UTF-8.
+    /// Because some of them are not UTF-8.
     #[serde(rename = "base64")]
     Base64,
 }
@@ -78,7 +78,12 @@ pub fn routes(config: &mut web::ServiceConfig) {
     config.service(exec).service(only("/sandboxes/{id}/exec", "POST"));
 }
 
-fn command(body: ExecBody) -> Result<Exec, ApiError> {
+/// What to run.
+///
+/// # Errors
+///
+/// 400 with what is wrong.
+pub(super) fn command(body: ExecBody) -> Result<Exec, ApiError> {
     let has_nul = |text: &str| text.contains('\0');
     if body.cmd.is_empty() {
         return Err(ApiError::invalid("cmd is empty"));

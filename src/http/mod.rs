@@ -7,6 +7,7 @@ mod auth;
 mod body;
 mod error;
 mod exec;
+mod exec_stream;
 mod files;
 mod fork;
 mod health;
@@ -16,6 +17,7 @@ mod pause;
 mod sandboxes;
 mod snapshots;
 mod trace;
+mod websocket;
 
 use std::io;
 use std::net::TcpListener;
@@ -30,6 +32,7 @@ use crate::actors::control_plane::ControlPlane;
 
 pub use auth::API_KEY_HEADER;
 pub use exec::OUTPUT_LIMIT;
+pub use websocket::{Heartbeat, MESSAGE_LIMIT, Sockets};
 
 /// The largest JSON body, in bytes.
 pub const JSON_LIMIT: usize = 2 << 20;
@@ -46,9 +49,11 @@ pub fn create_server(
     control: ControlPlane,
     listener: TcpListener,
     threads: usize,
+    sockets: Sockets,
 ) -> io::Result<Server> {
-    let server = HttpServer::new(move || create_app(control.clone()))
+    let server = HttpServer::new(move || create_app(control.clone(), sockets.clone()))
         .workers(threads)
+        .on_connect(websocket::remember)
         .shutdown_timeout(SHUTDOWN_SECONDS)
         // Else a client that hangs up looks like one that has sent all it has to send, and nobody
         // would end the command that it no longer waits for.
@@ -61,6 +66,7 @@ pub fn create_server(
 /// Builds the application: the daemon serves it, and tests call the same one.
 pub fn create_app(
     control: ControlPlane,
+    sockets: Sockets,
 ) -> App<
     impl ServiceFactory<
         ServiceRequest,
@@ -72,6 +78,7 @@ pub fn create_app(
 > {
     App::new()
         .app_data(web::Data::new(control))
+        .app_data(web::Data::new(sockets))
         .app_data(json_config())
         .app_data(path_config())
         .app_data(query_config())
@@ -83,6 +90,7 @@ pub fn create_app(
                 .configure(pause::routes)
                 .configure(fork::routes)
                 .configure(snapshots::routes)
+                .configure(exec_stream::routes)
                 .configure(exec::routes)
                 .configure(files::routes)
                 .configure(api_keys::routes),

@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{Daemon, bind};
 use crate::config::{Config, LogFormat};
-use crate::http::create_server;
+use crate::http::{Sockets, create_server};
 
 /// Threads that speak HTTP: they only pass bytes on, so a few are enough for any host.
 const HTTP_THREADS: usize = 2;
@@ -40,7 +40,8 @@ async fn run(config: &Config) -> Result<()> {
     let key_file = daemon.ensure_key(&config.data_dir).await?;
     announce(&daemon, &url, &key_file);
 
-    let server = create_server(daemon.control.clone(), listener, HTTP_THREADS)
+    let sockets = Sockets::default();
+    let server = create_server(daemon.control.clone(), listener, HTTP_THREADS, sockets.clone())
         .context("cannot serve HTTP")?;
     let handle = server.handle();
     let served = tokio::spawn(server);
@@ -50,6 +51,7 @@ async fn run(config: &Config) -> Result<()> {
         _ = terminate.recv() => "SIGTERM",
     };
     tracing::info!(by, "ending: requests under way are finished, sandboxes run on");
+    sockets.end_all();
     handle.stop(true).await;
     served.await.context("the HTTP server panicked")?.context("the HTTP server failed")?;
     let left = daemon.control.population().values().sum::<usize>();

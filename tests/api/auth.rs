@@ -16,6 +16,7 @@ fn routes() -> Vec<(Method, String)> {
         (Method::GET, format!("/v1/sandboxes/{ID}")),
         (Method::DELETE, format!("/v1/sandboxes/{ID}")),
         (Method::POST, format!("/v1/sandboxes/{ID}/exec")),
+        (Method::GET, format!("/v1/sandboxes/{ID}/exec/stream")),
         (Method::POST, format!("/v1/sandboxes/{ID}/files/read")),
         (Method::POST, format!("/v1/sandboxes/{ID}/files/write")),
         (Method::POST, format!("/v1/sandboxes/{ID}/pause")),

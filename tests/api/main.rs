@@ -7,6 +7,8 @@ mod bad_input;
 mod capacity;
 mod create;
 mod exec;
+mod exec_stream;
+mod exec_trouble;
 mod files;
 mod fork;
 mod idempotency;
@@ -17,4 +19,6 @@ mod observe;
 mod pause;
 mod resume;
 mod snapshots;
+#[path = "../support/socket.rs"]
+mod socket;
 mod trouble;

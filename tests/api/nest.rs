@@ -11,7 +11,7 @@ use nestbox::actors::control_plane::ControlPlane;
 use nestbox::actors::host::Limits;
 use nestbox::domain::id::SandboxId;
 use nestbox::entity::Database;
-use nestbox::http::{API_KEY_HEADER, create_server};
+use nestbox::http::{API_KEY_HEADER, Heartbeat, Sockets, create_server};
 use nestbox::startup::{assemble, limits};
 use nestbox::vmm::simulated::SimulatedMachines;
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -32,6 +32,7 @@ pub struct Nest {
     pub client: reqwest::Client,
     /// For files of "guests", which are files of this host.
     pub dir: TempDir,
+    pub sockets: Sockets,
     server: ServerHandle,
 }
 
@@ -72,14 +73,33 @@ impl Nest {
     }
 
     pub async fn with_limits(limits: Limits) -> Self {
+        Self::with(limits, Sockets::default()).await
+    }
+
+    /// A daemon with other ideas of when a client is gone.
+    pub async fn with_heartbeat(heartbeat: Heartbeat) -> Self {
+        let real = limits(Some(0)).unwrap();
+        Self::with(Limits { cpus: 2, ..real }, Sockets::new(heartbeat)).await
+    }
+
+    async fn with(limits: Limits, sockets: Sockets) -> Self {
         let templates = ["debian", "alpine-3.20"].map(|name| name.parse().unwrap());
         let machines = SimulatedMachines::new(templates);
         let dir = tempfile::tempdir().unwrap();
-        Self::assemble(limits, machines, dir).await
+        Self::assemble_with(limits, machines, dir, sockets).await
     }
 
     /// A daemon that finds the machines and the database of a former one.
     pub async fn assemble(limits: Limits, machines: SimulatedMachines, dir: TempDir) -> Self {
+        Self::assemble_with(limits, machines, dir, Sockets::default()).await
+    }
+
+    async fn assemble_with(
+        limits: Limits,
+        machines: SimulatedMachines,
+        dir: TempDir,
+        sockets: Sockets,
+    ) -> Self {
         count_panics();
         let file = dir.path().join("nestbox.db");
         let database = Database::open(file.to_str().unwrap()).await.unwrap();
@@ -95,13 +115,13 @@ impl Nest {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         // One thread: what reached it before a request has been seen when that is answered.
-        let server = create_server(control.clone(), listener, 1).unwrap();
+        let server = create_server(control.clone(), listener, 1, sockets.clone()).unwrap();
         let handle = server.handle();
         rt::spawn(server);
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
         let url = format!("http://{address}");
         let (database, server) = (kept, handle);
-        Self { url, key, machines, control, arbiter, database, client, dir, server }
+        Self { url, key, machines, control, arbiter, database, client, dir, sockets, server }
     }
 
     /// Ends the daemon and starts another one on the same machines and database.

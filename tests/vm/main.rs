@@ -10,6 +10,7 @@ mod confinement;
 mod crash;
 mod disks;
 mod exec;
+mod exec_stream;
 mod faults;
 mod files;
 mod firecracker;

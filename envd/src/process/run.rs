@@ -135,13 +135,13 @@ impl Process {
         Events(events)
     }
 
-    /// Asks it and its process group to end.
+    /// Sends a signal to its process group.
     ///
     /// # Errors
     ///
     /// The kernel's, when the group is gone.
-    pub fn terminate(&self) -> nix::Result<()> {
-        killpg(Pid::from_raw(self.pid), Signal::SIGTERM)
+    pub fn signal(&self, signal: Signal) -> nix::Result<()> {
+        killpg(Pid::from_raw(self.pid), signal)
     }
 
     /// Kills it and all its descendants, where there is a cgroup; else its process group.

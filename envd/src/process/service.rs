@@ -18,6 +18,7 @@ use nestbox_proto::process::process_selector::Selector;
 use nestbox_proto::process::stream_input_request::Event as InputEvent;
 use nestbox_proto::process::{ProcessEvent, ProcessInfo, ProcessInput, ProcessSelector, Signal};
 use nix::errno::Errno;
+use nix::sys::signal::Signal as Number;
 use tokio::io::unix::AsyncFd;
 
 use crate::agent::keepalive;
@@ -239,10 +240,17 @@ impl wire::Process for Processes {
         let request = request.to_owned_message();
         let process = self.select(request.process.into_option())?;
         let sent = match request.signal.as_known() {
-            Some(Signal::SIGNAL_SIGTERM) => process.terminate(),
+            Some(Signal::SIGNAL_SIGHUP) => process.signal(Number::SIGHUP),
+            Some(Signal::SIGNAL_SIGINT) => process.signal(Number::SIGINT),
+            Some(Signal::SIGNAL_SIGQUIT) => process.signal(Number::SIGQUIT),
             Some(Signal::SIGNAL_SIGKILL) => process.kill(),
+            Some(Signal::SIGNAL_SIGUSR1) => process.signal(Number::SIGUSR1),
+            Some(Signal::SIGNAL_SIGUSR2) => process.signal(Number::SIGUSR2),
+            Some(Signal::SIGNAL_SIGTERM) => process.signal(Number::SIGTERM),
             Some(Signal::SIGNAL_UNSPECIFIED) | None => {
-                return Err(ConnectError::invalid_argument("signal must be SIGTERM or SIGKILL"));
+                return Err(ConnectError::invalid_argument(
+                    "signal must be SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2 or SIGTERM",
+                ));
             }
         };
         match sent {
@@ -347,8 +355,7 @@ fn end(outcome: Outcome) -> EndEvent {
     EndEvent { exit_code, exited, status, error, ..Default::default() }
 }
 
-fn describe(signal: nix::sys::signal::Signal) -> String {
-    use nix::sys::signal::Signal as Number;
+fn describe(signal: Number) -> String {
     match signal {
         Number::SIGKILL => "killed".to_owned(),
         Number::SIGTERM => "terminated".to_owned(),

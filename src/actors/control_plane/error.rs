@@ -109,6 +109,14 @@ impl ControlError {
         }
     }
 
+    /// What the sandbox became, if it went away while work was done in it.
+    pub fn lost_to(&self) -> Option<SandboxState> {
+        match self {
+            Self::Work(WorkError::Lost { state, .. }) => Some(*state),
+            _ => None,
+        }
+    }
+
     /// What a caller may read. The rest is for the log.
     pub fn public_message(&self) -> String {
         match (self, self.kind()) {

@@ -6,6 +6,7 @@
 
 mod create;
 mod error;
+mod follow;
 mod fork;
 mod keys;
 mod pause;
@@ -35,6 +36,7 @@ use crate::vmm::machine::Machines;
 
 pub use create::CreateSandbox;
 pub use error::{ControlError, ErrorKind};
+pub use follow::{ExecEvents, ExecHandle};
 pub use keys::{CallerId, NewKey};
 pub use sink::DatabaseSink;
 pub use work::FileContent;

@@ -19,7 +19,7 @@ pub struct FileContent {
 }
 
 impl ControlPlane {
-    async fn begin_work(&self, id: &SandboxId) -> Result<Lease, ControlError> {
+    pub(super) async fn begin_work(&self, id: &SandboxId) -> Result<Lease, ControlError> {
         Ok(self.find_live(id, Command::Work).await?.begin_work().await?)
     }
 

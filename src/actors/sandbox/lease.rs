@@ -96,7 +96,8 @@ impl Lease {
         self.alive.clone().cancelled_owned()
     }
 
-    fn lost(&self) -> WorkError {
+    /// Why the VM is gone, once [`Lease::gone`] is ready.
+    pub fn lost(&self) -> WorkError {
         let life = self.published.borrow();
         WorkError::Lost { state: life.state, reason: life.reason.clone() }
     }

@@ -5,6 +5,8 @@
 
 mod exec;
 mod files;
+mod follow;
+mod process;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,6 +21,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 
 pub use files::FileStream;
+pub use follow::Wires;
 
 /// Where envd listens inside every guest.
 pub const AGENT_PORT: u16 = 49983;

@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use reqwest::{Method, RequestBuilder, multipart};
 use serde_json::{Value, json};
 
+use super::socket::Socket;
 use super::{PATIENCE, eventually};
 
 /// A client of one daemon.
@@ -217,6 +218,11 @@ impl Sandbox {
     /// Asks for a command.
     pub async fn try_exec(&self, wish: Value) -> Answer {
         self.api.post(&self.path("/exec"), &wish).await
+    }
+
+    /// Opens a session for one command; at most `window` bytes wait to be read here.
+    pub async fn session(&self, window: Option<u32>) -> Socket {
+        Socket::open(&self.api.url, &self.path("/exec/stream"), &self.api.key, window).await
     }
 
     /// Asks for a file to be written.

@@ -10,6 +10,8 @@ mod lab;
 mod own_machine;
 mod programs;
 mod snapshots;
+#[path = "../../support/socket.rs"]
+mod socket;
 mod witness;
 mod world;
 mod writers;
@@ -24,6 +26,7 @@ pub use disk::{SmallDisk, raw_copy};
 pub use engine::Engine;
 pub use lab::{Lab, in_a_lab, run};
 pub use programs::{hypervisor_script, path_with};
+pub use socket::{Said, Socket, data};
 pub use witness::Witness;
 pub use world::World;
 pub use writers::{FileId, id_at, written_by};

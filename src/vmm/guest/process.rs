@@ -1,0 +1,284 @@
+//! One process in a guest: started, heard to its end, signalled, written to.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use bytes::Bytes;
+use connectrpc::client::{CallOptions, ClientTransport, HttpClient, ServerStream};
+use connectrpc::{ConnectError, ErrorCode};
+use nestbox_proto::process::__buffa::oneof::process_event::Event;
+use nestbox_proto::process::__buffa::oneof::process_event::data_event::Output;
+use nestbox_proto::process::__buffa::oneof::process_input::Input;
+use nestbox_proto::process::__buffa::oneof::process_selector::Selector;
+use nestbox_proto::process::__buffa::view::StartResponseView;
+use nestbox_proto::process::{
+    CloseStdinRequest, ProcessConfig, ProcessInput, ProcessSelector, SendInputRequest,
+    SendSignalRequest, Signal as WireSignal, StartRequest,
+};
+use nix::sys::signal::Signal as Number;
+use tokio::time::timeout;
+
+use super::{Agent, AgentError};
+use crate::domain::exec::{Exec, ExecInput, OutputStream, Signal};
+
+/// How long the agent may take to signal a command and all it started.
+const SIGNAL_LIMIT: Duration = Duration::from_secs(5);
+
+/// Shells' word for "there is no such command".
+const NOT_FOUND_CODE: i32 = 127;
+/// Shells add the number of the signal that ended a command.
+const SIGNALLED_CODE: i32 = 128;
+/// Shells' word for "it is there, but cannot be executed".
+const NOT_EXECUTABLE_CODE: i32 = 126;
+
+type Events =
+    ServerStream<<HttpClient as ClientTransport>::ResponseBody, StartResponseView<'static>>;
+
+/// What a process reads from its standard input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stdin {
+    /// Nothing.
+    Closed,
+    /// What it is sent.
+    Open,
+}
+
+/// What came of a start.
+pub(super) enum Start {
+    /// It runs. Boxed, because it is more than a kilobyte.
+    Runs(Box<Process>),
+    /// There is no such program, or it cannot be executed.
+    Failed {
+        /// A shell's exit code for that.
+        code: i32,
+        /// A line for standard error.
+        message: String,
+    },
+}
+
+/// What is heard of a process.
+pub(super) enum Heard {
+    /// It has written something.
+    Output(OutputStream, Bytes),
+    /// It has ended with this exit code, as a shell gives it.
+    Ended(i32),
+}
+
+/// A process that was started.
+pub(super) struct Process {
+    /// Reaches it while it is being heard.
+    pub control: Control,
+    events: Events,
+}
+
+/// Reaches a process that runs.
+#[derive(Clone)]
+pub(super) struct Control {
+    agent: Agent,
+    /// Its id in the guest.
+    pub pid: u32,
+}
+
+impl Agent {
+    /// Starts a program; once this returns, it has a process id.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Invalid`] for a working directory or user that is not there,
+    /// [`AgentError::NoSpace`] if the guest has no room for another process.
+    pub(super) async fn start_process(
+        &self,
+        exec: Exec,
+        stdin: Stdin,
+    ) -> Result<Start, AgentError> {
+        let options = match &exec.user {
+            Some(user) => {
+                let credentials = BASE64_STANDARD.encode(format!("{user}:"));
+                CallOptions::default().with_header("authorization", format!("Basic {credentials}"))
+            }
+            None => CallOptions::default(),
+        };
+        let request = StartRequest {
+            process: ProcessConfig {
+                cmd: exec.cmd,
+                args: exec.args,
+                envs: exec.envs.into_iter().collect(),
+                cwd: exec.cwd,
+                ..Default::default()
+            }
+            .into(),
+            stdin: Some(stdin == Stdin::Open),
+            ..Default::default()
+        };
+        let mut events = match self.processes.start_with_options(request, options).await {
+            Ok(events) => events,
+            Err(error) => return self.not_started(error),
+        };
+        loop {
+            match events.message().await {
+                Ok(Some(message)) => {
+                    let event = message.to_owned_message().event.into_option();
+                    if let Some(Event::Start(start)) = event.and_then(|event| event.event) {
+                        let control = Control { agent: self.clone(), pid: start.pid };
+                        return Ok(Start::Runs(Box::new(Process { control, events })));
+                    }
+                }
+                Ok(None) => return Err(self.unreachable("the stream ended before the start")),
+                Err(error) => return self.not_started(error),
+            }
+        }
+    }
+
+    fn not_started(&self, error: ConnectError) -> Result<Start, AgentError> {
+        let message = error.message.clone().unwrap_or_default();
+        let code = match error.code {
+            ErrorCode::NotFound => NOT_FOUND_CODE,
+            ErrorCode::PermissionDenied => NOT_EXECUTABLE_CODE,
+            ErrorCode::InvalidArgument => return Err(AgentError::Invalid { message }),
+            ErrorCode::ResourceExhausted => return Err(AgentError::NoSpace { message }),
+            _ => return Err(self.unreachable(error)),
+        };
+        Ok(Start::Failed { code, message: format!("{message}\n") })
+    }
+}
+
+impl Process {
+    /// Waits for what it does next. While nobody waits the agent sends no more than fits between
+    /// here and there, and then the process stands still with its pipe full.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Unreachable`] if the connection breaks before it has ended.
+    pub async fn next(&mut self) -> Result<Heard, AgentError> {
+        let agent = &self.control.agent;
+        loop {
+            let event = match self.events.message().await {
+                Ok(Some(message)) => {
+                    message.to_owned_message().event.into_option().and_then(|e| e.event)
+                }
+                Ok(None) => return Err(agent.unreachable("the stream ended before the command")),
+                Err(error) => return Err(agent.unreachable(error)),
+            };
+            match event {
+                Some(Event::Data(data)) => match data.output {
+                    Some(Output::Stdout(data)) => {
+                        return Ok(Heard::Output(OutputStream::Stdout, data.into()));
+                    }
+                    Some(Output::Stderr(data)) => {
+                        return Ok(Heard::Output(OutputStream::Stderr, data.into()));
+                    }
+                    Some(Output::Pty(_)) | None => {}
+                },
+                Some(Event::End(end)) if end.exited => return Ok(Heard::Ended(end.exit_code)),
+                Some(Event::End(end)) => return Ok(Heard::Ended(signal_code(&end.status))),
+                Some(Event::Start(_) | Event::Keepalive(_)) | None => {}
+            }
+        }
+    }
+}
+
+impl Control {
+    /// Kills the process and everything it started. An agent that does not answer is noticed by
+    /// whoever waits for the VM.
+    pub async fn kill(&self) {
+        if let Err(error) = self.signal(Signal::Kill).await {
+            tracing::warn!(pid = self.pid, error = %crate::chain(&error),
+                "a command was not killed");
+        }
+    }
+
+    /// Sends a signal. What is gone already is fine.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Failed`], [`AgentError::Silent`].
+    pub async fn signal(&self, signal: Signal) -> Result<(), AgentError> {
+        let signal = match signal {
+            Signal::Hangup => WireSignal::SIGNAL_SIGHUP,
+            Signal::Interrupt => WireSignal::SIGNAL_SIGINT,
+            Signal::Quit => WireSignal::SIGNAL_SIGQUIT,
+            Signal::Kill => WireSignal::SIGNAL_SIGKILL,
+            Signal::User1 => WireSignal::SIGNAL_SIGUSR1,
+            Signal::User2 => WireSignal::SIGNAL_SIGUSR2,
+            Signal::Terminate => WireSignal::SIGNAL_SIGTERM,
+        };
+        let request = SendSignalRequest {
+            process: self.selector().into(),
+            signal: signal.into(),
+            ..Default::default()
+        };
+        match timeout(SIGNAL_LIMIT, self.agent.processes.send_signal(request)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) if error.code == ErrorCode::NotFound => Ok(()),
+            Ok(Err(error)) => Err(failed(error)),
+            Err(_) => Err(AgentError::Silent { address: self.agent.address, waited: SIGNAL_LIMIT }),
+        }
+    }
+
+    /// Writes to its standard input, or closes it. Waits until the process has room for all of it.
+    /// What has ended takes it without reading it.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Failed`] if nothing can be read from it any more.
+    pub async fn write(&self, input: ExecInput) -> Result<(), AgentError> {
+        let process = self.selector().into();
+        let outcome = match input {
+            ExecInput::Data(data) => {
+                let input =
+                    ProcessInput { input: Some(Input::Stdin(data.into())), ..Default::default() };
+                let request =
+                    SendInputRequest { process, input: input.into(), ..Default::default() };
+                self.agent.processes.send_input(request).await.map(drop)
+            }
+            ExecInput::End => {
+                let request = CloseStdinRequest { process, ..Default::default() };
+                self.agent.processes.close_stdin(request).await.map(drop)
+            }
+        };
+        match outcome {
+            Err(error) if error.code != ErrorCode::NotFound => Err(failed(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    fn selector(&self) -> ProcessSelector {
+        ProcessSelector { selector: Some(Selector::Pid(self.pid)), ..Default::default() }
+    }
+}
+
+fn failed(error: ConnectError) -> AgentError {
+    let message = error.message.clone().unwrap_or_default();
+    AgentError::Failed { status: error.code.as_str().to_owned(), message }
+}
+
+/// The exit code of a shell whose command was ended by a signal. The agent names signals as people
+/// do, or as signal(7) does where people have no word.
+fn signal_code(status: &str) -> i32 {
+    let name = status.strip_prefix("signal: ").unwrap_or(status);
+    let number = match name {
+        "killed" => Ok(Number::SIGKILL),
+        "terminated" => Ok(Number::SIGTERM),
+        "interrupt" => Ok(Number::SIGINT),
+        "hangup" => Ok(Number::SIGHUP),
+        "segmentation fault" => Ok(Number::SIGSEGV),
+        "aborted" => Ok(Number::SIGABRT),
+        "broken pipe" => Ok(Number::SIGPIPE),
+        other => Number::from_str(other),
+    };
+    // A signal without a name is a real-time one; its number did not come through.
+    number.map_or(SIGNALLED_CODE, |number| SIGNALLED_CODE + number as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_by_a_signal_has_the_code_that_shells_give_it() {
+        assert_eq!(signal_code("signal: killed"), 137);
+        assert_eq!(signal_code("signal: SIGUSR1"), 138);
+        assert_eq!(signal_code("signal: 34"), 128);
+    }
+}
