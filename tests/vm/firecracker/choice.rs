@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::under_firecracker;
+use super::{cycle, under_firecracker};
 use crate::support::{Daemon, Engine, Lab, Options};
 
 /// Who may have a userfaultfd that serves the kernel's own faults.
@@ -24,15 +24,11 @@ fn doctor(lab: &Lab, flags: &[&str]) -> Value {
     serde_json::from_slice(&doctor.stdout).expect("JSON")
 }
 
-/// Has a sandbox live through everything that needs device, memory and network once.
+/// Has a sandbox live through everything that needs device, memory and network once, and looks what
+/// it leaves.
 async fn life(daemon: &Daemon) {
     let idle = daemon.census();
-    let sandbox = daemon.create_with(json!({ "memory_mb": 192 })).await;
-    sandbox.sh("echo kept > /tmp/kept").await;
-    sandbox.pause().await;
-    sandbox.resume().await;
-    assert_eq!(sandbox.sh("cat /tmp/kept").await, "kept");
-    sandbox.destroy().await;
+    cycle(daemon).await;
     daemon.is_back_to(&idle).await;
 }
 
