@@ -83,6 +83,10 @@ fn a_pause_closes_a_session_whose_command_is_there_after_the_resume() {
         // It prints more than any queue holds, so it goes on only if nobody waits for the old client.
         let line = "for i in $(seq 100000); do head -c 100000 /dev/zero; echo $i > /tmp/i; done";
         let pid = socket.start(line).await;
+        eventually("it counts", || async {
+            sandbox.exec(json!({"cmd": "test -s /tmp/i"})).await.exit_code == 0
+        })
+        .await;
         daemon.post(&format!("/v1/sandboxes/{}/pause", sandbox.id), &json!({})).await.expect(200);
         let rest = socket.rest().await;
         assert_eq!((rest.code(), rest.exit_code), (Some(4001), None), "{:?}", rest.errors);
