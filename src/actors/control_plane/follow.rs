@@ -53,15 +53,11 @@ pub struct ExecHandle {
 }
 
 impl ExecHandle {
-    /// Starts the command; false if one was started before.
-    pub fn start(&mut self, exec: Exec) -> bool {
-        match self.start.take() {
+    /// Starts the command. Only the first one counts.
+    pub fn start(&mut self, exec: Exec) {
+        if let Some(start) = self.start.take() {
             // A sandbox that went away meanwhile is in the events.
-            Some(start) => {
-                let _ = start.send(exec);
-                true
-            }
-            None => false,
+            let _ = start.send(exec);
         }
     }
 }
