@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use actix::{Actor, ArbiterHandle};
+use actix::{Actor, ArbiterHandle, Handler, Message};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
@@ -14,12 +14,12 @@ use super::actor::{
 use super::body::Presence;
 use super::lease::{Lease, WorkError};
 use super::ledger::Ledger;
-use super::refused::OperationError;
-use crate::actors::mailbox::{CallError, Shared, call, post};
+use super::refused::{OperationError, Refused};
+use crate::actors::mailbox::{CallError, Reply, Shared, call, post};
 use crate::actors::supervisor::{Exit, ExitSignal};
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
-use crate::domain::sandbox::SandboxState;
+use crate::domain::sandbox::{Admission, Command, SandboxState, admit};
 use crate::vmm::machine::{Existing, ForkPoint, MachineError, SnapshotInfo, Storage};
 use crate::vmm::record::Life;
 use crate::vmm::trace::Trace;
@@ -62,7 +62,7 @@ impl SandboxHandle {
     ///
     /// [`WorkError::Refused`] unless it is running.
     pub async fn begin_work(&self) -> Result<Lease, WorkError> {
-        call(&self.address(), BeginWork).await?
+        self.ask(Command::Work, BeginWork).await
     }
 
     /// Freezes it to disk. Once this has been polled that is done, whether or not the answer is
@@ -73,7 +73,7 @@ impl SandboxHandle {
     /// It runs on, or its state says what became of it. [`OperationError::Refused`] unless it is
     /// running or paused.
     pub async fn pause(&self, trace: Trace) -> Result<(), OperationError> {
-        call(&self.address(), |reply| Pause(trace, reply)).await?
+        self.ask(Command::Pause, |reply| Pause(trace, reply)).await
     }
 
     /// Makes it run again where it was paused.
@@ -82,7 +82,7 @@ impl SandboxHandle {
     ///
     /// It is still paused. [`OperationError::Refused`] unless it is paused or running.
     pub async fn resume(&self, trace: Trace) -> Result<(), OperationError> {
-        call(&self.address(), |reply| Resume(trace, reply)).await?
+        self.ask(Command::Resume, |reply| Resume(trace, reply)).await
     }
 
     /// Keeps what it is now under a name.
@@ -96,7 +96,7 @@ impl SandboxHandle {
         name: TemplateName,
         existing: Existing,
     ) -> Result<SnapshotInfo, OperationError> {
-        call(&self.address(), |reply| Snapshot { name, existing, reply }).await?
+        self.ask(Command::Snapshot, |reply| Snapshot { name, existing, reply }).await
     }
 
     /// Freezes what it is now for others that begin so.
@@ -106,7 +106,7 @@ impl SandboxHandle {
     /// It runs on, or its state says what became of it. [`OperationError::Refused`] unless it is
     /// running.
     pub async fn fork(&self, trace: Trace) -> Result<ForkPoint, OperationError> {
-        call(&self.address(), |reply| Fork(trace, reply)).await?
+        self.ask(Command::Fork, |reply| Fork(trace, reply)).await
     }
 
     /// What it takes on disk; none if nothing is left of it.
@@ -132,6 +132,31 @@ impl SandboxHandle {
             // It ended in the meantime, which is what was asked for.
             Ok(()) | Err(CallError::Gone) => Ok(()),
             Err(CallError::Overloaded) => Err(CallError::Overloaded),
+        }
+    }
+
+    /// Has the actor do `command`. An actor that has just ended does not answer any more; what it
+    /// published last does.
+    async fn ask<M, T, E>(
+        &self,
+        command: Command,
+        make: impl FnOnce(Reply<Result<T, E>>) -> M,
+    ) -> Result<T, E>
+    where
+        SandboxActor: Handler<M>,
+        M: Message<Result = ()> + Send + 'static,
+        E: From<CallError> + From<Refused>,
+    {
+        match call(&self.address(), make).await {
+            Ok(answer) => answer,
+            Err(CallError::Gone) => {
+                let Life { state, reason, .. } = self.life();
+                match admit(state, None, command) {
+                    Admission::Refused(refusal) => Err(Refused { refusal, reason }.into()),
+                    Admission::Accept | Admission::AlreadySo => Err(CallError::Gone.into()),
+                }
+            }
+            Err(error) => Err(error.into()),
         }
     }
 

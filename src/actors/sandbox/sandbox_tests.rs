@@ -8,7 +8,9 @@ use tokio::time::sleep;
 
 use super::bench::{Bench, UNWANTED_PANICS, eventually, spec, works};
 use super::body::Body;
-use crate::domain::sandbox::SandboxState;
+use super::lease::WorkError;
+use super::refused::{OperationError, Refused};
+use crate::domain::sandbox::{Refusal, SandboxState};
 use crate::vmm::machine::Machines;
 use crate::vmm::record::Life;
 use crate::vmm::simulated::{Fault, Mode, Step};
@@ -29,6 +31,25 @@ fn a_panicking_actor_is_rebuilt_and_its_sandbox_runs_on() {
         handle.destroy().await.expect("ends");
         eventually("nothing is left", async || bench.machines.present().is_empty().then_some(()))
             .await;
+    });
+}
+
+#[test]
+fn a_sandbox_says_what_became_of_it_while_its_actor_ends_and_after() {
+    System::new().block_on(async {
+        let bench = Bench::new();
+        let handle = bench.create().await;
+        handle.destroy().await.expect("ends");
+        let gone = |refused: &Refused| matches!(refused.refusal, Refusal::Gone(_));
+        let seen = bench.manager.clone();
+        eventually("its actor has ended", async || {
+            assert!(matches!(&handle.begin_work().await, Err(WorkError::Refused(r)) if gone(r)));
+            let forked = handle.fork(Trace::default()).await;
+            assert!(matches!(&forked, Err(OperationError::Refused(r)) if gone(r)));
+            seen.find(handle.id()).is_none().then_some(())
+        })
+        .await;
+        assert!(matches!(&handle.begin_work().await, Err(WorkError::Refused(r)) if gone(r)));
     });
 }
 
