@@ -188,18 +188,21 @@ async fn look_for_firecracker(preferences: Preferences<'_>) -> (Option<Firecrack
 }
 
 /// Whether an unprivileged Firecracker may have the faults of its guest served by a pager. Those are
-/// the kernel's own, which userfaultfd(2) leaves to who may open its device.
+/// the kernel's own, which userfaultfd(2) leaves to who may open its device. Firecracker asks for
+/// none in another way where there is a device, whatever the setting.
 fn userfaultfd(jailing: Jailing) -> Result<String, String> {
     const SETTING: &str = "/proc/sys/vm/unprivileged_userfaultfd";
-    if std::fs::read_to_string(SETTING).is_ok_and(|value| value.trim() == "1") {
-        return Ok("by everybody".to_owned());
-    }
-    match (jailing, Path::new("/dev/userfaultfd").exists()) {
+    let device = Path::new("/dev/userfaultfd");
+    match (jailing, device.exists()) {
         (Jailing::Jailer, true) => Ok("/dev/userfaultfd, which the jailer passes on".to_owned()),
-        (Jailing::Jailer, false) => {
-            Err("there is no /dev/userfaultfd: Linux 6.1 or later is needed".to_owned())
-        }
-        (Jailing::None, _) => Err(format!("without the jailer it takes `echo 1 > {SETTING}`")),
+        (Jailing::None, true) => kvm::open_to_vms(device),
+        (_, false) => match std::fs::read_to_string(SETTING) {
+            Ok(value) if value.trim() == "1" => Ok("by everybody".to_owned()),
+            _ => Err(format!(
+                "there is no /dev/userfaultfd, which Linux 6.1 brings: \
+                 before that it takes `echo 1 > {SETTING}`"
+            )),
+        },
     }
 }
 

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
+const KVM: &str = "/dev/kvm";
+
 /// Where outcomes of trials are kept, for as long as the host is up: `/run` is empty after a boot.
 const VERDICTS: &str = "/run/nestbox";
 
@@ -54,24 +56,29 @@ pub fn look() -> Vec<Check> {
     if cpu.outcome != Outcome::Good {
         return vec![cpu];
     }
-    vec![cpu, Check::of("/dev/kvm makes a VM", make_vm(Path::new("/dev/kvm")))]
+    vec![cpu, Check::of("/dev/kvm makes a VM", make_vm(Path::new(KVM)))]
 }
 
 /// Looks whether a VM's process, which is not root, may open `/dev/kvm`.
 pub fn look_for_others() -> Check {
-    Check::of("VMs may open /dev/kvm", open_to_others(Path::new("/dev/kvm")))
+    Check::of("VMs may open /dev/kvm", open_to_vms(Path::new(KVM)))
 }
 
-fn open_to_others(device: &Path) -> Result<String, String> {
+/// Whether a VM's process may open a device. It is nobody, in the group of `/dev/kvm`.
+///
+/// # Errors
+///
+/// Says what to do.
+pub fn open_to_vms(device: &Path) -> Result<String, String> {
     const READ_AND_WRITE: u32 = 0o6;
     let path = device.display();
     let metadata = device.metadata().map_err(|error| format!("cannot look at {path}: {error}"))?;
-    // A VM's process gets the device's group.
+    let group = Path::new(KVM).metadata().ok().map(|kvm| kvm.gid());
     let open = |to: u32| metadata.mode() >> to & READ_AND_WRITE == READ_AND_WRITE;
-    if open(0) || open(3) {
+    if open(0) || open(3) && group == Some(metadata.gid()) {
         return Ok("they do".to_owned());
     }
-    Err(format!("{path} is its owner's alone: `chgrp kvm {path} && chmod 660 {path}`"))
+    Err(format!("{path} is closed to them: `chgrp kvm {path} && chmod 660 {path}`"))
 }
 
 fn cpu_flag() -> Result<String, String> {
@@ -133,9 +140,9 @@ mod tests {
 
     #[test]
     fn a_device_that_is_its_owners_alone_is_bad() {
-        assert_eq!(open_to_others(Path::new("/dev/null")), Ok("they do".to_owned()));
+        assert_eq!(open_to_vms(Path::new("/dev/null")), Ok("they do".to_owned()));
         let file = tempfile::NamedTempFile::new().expect("a file of our own");
-        let error = open_to_others(file.path()).expect_err("it is ours alone");
+        let error = open_to_vms(file.path()).expect_err("it is ours alone");
         assert!(error.contains("chmod 660"), "{error}");
     }
 
