@@ -256,14 +256,22 @@ while True:
 
 async fn load(sandbox: &Sandbox) {
     sandbox.write("/tmp/load.py", LOAD).await;
-    sandbox.sh("setsid python3 /tmp/load.py > /tmp/load.log 2>&1 < /dev/null &").await;
+    let begin =
+        "setsid python3 /tmp/load.py > /tmp/load.log 2>&1 < /dev/null & echo $! > /tmp/load.pid";
+    sandbox.sh(begin).await;
     synced(sandbox, 30).await;
 }
 
-/// Waits for so many files; returns what the guest knows to be on its disk.
+/// Lets the load rest until it is waited for again: what it wrote while a disk is being checked, the
+/// next check would have to go through.
+async fn rest(sandbox: &Sandbox) {
+    sandbox.sh("kill -STOP $(cat /tmp/load.pid)").await;
+}
+
+/// Has the load go on and waits for so many files; returns what the guest knows to be on its disk.
 async fn synced(sandbox: &Sandbox, more: usize) -> Vec<String> {
     let wait = format!(
-        "until [ $(cat /dev/shm/ledger 2>/dev/null | wc -l) -ge {more} ]; do \
+        "kill -CONT $(cat /tmp/load.pid); until [ $(cat /dev/shm/ledger 2>/dev/null | wc -l) -ge {more} ]; do \
          [ -s /tmp/load.log ] && exec cat /tmp/load.log; sleep 0.1; done; cat /dev/shm/ledger"
     );
     let list = sandbox.sh(&wait).await;
@@ -339,6 +347,8 @@ fn a_disk_that_is_captured_under_load_needs_nothing_but_its_journal() {
 
             let before = synced(&sandbox, before.len() + 20).await;
             let child = sandbox.fork(1).await.remove(0);
+            rest(&sandbox).await;
+            rest(&child).await;
             is_sound(lab, &sandbox.snapshot_dir(), &before);
             is_sound(lab, &child.snapshot_dir(), &before);
             // In both it goes on.
@@ -347,6 +357,7 @@ fn a_disk_that_is_captured_under_load_needs_nothing_but_its_journal() {
 
             let before = synced(&sandbox, before.len() + 20).await;
             sandbox.snapshot("kept").await;
+            rest(&sandbox).await;
             is_sound(lab, &daemon.named_dirs()[0], &before);
             daemon.delete_snapshot("kept").await;
         }

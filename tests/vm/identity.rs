@@ -92,6 +92,13 @@ fn a_guest_has_the_name_environment_and_token_that_it_was_given() {
     });
 }
 
+/// Runs a command; returns how long that took.
+async fn timed(sandbox: &Sandbox) -> Duration {
+    let started = Instant::now();
+    sandbox.sh("true").await;
+    started.elapsed()
+}
+
 #[test]
 fn the_first_packet_after_a_restore_gets_through() {
     in_a_lab(1, async |lab| {
@@ -101,9 +108,9 @@ fn the_first_packet_after_a_restore_gets_through() {
         for _ in 0..4 {
             sandbox.pause().await;
             sandbox.resume().await;
-            let started = Instant::now();
-            sandbox.sh("true").await;
-            to_the_guest = to_the_guest.min(started.elapsed());
+            // Once more for what a command takes by itself, which is long where all is emulated.
+            let [first, again] = [timed(&sandbox).await, timed(&sandbox).await];
+            to_the_guest = to_the_guest.min(first.saturating_sub(again));
             // Refused or answered, the answer comes at once; a packet that is lost does not.
             let connect = "\
 import socket, time

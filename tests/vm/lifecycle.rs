@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::support::{
     Lab, Options, Sandbox, eventually, eventually_within, hypervisor_script, in_a_lab, path_with,
+    two_vcpus,
 };
 
 /// A VM is killed, not shut down: its end takes nothing like a boot.
@@ -43,8 +44,9 @@ fn a_sandbox_runs_code_and_leaves_nothing() {
 fn a_guest_has_the_shape_it_was_asked_for() {
     in_a_lab(1, async |lab| {
         let mut daemon = lab.daemon().await;
-        let sandbox = daemon.create_with(json!({ "vcpus": 2, "memory_mb": 1024 })).await;
-        assert_eq!(sandbox.sh("nproc").await, "2");
+        let vcpus = two_vcpus();
+        let sandbox = daemon.create_with(json!({ "vcpus": vcpus, "memory_mb": 1024 })).await;
+        assert_eq!(sandbox.sh("nproc").await, vcpus.to_string());
         let memory = sandbox.sh("awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo").await;
         let memory: u32 = memory.parse().expect("a number");
         assert!((900..=1024).contains(&memory), "{memory} MiB");

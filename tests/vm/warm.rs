@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::support::{Daemon, Lab, Options, Sandbox, SmallDisk, eventually, in_a_lab};
+use crate::support::{Daemon, Lab, Options, Sandbox, SmallDisk, eventually, in_a_lab, two_vcpus};
 
 const BOOT: &str = "booting an image to freeze it";
 
@@ -50,13 +50,17 @@ fn sandboxes_that_are_made_at_once_share_one_boot_for_each_shape() {
         assert_eq!(first.len(), 1, "{first:?}");
         assert!(first[0].starts_with("1x256-"), "{first:?}");
 
-        let other = daemon.create_with(json!({ "vcpus": 2, "memory_mb": 320 })).await;
-        assert_eq!(other.sh("nproc").await, "2");
+        let vcpus = two_vcpus();
+        let other = daemon.create_with(json!({ "vcpus": vcpus, "memory_mb": 320 })).await;
+        assert_eq!(other.sh("nproc").await, vcpus.to_string());
         other.destroy().await;
         assert_eq!(boots(&daemon.log()), 2);
         let both = warm(&dir);
         assert_eq!(both.len(), 2, "{both:?}");
-        assert!(both.contains(&first[0]) && both.iter().any(|name| name.starts_with("2x320-")));
+        assert!(
+            both.contains(&first[0])
+                && both.iter().any(|name| name.starts_with(&format!("{vcpus}x320-")))
+        );
 
         // It outlives the daemon.
         daemon.stop().await;

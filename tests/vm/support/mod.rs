@@ -34,6 +34,11 @@ pub use writers::{FileId, id_at, written_by};
 /// The longest that anything may take that a test waits for, also in a machine in software.
 pub const PATIENCE: Duration = Duration::from_secs(240);
 
+/// Two CPUs for a guest, or one where the host has no more.
+pub fn two_vcpus() -> usize {
+    std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(2))
+}
+
 /// Waits until a condition holds, looking often.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     eventually_within(PATIENCE, what, &mut condition).await;
