@@ -11,6 +11,7 @@
 #                       /lab are on one filesystem with its $TMPDIR and several GB of room
 #   --results DIR       what is in /results at the end comes to DIR
 #   --time SECONDS      the longest it may take, at least 30 [default: 600]
+#   --cpus N            [default: 2]
 #   --memory MIB        [default: 6144]
 #   --console FILE      keep the kernel's messages [default: shown if the machine failed]
 #
@@ -80,13 +81,14 @@ put() {
         { rm -rf "$target" && cp -a --sparse=always "$source" "$target"; }
 }
 
-limit=600 memory=6144 results='' console=''
+limit=600 cpus=2 memory=6144 results='' console=''
 while [ $# -gt 0 ]; do
     case $1 in
         --) shift && break ;;
         --disk) put "${2%%:*}" "${2#*:}" ;;
         --results) results=$2 ;;
         --time) limit=$2 ;;
+        --cpus) cpus=$2 ;;
         --memory) memory=$2 ;;
         --console) console=$2 ;;
         *) usage ;;
@@ -133,7 +135,7 @@ port() {
 # Words, unquoted on purpose: $talk and what port says.
 start() {
     TMPDIR=$run exec setpriv --pdeathsig TERM timeout --foreground --kill-after 5 "$limit" \
-        "$machine/run" -M q35 -accel tcg,thread=multi -cpu max -smp 2 -m "$memory" \
+        "$machine/run" -M q35 -accel tcg,thread=multi -cpu max -smp "$cpus" -m "$memory" \
         -display none -monitor none -no-reboot -nodefaults -net none -device virtio-rng-pci \
         -kernel "$machine/kernel" -initrd "$machine/initramfs" \
         -append 'console=ttyS0 panic=-1 quiet tsc=reliable' -serial "file:$run/console" \

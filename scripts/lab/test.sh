@@ -1,9 +1,12 @@
 #!/bin/sh
-# Runs the tests on microVMs in the lab, under the real Firecracker. Arguments go to the tests, such
-# as `pause:: --nocapture`. Leaves vm.log and what failed tests left in target/lab.
+# Runs the tests on microVMs in the lab, under the real Firecracker: each module of tests/vm in a
+# machine of its own. Arguments choose tests, such as `pause:: fork::`; those that begin with `-` go to
+# the tests, such as `--nocapture`. Leaves in target/lab/GROUP what scripts/lab/group.sh says.
 #
 #   NESTBOX_HYPERVISOR    [default: firecracker]
-#   NESTBOX_LAB_TIME      the longest it may take, in seconds [default: 5400]
+#   NESTBOX_LAB_MACHINES  how many run at a time [default: 2]
+#   NESTBOX_LAB_CPUS      of each [default: 1]
+#   NESTBOX_LAB_TIME      the longest a machine may take, in seconds [default: 5400]
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -22,35 +25,33 @@ if [ -z "$tests" ]; then
     echo "lab: cargo has built no tests" >&2
     exit 1
 fi
+chosen=$("$tests" --list --format terse "$@" | sed -n 's/: test$//p')
+groups=$(echo "$chosen" | sed 's/::.*//' | sort -u)
+if [ -z "$groups" ]; then
+    echo "lab: no test is called so: $*" >&2
+    exit 1
+fi
+for argument; do
+    [ "$argument" != --list ] || { echo "$chosen" && exit; }
+done
+
 nestbox=${tests%/deps/*}/nestbox
 export NESTBOX_DATA_DIR="${NESTBOX_DATA_DIR:-.nestbox}"
 "$nestbox" image build debian
-images=$NESTBOX_DATA_DIR/images
+scripts/lab.sh prepare >/dev/null
 
 out=target/lab
 rm -rf "$out"
-mkdir -p "$out/in" "$out/failed"
-out=$(realpath "$out")
+mkdir -p "$out/in"
 # Half as large without debug information; a panic names its line all the same.
 strip --strip-debug -o "$out/in/nestbox" "$nestbox"
 strip --strip-debug -o "$out/in/vm" "$tests"
+# The daemon is where the tests were told that it is.
+echo "$nestbox" >"$out/in/place"
+echo "$chosen" >"$out/in/chosen"
 
-# The daemon is where the tests were told that it is. The image goes without what was frozen from it.
-set -- --disk "$out/in/nestbox:$nestbox" --disk "$out/in/vm:/lab/vm" \
-    --disk "$images/kernels:/lab/images/kernels" \
-    --disk "$images/initramfs:/lab/images/initramfs" \
-    --results "$out/failed" --console "$out/console.log" --time "${NESTBOX_LAB_TIME:-5400}" \
-    -- env NESTBOX_TEST_IMAGES=/lab/images NESTBOX_TEST_LEFT=/results \
-    ${NESTBOX_TEST_CYCLES:+NESTBOX_TEST_CYCLES=$NESTBOX_TEST_CYCLES} \
-    NESTBOX_HYPERVISOR="${NESTBOX_HYPERVISOR:-firecracker}" RUST_TEST_THREADS=2 /lab/vm "$@"
-for file in "$images"/debian/*; do
-    [ ! -f "$file" ] || set -- --disk "$file:/lab/images/debian/${file##*/}" "$@"
-done
-
-{
-    code=0
-    scripts/lab.sh run "$@" 2>&1 || code=$?
-    echo "$code" >"$out/code"
-} | tee "$out/vm.log"
+code=0
+echo "$groups" | xargs -P "${NESTBOX_LAB_MACHINES:-2}" -I '{}' scripts/lab/group.sh '{}' "$@" || code=1
 rm -rf "$out/in"
-exit "$(cat "$out/code")"
+[ "$code" = 0 ] || echo "lab: not all passed: $(grep -Lx 0 "$out"/*/code | sed 's|/code$||' | xargs)"
+exit "$code"
