@@ -25,15 +25,22 @@ if [ -z "$tests" ]; then
     echo "lab: cargo has built no tests" >&2
     exit 1
 fi
+# That they are only to be named is for here, not for the tests, which take it once.
+list=''
+for argument; do
+    shift
+    case $argument in --list) list=yes ;; *) set -- "$@" "$argument" ;; esac
+done
 chosen=$("$tests" --list --format terse "$@" | sed -n 's/: test$//p')
 groups=$(echo "$chosen" | sed 's/::.*//' | sort -u)
 if [ -z "$groups" ]; then
     echo "lab: no test is called so: $*" >&2
     exit 1
 fi
-for argument; do
-    [ "$argument" != --list ] || { echo "$chosen" && exit; }
-done
+if [ -n "$list" ]; then
+    echo "$chosen"
+    exit
+fi
 
 nestbox=${tests%/deps/*}/nestbox
 export NESTBOX_DATA_DIR="${NESTBOX_DATA_DIR:-.nestbox}"
