@@ -195,7 +195,9 @@ fn userfaultfd(jailing: Jailing) -> Result<String, String> {
     let device = Path::new("/dev/userfaultfd");
     match (jailing, device.exists()) {
         (Jailing::Jailer, true) => Ok("/dev/userfaultfd, which the jailer passes on".to_owned()),
-        (Jailing::None, true) => kvm::open_to_vms(device),
+        (Jailing::None, true) => {
+            kvm::open_to_vms(device).map(|_| "/dev/userfaultfd, which VMs may open".to_owned())
+        }
         (_, false) => match std::fs::read_to_string(SETTING) {
             Ok(value) if value.trim() == "1" => Ok("by everybody".to_owned()),
             _ => Err(format!(

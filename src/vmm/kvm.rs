@@ -78,7 +78,7 @@ pub fn open_to_vms(device: &Path) -> Result<String, String> {
     if open(0) || open(3) && group == Some(metadata.gid()) {
         return Ok("they do".to_owned());
     }
-    Err(format!("{path} is closed to them: `chgrp kvm {path} && chmod 660 {path}`"))
+    Err(format!("{path} is closed to VMs: `chgrp kvm {path} && chmod 660 {path}`"))
 }
 
 fn cpu_flag() -> Result<String, String> {
