@@ -5,6 +5,7 @@
 mod api_keys;
 mod auth;
 mod body;
+mod browser;
 mod error;
 mod exec;
 mod exec_stream;
@@ -83,6 +84,7 @@ pub fn create_app(
         .app_data(path_config())
         .app_data(query_config())
         .configure(health::routes)
+        .configure(browser::routes)
         .service(
             web::scope("/v1")
                 .wrap(from_fn(auth::authenticate))

@@ -69,6 +69,7 @@ async fn run(config: &Config) -> Result<()> {
 fn announce(daemon: &Daemon, url: &str, key_file: &Path) {
     println!("Nestbox {} listens on {url}", env!("CARGO_PKG_VERSION"));
     println!("API key:    {}", key_file.display());
+    println!("Browser:    {}", page_link(url, key_file));
     println!("Hypervisor: {}, {}", daemon.engine(), daemon.reason);
     let (adopted, lost) = (daemon.adoption.adopted.len(), &daemon.adoption.lost);
     if adopted > 0 {
@@ -76,6 +77,16 @@ fn announce(daemon: &Daemon, url: &str, key_file: &Path) {
     }
     for (id, reason) in lost {
         println!("Lost:       {id}: {reason}");
+    }
+}
+
+/// The page in a browser. Where a person reads it, the key is in it; where it is kept, as in a
+/// journal, it is not. What stands behind the `#` is not sent to anybody.
+fn page_link(url: &str, key_file: &Path) -> String {
+    let key = std::fs::read_to_string(key_file).ok();
+    match key.filter(|_| std::io::stdout().is_terminal()) {
+        Some(key) => format!("{url}/test#key={}", key.trim()),
+        None => format!("{url}/test"),
     }
 }
 

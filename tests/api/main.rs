@@ -4,6 +4,7 @@
 mod api_keys;
 mod auth;
 mod bad_input;
+mod browser;
 mod capacity;
 mod create;
 mod exec;
