@@ -180,6 +180,15 @@ impl HostHandle {
         self.manager.find(id)
     }
 
+    /// Has what all sandboxes here take now be kept, out of turn.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub async fn sample(&self) -> Result<(), CallError> {
+        self.manager.sample().await
+    }
+
     /// All sandboxes that live here.
     pub fn sandboxes(&self) -> Vec<SandboxHandle> {
         self.manager.all()

@@ -5,6 +5,7 @@
 //! answer is waited for.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use actix::dev::ToEnvelope;
 use actix::prelude::SendError;
@@ -17,6 +18,15 @@ pub type Shared<A> = Arc<Addr<A>>;
 
 /// Messages that one mailbox holds before senders are told to come back.
 pub const CAPACITY: usize = 1024;
+
+/// Messages that found a mailbox full. Not of an actor, for whoever is refused may have none: of this
+/// process, which is one daemon.
+static REFUSALS: AtomicU64 = AtomicU64::new(0);
+
+/// How often a mailbox was full since the process began.
+pub(super) fn refusals() -> u64 {
+    REFUSALS.load(Ordering::Relaxed)
+}
 
 /// Why a message got no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -41,7 +51,10 @@ where
     M::Result: Send,
 {
     address.try_send(message).map_err(|error| match error {
-        SendError::Full(_) => CallError::Overloaded,
+        SendError::Full(_) => {
+            REFUSALS.fetch_add(1, Ordering::Relaxed);
+            CallError::Overloaded
+        }
         SendError::Closed(_) => CallError::Gone,
     })
 }
@@ -60,4 +73,44 @@ where
     let (reply, answer) = oneshot::channel();
     post(address, make(reply))?;
     answer.await.map_err(|_| CallError::Gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use actix::{Arbiter, AsyncContext, Context};
+
+    use super::*;
+
+    /// Never gets to its mailbox.
+    struct Busy;
+
+    impl Actor for Busy {
+        type Context = Context<Self>;
+
+        fn started(&mut self, ctx: &mut Context<Self>) {
+            ctx.set_mailbox_capacity(1);
+            ctx.wait(actix::fut::wrap_future(std::future::pending::<()>()));
+        }
+    }
+
+    #[derive(Message)]
+    #[rtype(result = "()")]
+    struct Nudge;
+
+    impl Handler<Nudge> for Busy {
+        type Result = ();
+
+        fn handle(&mut self, Nudge: Nudge, _: &mut Context<Self>) {}
+    }
+
+    #[actix_web::test]
+    async fn a_message_that_finds_the_mailbox_full_is_refused_and_counted() {
+        let arbiter = Arbiter::new();
+        let address = Busy::start_in_arbiter(&arbiter.handle(), |_| Busy);
+        let before = refusals();
+        let refused = (0..100).filter_map(|_| post(&address, Nudge).err()).next();
+        assert_eq!(refused, Some(CallError::Overloaded));
+        assert!(refusals() > before);
+        arbiter.stop();
+    }
 }

@@ -1,5 +1,7 @@
 //! What is counted and timed, in Prometheus's terms.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -8,6 +10,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+use crate::vmm::usage::Readiness;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
@@ -27,7 +31,6 @@ struct OperationLabel {
 /// All metrics of one daemon.
 pub struct Metrics {
     registry: Registry,
-    sandboxes: Family<StateLabel, Gauge>,
     create_seconds: Histogram,
     create_failures: Counter,
     operation_seconds: Family<OperationLabel, Histogram, fn() -> Histogram>,
@@ -35,6 +38,91 @@ pub struct Metrics {
     command_seconds: Histogram,
     requests: Family<StatusLabel, Counter>,
     request_seconds: Histogram,
+    websocket_sessions: Gauge,
+    sandbox_cpu_seconds: Counter<f64, AtomicU64>,
+    looked_at: LookedAt,
+}
+
+/// What is looked at when somebody asks, rather than counted.
+#[derive(Debug, Clone, Default)]
+pub struct Readings {
+    /// Sandboxes by state.
+    pub population: BTreeMap<&'static str, usize>,
+    /// Memory that VMs of sandboxes have for themselves, in bytes.
+    pub memory_bytes: u64,
+    /// What is ready for the next creates.
+    pub readiness: Readiness,
+    /// How often a mailbox was full.
+    pub mailbox_refusals: u64,
+    /// How often another process had locked the database.
+    pub busy_retries: u64,
+}
+
+/// The same as it is shown.
+#[derive(Default)]
+struct LookedAt {
+    sandboxes: Family<StateLabel, Gauge>,
+    memory_bytes: Gauge,
+    slots_ready: Gauge,
+    standbys_ready: Gauge,
+    mailbox_refusals: Counter,
+    busy_retries: Counter,
+}
+
+/// A WebSocket that is open until this is dropped.
+pub struct OpenSocket(Gauge);
+
+impl Drop for OpenSocket {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl LookedAt {
+    fn register(&self, registry: &mut Registry) {
+        registry.register("sandboxes", "Sandboxes that live here", self.sandboxes.clone());
+        registry.register(
+            "sandbox_memory_bytes",
+            "Memory that the VMs of sandboxes have for themselves, as of the last sample",
+            self.memory_bytes.clone(),
+        );
+        registry.register(
+            "slots_ready",
+            "Network slots that the next creates get without waiting",
+            self.slots_ready.clone(),
+        );
+        registry.register(
+            "standbys_ready",
+            "Sandboxes that were made before anybody asked for them",
+            self.standbys_ready.clone(),
+        );
+        registry.register(
+            "mailbox_refusals",
+            "Messages that found an actor's mailbox full",
+            self.mailbox_refusals.clone(),
+        );
+        registry.register(
+            "database_busy_retries",
+            "Statements that were tried again because another process had locked the database",
+            self.busy_retries.clone(),
+        );
+    }
+
+    fn show(&self, readings: &Readings) {
+        self.sandboxes.clear();
+        for (state, count) in &readings.population {
+            self.sandboxes.get_or_create(&StateLabel { state }).set(gauge(*count as u64));
+        }
+        self.memory_bytes.set(gauge(readings.memory_bytes));
+        self.slots_ready.set(gauge(readings.readiness.slots as u64));
+        self.standbys_ready.set(gauge(readings.readiness.standbys as u64));
+        self.mailbox_refusals.inner().store(readings.mailbox_refusals, Ordering::Relaxed);
+        self.busy_retries.inner().store(readings.busy_retries, Ordering::Relaxed);
+    }
+}
+
+fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 impl Default for Metrics {
@@ -43,7 +131,6 @@ impl Default for Metrics {
         let seconds: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 17));
         let mut registry = Registry::with_prefix("nestbox");
         let metrics = Self {
-            sandboxes: Family::default(),
             create_seconds: seconds(),
             create_failures: Counter::default(),
             operation_seconds: Family::new_with_constructor(seconds),
@@ -51,9 +138,17 @@ impl Default for Metrics {
             command_seconds: seconds(),
             requests: Family::default(),
             request_seconds: seconds(),
+            websocket_sessions: Gauge::default(),
+            sandbox_cpu_seconds: Counter::default(),
+            looked_at: LookedAt::default(),
             registry: Registry::default(),
         };
-        registry.register("sandboxes", "Sandboxes that live here", metrics.sandboxes.clone());
+        metrics.looked_at.register(&mut registry);
+        registry.register(
+            "sandbox_cpu_seconds",
+            "Processor time that the VMs of sandboxes have used while they ran",
+            metrics.sandbox_cpu_seconds.clone(),
+        );
         registry.register(
             "sandbox_create_seconds",
             "Time from the request for a sandbox to its running",
@@ -84,6 +179,11 @@ impl Default for Metrics {
             "http_request_seconds",
             "Time from a request to its answer",
             metrics.request_seconds.clone(),
+        );
+        registry.register(
+            "websocket_sessions",
+            "WebSockets that are open",
+            metrics.websocket_sessions.clone(),
         );
         Self { registry, ..metrics }
     }
@@ -117,15 +217,19 @@ impl Metrics {
         self.request_seconds.observe(took.as_secs_f64());
     }
 
-    /// Everything in Prometheus's text format; `population` are the sandboxes by state.
-    pub fn encode<'a>(
-        &self,
-        population: impl IntoIterator<Item = (&'a &'static str, &'a usize)>,
-    ) -> String {
-        self.sandboxes.clear();
-        for (state, count) in population {
-            self.sandboxes.get_or_create(&StateLabel { state }).set(*count as i64);
-        }
+    pub(super) fn cpu_used(&self, time: Duration) {
+        self.sandbox_cpu_seconds.inc_by(time.as_secs_f64());
+    }
+
+    /// Counts a WebSocket that has been opened.
+    pub fn socket_opened(&self) -> OpenSocket {
+        self.websocket_sessions.inc();
+        OpenSocket(self.websocket_sessions.clone())
+    }
+
+    /// Everything in Prometheus's text format.
+    pub fn encode(&self, readings: &Readings) -> String {
+        self.looked_at.show(readings);
         let mut out = String::new();
         text::encode(&mut out, &self.registry).expect("writing into a string does not fail");
         out

@@ -10,6 +10,7 @@ mod mailbox;
 pub mod metrics;
 pub mod reaper;
 pub mod registry;
+mod sampler;
 pub mod sandbox;
 pub mod sandbox_manager;
 mod supervisor;

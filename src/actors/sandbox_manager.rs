@@ -7,8 +7,10 @@ use actix::{Actor, ArbiterHandle, Context, Handler, Message};
 
 use super::janitor::JanitorHandle;
 use super::mailbox::{CAPACITY, CallError, Reply, call};
+use super::metrics::Metrics;
 use super::reaper::ReaperHandle;
 use super::registry::Registry;
+use super::sampler::SamplerHandle;
 use super::sandbox::{self, Beginning, Outfit, SandboxHandle, StatusSink};
 use super::supervisor::{ExitSignal, Supervised};
 use crate::domain::id::SandboxId;
@@ -28,6 +30,7 @@ struct SandboxManager {
 pub struct ManagerHandle {
     actor: Supervised<SandboxManager>,
     registry: Registry,
+    sampler: SamplerHandle,
     machines: Arc<dyn Machines>,
 }
 
@@ -41,11 +44,12 @@ pub struct Adoption {
 }
 
 impl ManagerHandle {
-    /// Starts the manager with its reaper and janitor.
+    /// Starts the manager with its reaper, janitor and sampler.
     pub fn start(
         arbiter: &ArbiterHandle,
         machines: Arc<dyn Machines>,
         sink: Arc<dyn StatusSink>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let registry = Registry::default();
         let outfit = Outfit {
@@ -53,7 +57,9 @@ impl ManagerHandle {
             sink,
             reaper: ReaperHandle::start(arbiter, registry.clone()),
             janitor: JanitorHandle::start(arbiter, machines.clone()),
+            metrics,
         };
+        let sampler = SamplerHandle::start(arbiter, registry.clone());
         let make = {
             let (arbiter, registry) = (arbiter.clone(), registry.clone());
             move |exit| SandboxManager {
@@ -64,7 +70,7 @@ impl ManagerHandle {
             }
         };
         let actor = Supervised::start(arbiter, "sandbox manager", make);
-        Self { actor, registry, machines }
+        Self { actor, registry, sampler, machines }
     }
 
     /// The sandbox called `id`, if it lives on this host.
@@ -75,6 +81,15 @@ impl ManagerHandle {
     /// The sandboxes that live on this host.
     pub fn all(&self) -> Vec<SandboxHandle> {
         self.registry.all()
+    }
+
+    /// Has what all of them take now be kept, out of turn.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub async fn sample(&self) -> Result<(), CallError> {
+        self.sampler.sample().await
     }
 
     /// Makes a sandbox and waits until it runs. Once this has been polled the sandbox is made,

@@ -23,7 +23,7 @@ async fn health() -> HttpResponse {
 async fn metrics(_: Caller, control: web::Data<ControlPlane>) -> HttpResponse {
     HttpResponse::Ok()
         .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
-        .body(control.metrics().encode(&control.population()))
+        .body(control.encode_metrics())
 }
 
 /// The routes of this file.

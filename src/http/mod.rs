@@ -18,6 +18,7 @@ mod pause;
 mod sandboxes;
 mod snapshots;
 mod trace;
+mod usage;
 mod websocket;
 
 use std::io;
@@ -95,6 +96,7 @@ pub fn create_app(
                 .configure(exec_stream::routes)
                 .configure(exec::routes)
                 .configure(files::routes)
+                .configure(usage::routes)
                 .configure(api_keys::routes),
         )
         .wrap(from_fn(observe::observe))

@@ -172,10 +172,11 @@ pub async fn assemble(
     };
     database.hosts().upsert(&host).await?;
     let sink = Arc::new(DatabaseSink(database.clone()));
-    let manager = ManagerHandle::start(arbiter, machines.clone(), sink);
+    let metrics = Arc::new(Metrics::default());
+    let manager = ManagerHandle::start(arbiter, machines.clone(), sink, metrics.clone());
     let id = host_id.to_owned();
     let host = HostHandle::start(arbiter, id, limits, database.clone(), manager.clone());
-    let control = ControlPlane::new(database, host, machines, Arc::new(Metrics::default()));
+    let control = ControlPlane::new(database, host, machines, metrics);
     Ok((control, manager))
 }
 

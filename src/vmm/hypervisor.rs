@@ -210,6 +210,9 @@ pub trait Vm: Send + Sync {
     /// Its process.
     fn process(&self) -> ProcessId;
 
+    /// Another process that works for this VM alone, if there is one.
+    fn companion(&self) -> Option<ProcessId>;
+
     /// Waits until the guest's agent has said on the console that it listens. Never returns if
     /// that does not happen, nor for a VM that was restored or adopted: what was said before is
     /// gone.

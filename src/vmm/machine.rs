@@ -16,6 +16,7 @@ use super::guest::{Agent, AgentError};
 use super::hypervisor::{Engine, HypervisorError};
 use super::record::{Life, RecordError};
 use super::trace::Trace;
+use super::usage::{Readiness, Usage};
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::shape::Shape;
@@ -231,6 +232,9 @@ pub trait Machines: Send + Sync + 'static {
     /// What runs the machines.
     fn engine(&self) -> EngineInfo;
 
+    /// What is ready for the next creates.
+    fn readiness(&self) -> Readiness;
+
     /// Looks a template up.
     ///
     /// # Errors
@@ -311,6 +315,10 @@ pub trait Machine: Send + Sync {
     ///
     /// [`MachineError::Snapshot`], [`MachineError::Disk`].
     async fn storage(&self) -> Result<Storage, MachineError>;
+
+    /// What it takes of the host now; none if its VM has ended. Blocks for some small reads, and never
+    /// for an operation that is under way, nor for the guest.
+    fn usage(&self) -> Option<Usage>;
 
     /// Waits for the VM to end and says how. The end of a VM that is being paused is no news.
     async fn ended(&self) -> String;

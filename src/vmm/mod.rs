@@ -23,6 +23,7 @@ pub mod simulated;
 pub mod snapshot;
 pub mod trace;
 mod tsc;
+pub mod usage;
 
 use std::path::PathBuf;
 

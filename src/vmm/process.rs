@@ -272,9 +272,14 @@ fn reap(pidfd: BorrowedFd<'_>) -> String {
 /// Start time of a process in clock ticks since boot; `None` if there is no such process.
 pub(in crate::vmm) fn start_ticks(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat_fields(&stat)?.nth(19)?.parse().ok()
+}
+
+/// What follows the name in `/proc/PID/stat`: the first is the third field of proc(5).
+pub(in crate::vmm) fn stat_fields(stat: &str) -> Option<impl Iterator<Item = &str>> {
     // The second field is the name in parentheses, which may itself hold spaces and parentheses.
     let (_, after_name) = stat.rsplit_once(')')?;
-    after_name.split_ascii_whitespace().nth(19)?.parse().ok()
+    Some(after_name.split_ascii_whitespace())
 }
 
 #[cfg(test)]

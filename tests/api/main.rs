@@ -23,3 +23,4 @@ mod snapshots;
 #[path = "../support/socket.rs"]
 mod socket;
 mod trouble;
+mod usage;

@@ -4,7 +4,8 @@ use nestbox::vmm::simulated::{Fault, Mode, Step};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::nest::{Answer, Nest};
+use crate::exec_stream::open;
+use crate::nest::{Answer, Nest, eventually};
 
 /// The value of one sample in Prometheus's text format.
 fn sample(text: &str, name: &str) -> Option<f64> {
@@ -82,6 +83,50 @@ async fn what_is_done_to_sandboxes_is_counted_and_timed() {
     ] {
         assert_eq!(sample(&text, name), value, "{name} in {text}");
     }
+}
+
+#[actix_web::test]
+async fn what_sandboxes_take_together_is_told() {
+    let nest = Nest::start().await;
+    let text = async || String::from_utf8(nest.get("/metrics").await.body.to_vec()).unwrap();
+    let of =
+        |text: &str, name: &str| sample(text, name).unwrap_or_else(|| panic!("{name}: {text}"));
+    let (cpu, memory) = ("nestbox_sandbox_cpu_seconds_total", "nestbox_sandbox_memory_bytes");
+    let idle = text().await;
+    assert_parses(&idle);
+    assert_eq!((of(&idle, cpu), of(&idle, memory)), (0.0, 0.0));
+    for name in ["nestbox_slots_ready", "nestbox_standbys_ready", "nestbox_websocket_sessions"] {
+        assert_eq!(of(&idle, name), 0.0, "{name}");
+    }
+    assert_eq!(of(&idle, "nestbox_database_busy_retries_total"), 0.0);
+    assert!(of(&idle, "nestbox_mailbox_refusals_total") >= 0.0);
+
+    let id = nest.create(json!({})).await;
+    eventually("its memory is counted", async || (of(&text().await, memory) > 1e5).then_some(()))
+        .await;
+    // It is destroyed before it was ever sampled, and counts all the same.
+    nest.sh(&id, "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done").await;
+    nest.destroy(&id).await;
+    let after = text().await;
+    assert!(of(&after, cpu) > 0.02, "{after}");
+    assert_eq!(of(&after, memory), 0.0);
+}
+
+#[actix_web::test]
+async fn websockets_are_counted_while_they_are_open() {
+    let nest = Nest::start().await;
+    let id = nest.create(json!({})).await;
+    let open_ones = async || {
+        let text = String::from_utf8(nest.get("/metrics").await.body.to_vec()).unwrap();
+        sample(&text, "nestbox_websocket_sessions").unwrap()
+    };
+    let mut first = open(&nest, &id).await;
+    let second = open(&nest, &id).await;
+    assert_eq!(open_ones().await, 2.0);
+    first.start("true").await;
+    first.rest().await;
+    second.vanish();
+    eventually("they are gone", async || (open_ones().await == 0.0).then_some(())).await;
 }
 
 #[actix_web::test]

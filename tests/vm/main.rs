@@ -25,4 +25,5 @@ mod restart;
 mod snapshots;
 mod support;
 mod trouble;
+mod usage;
 mod warm;

@@ -12,6 +12,7 @@ mod keys;
 mod pause;
 mod sink;
 mod snapshots;
+mod usage;
 mod work;
 
 use std::collections::{BTreeMap, HashSet};
@@ -39,9 +40,11 @@ pub use error::{ControlError, ErrorKind};
 pub use follow::{ExecEvents, ExecHandle};
 pub use keys::{CallerId, NewKey};
 pub use sink::DatabaseSink;
+pub use usage::UsageReport;
 pub use work::FileContent;
 
 // What passes through from the host's edge to the API.
+pub use crate::actors::sandbox::Sample;
 pub use crate::vmm::machine::{Existing, Storage};
 pub use crate::vmm::trace::{Span, Trace};
 

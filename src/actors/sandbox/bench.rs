@@ -85,14 +85,14 @@ impl Bench {
         let (open, _) = watch::channel(true);
         let sink = Arc::new(GatedSink { open, told: Mutex::default() });
         let known = Arc::new(machines.clone());
-        let manager = ManagerHandle::start(&arbiter.handle(), known, sink.clone());
+        let manager = ManagerHandle::start(&arbiter.handle(), known, sink.clone(), Arc::default());
         Self { arbiter, machines, sink, manager }
     }
 
     /// The manager of a later daemon on the same host.
     pub fn next(&self) -> ManagerHandle {
         let machines = Arc::new(self.machines.clone());
-        ManagerHandle::start(&self.arbiter.handle(), machines, self.sink.clone())
+        ManagerHandle::start(&self.arbiter.handle(), machines, self.sink.clone(), Arc::default())
     }
 
     pub async fn create(&self) -> SandboxHandle {

@@ -2,8 +2,10 @@
 
 use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 use actix::{Actor, ArbiterHandle, Handler, Message};
+use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
@@ -11,11 +13,13 @@ use super::actor::{
     BeginWork, Beginning, Destroy, Expire, Fork, Lasting, Outfit, Pause, Resume, SandboxActor,
     Snapshot,
 };
-use super::body::Presence;
+use super::body::{Body, Presence};
 use super::lease::{Lease, WorkError};
 use super::ledger::Ledger;
 use super::refused::{OperationError, Refused};
+use super::usage::{Sample, UsageLog};
 use crate::actors::mailbox::{CallError, Reply, Shared, call, post};
+use crate::actors::metrics::Metrics;
 use crate::actors::supervisor::{Exit, ExitSignal};
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
@@ -34,6 +38,8 @@ pub struct SandboxHandle {
     address: Arc<RwLock<Shared<SandboxActor>>>,
     published: watch::Receiver<Life>,
     body: Presence,
+    usage: Arc<UsageLog>,
+    metrics: Arc<Metrics>,
 }
 
 impl SandboxHandle {
@@ -121,6 +127,34 @@ impl SandboxHandle {
         }
     }
 
+    /// What it takes of the host now, from outside: no work done in it. None unless its VM runs.
+    /// Blocks for some small reads.
+    pub fn look(&self) -> Option<Sample> {
+        let Some(Body::Machine(machine)) = self.body.get() else { return None };
+        Some(self.usage.look(&machine.usage()?, Instant::now(), Utc::now()))
+    }
+
+    /// What was last seen of its VM, if that runs. Does not look.
+    pub fn last_seen(&self) -> Option<Sample> {
+        match self.body.get()? {
+            Body::Machine(_) => self.usage.seen(),
+            Body::Frozen(_) => None,
+        }
+    }
+
+    /// What it took during the last hour that it ran, the oldest first.
+    pub fn samples(&self) -> Vec<Sample> {
+        self.usage.samples()
+    }
+
+    /// Keeps what it takes now, if its VM runs. Blocks for some small reads.
+    pub(in crate::actors) fn sample(&self, now: Instant, at: DateTime<Utc>) {
+        let Some(Body::Machine(machine)) = self.body.get() else { return };
+        if let Some(usage) = machine.usage() {
+            self.metrics.cpu_used(self.usage.sample(&usage, now, at));
+        }
+    }
+
     /// Ends it and gives back all it holds; idempotent. Once this has been polled the sandbox ends,
     /// whether or not the answer is waited for.
     ///
@@ -188,8 +222,14 @@ pub(in crate::actors) fn start(
     let ledger = Arc::new(Ledger::new(life.last_active_at));
     let (publish, published) = watch::channel(life);
     let body = Presence::default();
-    let lasting =
-        Lasting { published: publish, ledger, body: body.clone(), tasks: TaskTracker::new() };
+    let usage = Arc::new(UsageLog::default());
+    let lasting = Lasting {
+        published: publish,
+        ledger,
+        body: body.clone(),
+        usage: usage.clone(),
+        tasks: TaskTracker::new(),
+    };
     let build = {
         let (arbiter, id, outfit) = (arbiter.clone(), id.clone(), outfit.clone());
         let lasting = lasting.clone();
@@ -204,7 +244,14 @@ pub(in crate::actors) fn start(
     };
     let (first, mut exited) = build(beginning);
     let address = Arc::new(RwLock::new(first));
-    let handle = SandboxHandle { id: id.clone(), address: address.clone(), published, body };
+    let handle = SandboxHandle {
+        id: id.clone(),
+        address: address.clone(),
+        published,
+        body,
+        usage,
+        metrics: outfit.metrics.clone(),
+    };
 
     let supervision = async move {
         let mut restarts = 0;

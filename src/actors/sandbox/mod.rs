@@ -15,11 +15,14 @@ mod publisher;
 mod refused;
 #[cfg(test)]
 mod sandbox_tests;
+mod usage;
 
 pub use handle::SandboxHandle;
 pub use lease::{Lease, WorkError};
 pub use publisher::{SinkError, StatusSink};
 pub use refused::{OperationError, Refused};
+pub use usage::Sample;
 
 pub(super) use actor::{Beginning, Outfit};
 pub(super) use handle::start;
+pub(super) use usage::SAMPLE_PERIOD;

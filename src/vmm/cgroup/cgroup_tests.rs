@@ -143,9 +143,11 @@ async fn a_running_process_can_be_added_and_is_accounted() {
     cgroup.add(child.id()).await.expect("added");
     drop(child.stdin.take());
     child.wait().expect("done");
-    let usage = cgroup.usage();
-    assert!(usage.cpu_time.is_none_or(|time| time > Duration::ZERO), "{usage:?}");
+    let meter = cgroup.cpu_meter();
+    let used = meter.as_ref().map(|meter| meter.read().expect("a number"));
+    assert!(used.is_none_or(|time| time > Duration::ZERO), "{used:?}");
     cgroup.release().await.expect("a clean release");
+    assert_eq!(meter.and_then(|meter| meter.read()), None, "nothing counts it any more");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{CgroupError, Controller, Limits, PATIENCE, Share, Usage, Version, blocking};
+use super::{CgroupError, Controller, Limits, PATIENCE, Share, Version, blocking};
 use crate::domain::id::SandboxId;
 
 /// The time over which a quota of processor time is counted, in microseconds; the kernel's default.
@@ -42,6 +42,13 @@ pub(super) struct Place {
     pub(super) dir: PathBuf,
     pub(super) version: Version,
     pub(super) controllers: Vec<Controller>,
+}
+
+/// Counts the processor time of a cgroup, also when somebody else has that.
+#[derive(Debug)]
+pub struct CpuMeter {
+    path: PathBuf,
+    version: Version,
 }
 
 /// A way for a child process to enter a cgroup before it executes anything.
@@ -135,24 +142,15 @@ impl Cgroup {
         .await
     }
 
-    /// What the sandbox has used. Reads two small files.
-    pub fn usage(&self) -> Usage {
-        let read = |controller, name: fn(Version) -> &'static str| {
-            let place = self.places.iter().find(|place| place.controllers.contains(&controller))?;
-            Some((place.version, fs::read_to_string(place.dir.join(name(place.version))).ok()?))
-        };
-        let cpu = read(Controller::CpuAccounting, |version| match version {
+    /// What counts its processor time; none if this machine does not.
+    pub fn cpu_meter(&self) -> Option<CpuMeter> {
+        let counts = |place: &&Place| place.controllers.contains(&Controller::CpuAccounting);
+        let place = self.places.iter().find(counts)?;
+        let file = match place.version {
             Version::V1 => "cpuacct.usage",
             Version::V2 => "cpu.stat",
-        });
-        let memory = read(Controller::Memory, |version| match version {
-            Version::V1 => "memory.usage_in_bytes",
-            Version::V2 => "memory.current",
-        });
-        Usage {
-            cpu_time: cpu.and_then(|(version, text)| cpu_time(version, &text)),
-            memory_bytes: memory.and_then(|(_, text)| text.trim().parse().ok()),
-        }
+        };
+        Some(CpuMeter { path: place.dir.join(file), version: place.version })
     }
 
     /// Removes the cgroup. Waits while the kernel is not yet done with processes that ended, and ends
@@ -188,6 +186,14 @@ impl Drop for Cgroup {
                 }
             }
         }
+    }
+}
+
+impl CpuMeter {
+    /// Processor time since the cgroup was made, of all that is or was in it; none once it is gone.
+    /// Reads one small file.
+    pub fn read(&self) -> Option<Duration> {
+        cpu_time(self.version, &fs::read_to_string(&self.path).ok()?)
     }
 }
 

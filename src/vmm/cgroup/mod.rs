@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use crate::domain::id::SandboxId;
 
 use group::Place;
-pub use group::{Cgroup, CgroupEntry};
+pub use group::{Cgroup, CgroupEntry, CpuMeter};
 use hierarchy::Hierarchy;
 pub use hierarchy::{Controller, Version};
 
@@ -102,15 +102,6 @@ impl Share {
             Self::Background => full / 10,
         }
     }
-}
-
-/// What a sandbox has used or uses; `None` where the machine does not count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Usage {
-    /// Processor time since the cgroup was made.
-    pub cpu_time: Option<Duration>,
-    /// Memory now, in bytes, with the page cache that is charged to the sandbox.
-    pub memory_bytes: Option<u64>,
 }
 
 /// Where a controller is found.

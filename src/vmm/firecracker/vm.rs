@@ -244,6 +244,10 @@ impl Vm for FirecrackerVm {
         self.process.id()
     }
 
+    fn companion(&self) -> Option<ProcessId> {
+        self.pager.as_ref().map(VmProcess::id)
+    }
+
     async fn agent_started(&self) {
         self.console.agent_started().await;
     }

@@ -11,6 +11,7 @@ use super::frozen::HostFrozen;
 use super::parts::Parts;
 use crate::domain::name::TemplateName;
 use crate::domain::shape::Shape;
+use crate::vmm::cgroup::{Cgroup, CpuMeter};
 use crate::vmm::guest::Agent;
 use crate::vmm::hypervisor::Vm;
 use crate::vmm::machine::{
@@ -18,6 +19,7 @@ use crate::vmm::machine::{
 };
 use crate::vmm::record::{Life, RecordFile};
 use crate::vmm::snapshot::Snapshot;
+use crate::vmm::usage::{ProcessUsage, Usage};
 
 /// A machine that was made or found again.
 pub(super) struct HostMachine {
@@ -25,6 +27,7 @@ pub(super) struct HostMachine {
     slot: Option<u32>,
     vm: Arc<dyn Vm>,
     agent: Agent,
+    cpu_meter: Option<CpuMeter>,
     /// Held by the one operation that is under way.
     parts: Arc<Mutex<Parts>>,
     record: Arc<RecordFile>,
@@ -38,13 +41,21 @@ impl HostMachine {
         let record = parts.record.clone().expect("a machine has a record");
         let vm = parts.vm.clone().expect("a machine has a VM");
         let slot = parts.slot.as_ref().map(|slot| slot.index().get());
+        let cpu_meter = parts.cgroup.as_ref().and_then(Cgroup::cpu_meter);
         let parts = Arc::new(Mutex::new(parts));
-        Self { host, slot, vm, agent, parts, record, pausing: Arc::default() }
+        Self { host, slot, vm, agent, cpu_meter, parts, record, pausing: Arc::default() }
     }
 
     /// Its vCPUs and memory.
     pub fn shape(&self) -> Shape {
         self.record.get().shape
+    }
+
+    /// What its disk takes; none while an operation may be changing that.
+    fn disk_bytes(&self) -> Option<u64> {
+        let parts = self.parts.try_lock().ok()?;
+        let (layers, _) = parts.snapshot.as_ref()?.disk_bytes().ok()?;
+        Some(layers + parts.disk.as_ref()?.bytes_in_use().ok()?)
     }
 
     async fn checkpoint(&self, run: &Run) -> Result<Arc<Snapshot>, CaptureError> {
@@ -77,6 +88,19 @@ impl Machine for HostMachine {
         let mut storage = snapshot.storage()?;
         storage.disk_bytes += disk.bytes_in_use()?;
         Ok(storage)
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        let vm = ProcessUsage::of(self.vm.process())?;
+        let companion = self.vm.companion().and_then(ProcessUsage::of);
+        let processes = || std::iter::once(vm).chain(companion);
+        // A cgroup counts to the nanosecond, where there is one.
+        let metered = self.cpu_meter.as_ref().and_then(CpuMeter::read);
+        Some(Usage {
+            cpu_time: metered.unwrap_or_else(|| processes().map(|it| it.cpu_time).sum()),
+            memory_bytes: processes().map(|it| it.private_bytes).sum(),
+            disk_bytes: self.disk_bytes(),
+        })
     }
 
     async fn ended(&self) -> String {

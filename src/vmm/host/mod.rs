@@ -52,6 +52,7 @@ use super::machine::{
 use super::memory::Provenance;
 use super::network::{NetworkConfig, NetworkError, SlotPool};
 use super::snapshot::{Snapshot, SnapshotError, SnapshotStore};
+use super::usage::Readiness;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::shape::Shape;
@@ -279,6 +280,11 @@ impl Machines for HostMachines {
     fn engine(&self) -> EngineInfo {
         let version = self.host.hypervisor.version().to_owned();
         EngineInfo { engine: self.host.hypervisor.engine(), version }
+    }
+
+    fn readiness(&self) -> Readiness {
+        let slots = self.host.slots.status().ready;
+        Readiness { slots, standbys: self.host.standbys.ready() }
     }
 
     async fn template(&self, name: &TemplateName) -> Result<Template, MachineError> {

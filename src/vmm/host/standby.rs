@@ -80,6 +80,11 @@ impl Standbys {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many are ready.
+    pub fn ready(&self) -> usize {
+        self.state().ready.len()
+    }
+
     fn offer(&self, kind: &Kind) -> Option<SandboxId> {
         let mut state = self.state();
         let free = |standby: &&mut Standby| {

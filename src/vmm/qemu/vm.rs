@@ -194,6 +194,10 @@ impl Vm for QemuVm {
         self.process.id()
     }
 
+    fn companion(&self) -> Option<ProcessId> {
+        None
+    }
+
     async fn agent_started(&self) {
         self.console.agent_started().await;
     }

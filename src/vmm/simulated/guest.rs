@@ -19,6 +19,7 @@ use crate::vmm::hypervisor::HypervisorError;
 use crate::vmm::image::ENVD;
 use crate::vmm::machine::MachineError;
 use crate::vmm::process::{ProcessError, ProcessId, VmProcess, start_ticks};
+use crate::vmm::usage::ProcessUsage;
 
 /// A killed process is gone within this, unless the kernel is in trouble.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
@@ -69,6 +70,25 @@ impl Guest {
     /// Its process.
     pub(super) fn process(&self) -> ProcessId {
         self.process
+    }
+
+    /// What it and everything in it take; none if it has ended.
+    pub(super) fn usage(&self) -> Option<ProcessUsage> {
+        let mut all = ProcessUsage::of(self.process)?;
+        let children = children();
+        let mut parents = vec![self.process.pid];
+        while let Some(parent) = parents.pop() {
+            for &pid in children.get(&parent).into_iter().flatten() {
+                let id = start_ticks(pid).map(|start_ticks| ProcessId { pid, start_ticks });
+                if let Some(child) = id.and_then(ProcessUsage::of) {
+                    all.cpu_time += child.cpu_time + child.children_cpu_time;
+                    all.private_bytes += child.private_bytes;
+                }
+                parents.push(pid);
+            }
+        }
+        all.cpu_time += all.children_cpu_time;
+        Some(all)
     }
 
     /// Ends it and everything in it at once, as a VM's end does, and waits for that.

@@ -18,6 +18,7 @@ use crate::vmm::machine::{
 };
 use crate::vmm::process::VmProcess;
 use crate::vmm::record::Life;
+use crate::vmm::usage::Usage;
 
 /// What a generation of memory and a disk take on a host that writes neither.
 const GENERATION_BYTES: u64 = 4096;
@@ -86,6 +87,15 @@ impl Machine for SimulatedMachine {
 
     async fn storage(&self) -> Result<Storage, MachineError> {
         self.host.storage(&self.id)
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        let guest = self.guest.usage()?;
+        Some(Usage {
+            cpu_time: guest.cpu_time,
+            memory_bytes: guest.private_bytes,
+            disk_bytes: Some(DISK_BYTES),
+        })
     }
 
     async fn ended(&self) -> String {

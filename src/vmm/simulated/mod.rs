@@ -28,6 +28,7 @@ use super::machine::{
 };
 use super::process::VmProcess;
 use super::record::Life;
+use super::usage::Readiness;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::sandbox::SandboxState;
@@ -251,6 +252,10 @@ impl Drop for Host {
 impl Machines for SimulatedMachines {
     fn engine(&self) -> EngineInfo {
         EngineInfo { engine: Engine::Simulated, version: "1".to_owned() }
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness::default()
     }
 
     async fn template(&self, name: &TemplateName) -> Result<Template, MachineError> {

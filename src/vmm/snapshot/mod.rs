@@ -187,21 +187,31 @@ impl Snapshot {
     pub fn storage(&self) -> Result<Storage, SnapshotError> {
         let memory = self.memory.usage()?;
         let generations = self.memory.diffs() + 1;
-        let mut storage = Storage {
+        let (disk_bytes, shared_bytes) = self.disk_bytes()?;
+        Ok(Storage {
             memory_bytes: memory.bytes,
             memory_generations: u32::try_from(generations).unwrap_or(u32::MAX),
-            disk_bytes: 0,
-            shared_bytes: memory.shared_bytes,
-        };
+            disk_bytes,
+            shared_bytes: memory.shared_bytes + shared_bytes,
+        })
+    }
+
+    /// Bytes in use by its disk, and how many of them it shares with others.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError::Io`].
+    pub fn disk_bytes(&self) -> Result<(u64, u64), SnapshotError> {
+        let (mut all, mut shared) = (0, 0);
         for layer in &self.manifest.layers {
             let path = self.dir.join(&layer.file);
             let data = fs::metadata(&path).map_err(SnapshotError::io("measure", &path))?;
             // stat(2): a block of st_blocks is 512 bytes.
             let bytes = data.blocks() * 512;
-            storage.disk_bytes += bytes;
-            storage.shared_bytes += if data.nlink() > 1 { bytes } else { 0 };
+            all += bytes;
+            shared += if data.nlink() > 1 { bytes } else { 0 };
         }
-        Ok(storage)
+        Ok((all, shared))
     }
 }
 

@@ -260,6 +260,11 @@ impl Sandbox {
         self.api.get(&self.path("")).await.expect(200)
     }
 
+    /// Asks for what it takes of the host.
+    pub async fn usage(&self) -> Answer {
+        self.api.get(&self.path("/metrics")).await
+    }
+
     /// Its state.
     pub async fn state(&self) -> String {
         self.look().await["state"].as_str().expect("a text").to_owned()

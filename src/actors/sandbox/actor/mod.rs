@@ -6,7 +6,7 @@ mod commands;
 mod operations;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, AsyncContext, Context, Handler, Message};
 use chrono::TimeDelta;
@@ -18,8 +18,10 @@ use self::operations::Operation;
 use super::body::{Body, Presence};
 use super::ledger::Ledger;
 use super::publisher::{Publisher, StatusSink};
+use super::usage::UsageLog;
 use crate::actors::janitor::JanitorHandle;
 use crate::actors::mailbox::{CAPACITY, Reply};
+use crate::actors::metrics::Metrics;
 use crate::actors::reaper::ReaperHandle;
 use crate::actors::supervisor::{Exit, ExitSignal};
 use crate::domain::id::SandboxId;
@@ -41,6 +43,8 @@ pub struct Outfit {
     pub reaper: ReaperHandle,
     /// Takes away what could not be taken away at once.
     pub janitor: JanitorHandle,
+    /// Counts what sandboxes use.
+    pub metrics: Arc<Metrics>,
 }
 
 /// How an actor comes to its sandbox.
@@ -66,6 +70,7 @@ pub(super) struct Lasting {
     pub published: watch::Sender<Life>,
     pub ledger: Arc<Ledger>,
     pub body: Presence,
+    pub usage: Arc<UsageLog>,
     /// Operations under way: whoever adopts the sandbox waits for them.
     pub tasks: TaskTracker,
 }
@@ -79,6 +84,7 @@ pub(super) struct SandboxActor {
     publisher: Publisher,
     ledger: Arc<Ledger>,
     body: Presence,
+    usage: Arc<UsageLog>,
     tasks: TaskTracker,
     /// What is being done. It stays until its outcome has come, even when it is cancelled: so there
     /// is one at a time, and no outcome can be taken for another's.
@@ -97,7 +103,7 @@ impl SandboxActor {
         lasting: Lasting,
         exit: ExitSignal,
     ) -> Self {
-        let Lasting { published, ledger, body, tasks } = lasting;
+        let Lasting { published, ledger, body, usage, tasks } = lasting;
         let life = published.borrow().clone();
         let publisher = Publisher::start(id.clone(), outfit.sink.clone(), ledger.clone());
         Self {
@@ -109,6 +115,7 @@ impl SandboxActor {
             publisher,
             ledger,
             body,
+            usage,
             tasks,
             operation: None,
             alive: CancellationToken::new(),
@@ -177,6 +184,7 @@ impl SandboxActor {
     /// Sees to a VM that has begun to run, or runs on: its end is noticed, and that of its time.
     fn attend(&mut self, machine: &Arc<dyn Machine>, ctx: &mut Context<Self>) {
         self.alive = CancellationToken::new();
+        self.count_from_now(machine.clone());
         let (machine, alive) = (machine.clone(), self.alive.clone());
         let address = ctx.address();
         tokio::spawn(async move {
@@ -188,6 +196,31 @@ impl SandboxActor {
             }
         });
         self.arm_reaper();
+    }
+
+    /// What the VM uses is counted from here on.
+    fn count_from_now(&self, machine: Arc<dyn Machine>) {
+        let log = self.usage.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Some(usage) = machine.usage() {
+                log.begin(&usage, Instant::now(), chrono::Utc::now());
+            }
+        });
+    }
+
+    /// Counts the last of what a VM uses; for the task that is about to end it. Else an operator
+    /// would not see what sandboxes use that live for seconds.
+    fn last_count(&self, machine: Arc<dyn Machine>) -> impl Future<Output = ()> + Send + 'static {
+        let (log, metrics) = (self.usage.clone(), self.outfit.metrics.clone());
+        async move {
+            let count = move || {
+                if let Some(usage) = machine.usage() {
+                    metrics.cpu_used(log.end(&usage));
+                }
+            };
+            // What cannot be counted is no reason for anything.
+            let _ = tokio::task::spawn_blocking(count).await;
+        }
     }
 
     fn arm_reaper(&self) {

@@ -81,7 +81,9 @@ impl SandboxActor {
     ) {
         let run = self.begin(Doing::Pause(vec![reply]), trace);
         let (tasks, address) = (self.tasks.clone(), ctx.address());
+        let last_count = self.last_count(machine.clone());
         let pause = async move {
+            last_count.await;
             let outcome = match run.cancel.is_cancelled() {
                 true => Err(CaptureError::RunsOn(MachineError::Cancelled)),
                 false => machine.pause(&run).await,
@@ -157,7 +159,16 @@ impl SandboxActor {
         self.begin(Doing::Dismantle, Trace::default());
         let address = ctx.address();
         // Whoever adopts it need not wait for this: it may be begun again.
-        tokio::spawn(async move { address.do_send(Dismantled(body.destroy().await)) });
+        let last_count = match &body {
+            Body::Machine(machine) => Some(self.last_count(machine.clone())),
+            Body::Frozen(_) => None,
+        };
+        tokio::spawn(async move {
+            if let Some(last_count) = last_count {
+                last_count.await;
+            }
+            address.do_send(Dismantled(body.destroy().await));
+        });
     }
 }
 
