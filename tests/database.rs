@@ -39,6 +39,8 @@ macro_rules! on_both_databases {
     };
 }
 
+#[path = "database/events.rs"]
+mod events;
 #[path = "database/postgres.rs"]
 mod postgres_only;
 #[path = "database/raw.rs"]

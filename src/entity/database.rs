@@ -3,11 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use migration::{Migrator, MigratorTrait};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement, TransactionTrait};
+use tokio::sync::watch;
 
 use super::api_keys::{ApiKeys, LastUses};
 use super::error::{Cause, StoreError};
+use super::events::{Events, Recording};
 use super::hosts::Hosts;
 use super::retry::Retries;
 use super::sandboxes::Sandboxes;
@@ -25,6 +28,8 @@ struct Inner {
     readers: DatabaseConnection,
     retries: Retries,
     last_uses: LastUses,
+    /// Changes whenever events were written here.
+    news: watch::Sender<()>,
 }
 
 /// Which database a setting names.
@@ -58,6 +63,7 @@ impl Database {
                 readers,
                 retries: Retries::default(),
                 last_uses: LastUses::default(),
+                news: watch::Sender::new(()),
             }),
         };
         database.migrate().await?;
@@ -72,6 +78,11 @@ impl Database {
     /// The named snapshots.
     pub fn snapshots(&self) -> Snapshots<'_> {
         Snapshots::new(self)
+    }
+
+    /// What happened.
+    pub fn events(&self) -> Events<'_> {
+        Events::new(self)
     }
 
     /// The API keys.
@@ -131,6 +142,37 @@ impl Database {
 
     pub(super) fn last_uses(&self) -> &LastUses {
         &self.inner.last_uses
+    }
+
+    /// Is told when events were written through this database or a clone of it. Another process may
+    /// write some too.
+    pub fn news(&self) -> watch::Receiver<()> {
+        self.inner.news.subscribe()
+    }
+
+    /// How events that happened at `at` are written.
+    pub(super) fn recording(&self, at: DateTime<Utc>) -> Recording {
+        Recording { backend: self.backend(), at }
+    }
+
+    /// Runs statements of which some write events as one transaction, as [`Database::write_all`]
+    /// does. Of several such transactions one is done after the other, so that who sees an event has
+    /// seen, or can see, all with smaller ids.
+    pub(super) async fn write_events(
+        &self,
+        operation: &'static str,
+        statements: impl IntoIterator<Item = Statement>,
+    ) -> Result<Vec<u64>, StoreError> {
+        let turn = match self.backend() {
+            DbBackend::Postgres => Some(postgres::take_turn()),
+            // SQLite has one writer at a time anyway.
+            _ => None,
+        };
+        let before = usize::from(turn.is_some());
+        let statements: Vec<_> = turn.into_iter().chain(statements).collect();
+        let mut touched = self.write_all(operation, &statements).await?;
+        self.inner.news.send_replace(());
+        Ok(touched.split_off(before))
     }
 
     /// Runs one statement that writes; gives the number of rows it touched.

@@ -5,7 +5,7 @@
 //! database library.
 //!
 //! ```text
-//! Database::open --> sandboxes() | snapshots() | api_keys() | hosts()    one handle a table
+//! Database::open --> sandboxes() | snapshots() | events() | api_keys() | hosts()    a handle a table
 //!        |                     |
 //!        |                 retry.rs                  a busy SQLite is asked again
 //!        v                     v
@@ -17,6 +17,7 @@ mod columns;
 mod cursor;
 mod database;
 mod error;
+pub mod events;
 pub mod hosts;
 mod postgres;
 mod retry;

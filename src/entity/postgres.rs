@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sea_orm::sqlx::{ConnectOptions, Connection};
-use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
+use sea_orm::{DatabaseConnection, DbBackend, SqlxPostgresConnector, Statement};
 
 use super::error::{Cause, StoreError};
 
@@ -36,6 +36,17 @@ pub(super) async fn open(url: &str) -> Result<DatabaseConnection, StoreError> {
         .await
         .map_err(|error| StoreError::Connect { server, source: Cause::new(error) })?;
     Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
+}
+
+/// Number of the advisory lock that transactions take turns by which write events.
+const EVENTS_LOCK: i64 = 0x6e65_7374_6576_6e74;
+
+/// Waits until no other transaction writes events, and keeps others from it until this one ends. A
+/// sequence gives its numbers out before they are committed: without this, an event could become
+/// visible after a later one that somebody has read already.
+pub(super) fn take_turn() -> Statement {
+    let sql = format!("SELECT pg_advisory_xact_lock({EVENTS_LOCK})");
+    Statement::from_string(DbBackend::Postgres, sql)
 }
 
 /// Connects once without the pool, which answers every trouble with "timed out" after its timeout.

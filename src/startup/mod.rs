@@ -48,6 +48,11 @@ pub const URL_FILE: &str = "url";
 const RETENTION: TimeDelta = TimeDelta::days(7);
 const RETENTION_PERIOD: Duration = Duration::from_secs(3600);
 
+/// Events that are kept: some 20 MB.
+const EVENTS_KEPT: u32 = 100_000;
+/// How often events beyond that are deleted; a chunk of them each time.
+const EVENTS_PERIOD: Duration = Duration::from_secs(60);
+
 const LOCK_FILE: &str = "daemon.lock";
 /// How long another daemon's hold on the data directory is taken for one that is just ending.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
@@ -103,6 +108,7 @@ impl Daemon {
             tracing::warn!(sandbox_id = %id, "recorded as living here, but it is not there");
         }
         tokio::spawn(forget_old(database.clone()));
+        tokio::spawn(forget_old_events(database.clone()));
         Ok(Self {
             control,
             adoption,
@@ -282,6 +288,21 @@ async fn forget_old(database: Database) {
             Ok(count) => tracing::info!(count, "old records were deleted"),
             Err(error) => {
                 tracing::warn!(error = %crate::chain(&error), "old records were not deleted");
+            }
+        }
+    }
+}
+
+/// Deletes the oldest events, again and again.
+async fn forget_old_events(database: Database) {
+    let mut period = tokio::time::interval(EVENTS_PERIOD);
+    loop {
+        period.tick().await;
+        match database.events().prune(EVENTS_KEPT).await {
+            Ok(0) => {}
+            Ok(count) => tracing::debug!(count, "old events were deleted"),
+            Err(error) => {
+                tracing::warn!(error = %crate::chain(&error), "old events were not deleted");
             }
         }
     }

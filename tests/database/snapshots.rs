@@ -151,12 +151,12 @@ async fn removing_an_older_build_leaves_the_newer_one(location: &str) {
     let (old, new) = (snapshot("a"), other_build("a", 1));
     put(&database, &old).await;
     put(&database, &snapshot("b")).await;
-    assert!(!snapshots.remove(&name("b"), &old.build).await.unwrap());
+    assert!(!snapshots.remove(&name("b"), &old.build, noon()).await.unwrap());
     put(&database, &new).await;
-    assert!(!snapshots.remove(&old.name, &old.build).await.unwrap());
+    assert!(!snapshots.remove(&old.name, &old.build, noon()).await.unwrap());
     assert_eq!(found(&database, "a").await, Some(new.clone()));
-    assert!(snapshots.remove(&new.name, &new.build).await.unwrap());
-    assert!(!snapshots.remove(&new.name, &new.build).await.unwrap());
+    assert!(snapshots.remove(&new.name, &new.build, noon()).await.unwrap());
+    assert!(!snapshots.remove(&new.name, &new.build, noon()).await.unwrap());
     assert_eq!(all(&database).await, [snapshots.find(&name("b")).await.unwrap().unwrap()]);
 
     // Also when both come at one time, whichever is first.
@@ -166,7 +166,7 @@ async fn removing_an_older_build_leaves_the_newer_one(location: &str) {
             let (database, new) = (database.clone(), new.clone());
             tokio::spawn(async move { put(&database, &new).await })
         };
-        snapshots.remove(&old.name, &old.build).await.unwrap();
+        snapshots.remove(&old.name, &old.build, noon()).await.unwrap();
         putting.await.unwrap();
         assert_eq!(found(&database, "a").await, Some(new.clone()));
     }
@@ -203,7 +203,7 @@ async fn pages_of_snapshots_are_complete_and_stable_while_rows_come_and_go(locat
         let created_at = noon() + TimeDelta::seconds(pages);
         put(&database, &Snapshot { created_at, ..snapshot(&format!("new-{pages}")) }).await;
         if let Some(gone) = to_remove.pop() {
-            assert!(database.snapshots().remove(&gone.name, &gone.build).await.unwrap());
+            assert!(database.snapshots().remove(&gone.name, &gone.build, noon()).await.unwrap());
         }
     }
     assert!(seen.is_sorted_by(|a, b| a > b), "newest first, nothing twice");
@@ -235,7 +235,7 @@ async fn a_starting_host_has_exactly_the_rows_of_its_disk(location: &str) {
     let kept = found(&database, "kept").await.unwrap();
     let taken = Snapshot { host_id: HOST.to_owned(), ..other_build("taken", 2) };
     let disk = [changed.clone(), taken, kept.clone(), snapshot("new")];
-    let not_ours = database.snapshots().replace_all(HOST, &disk).await.unwrap();
+    let not_ours = database.snapshots().replace_all(HOST, &disk, noon()).await.unwrap();
     assert_eq!(not_ours, [name("taken")]);
 
     let rows = all(&database).await;
@@ -249,7 +249,7 @@ async fn a_starting_host_has_exactly_the_rows_of_its_disk(location: &str) {
     let want = ["theirs", "taken"].map(|text| (text.to_owned(), format!("build of {text}")));
     assert_eq!(theirs(&rows), want);
 
-    assert!(database.snapshots().replace_all(HOST, &[]).await.unwrap().is_empty());
+    assert!(database.snapshots().replace_all(HOST, &[], noon()).await.unwrap().is_empty());
     let rows = all(&database).await;
     assert_eq!((theirs(&rows), rows.len()), (want.to_vec(), 2));
 }
@@ -257,7 +257,7 @@ async fn a_starting_host_has_exactly_the_rows_of_its_disk(location: &str) {
 async fn rows_are_written_as_those_of_the_host_that_starts(location: &str) {
     let database = open_with_two_hosts(location).await;
     // A manifest from a disk that was in another machine.
-    database.snapshots().replace_all(HOST, &[other_build("a", 1)]).await.unwrap();
+    database.snapshots().replace_all(HOST, &[other_build("a", 1)], noon()).await.unwrap();
     let want = Snapshot { host_id: HOST.to_owned(), ..other_build("a", 1) };
     let row = found(&database, "a").await.unwrap();
     assert_eq!(Snapshot { sandbox_id: want.sandbox_id.clone(), ..row }, want);
@@ -269,7 +269,7 @@ async fn a_replacement_that_fails_half_way_changes_nothing(location: &str) {
     let before = all(&database).await;
     raw::execute(location, "CREATE UNIQUE INDEX in_the_way ON snapshots (build)").await;
     let disk = [snapshot("b"), Snapshot { build: snapshot("b").build, ..snapshot("c") }];
-    let error = database.snapshots().replace_all(HOST, &disk).await.unwrap_err();
+    let error = database.snapshots().replace_all(HOST, &disk, noon()).await.unwrap_err();
     assert!(matches!(error, StoreError::Query { .. }), "{error:?}");
     assert_eq!(all(&database).await, before);
     // The connection is not left in a transaction.
@@ -284,13 +284,13 @@ async fn readers_see_all_rows_of_a_host_or_all_of_the_others(location: &str) {
         (0..20).map(of).collect()
     };
     let (even, odd) = (builds("even"), builds("odd"));
-    database.snapshots().replace_all(HOST, &even).await.unwrap();
+    database.snapshots().replace_all(HOST, &even, noon()).await.unwrap();
     let replacing = {
         let database = database.clone();
         tokio::spawn(async move {
             loop {
-                database.snapshots().replace_all(HOST, &odd).await.unwrap();
-                database.snapshots().replace_all(HOST, &even).await.unwrap();
+                database.snapshots().replace_all(HOST, &odd, noon()).await.unwrap();
+                database.snapshots().replace_all(HOST, &even, noon()).await.unwrap();
             }
         })
     };
@@ -332,7 +332,9 @@ async fn a_locked_sqlite_is_waited_for() {
     let replacing = {
         let database = database.clone();
         let disk = [snapshot("new")];
-        tokio::spawn(async move { database.snapshots().replace_all(HOST, &disk).await.unwrap() })
+        tokio::spawn(
+            async move { database.snapshots().replace_all(HOST, &disk, noon()).await.unwrap() },
+        )
     };
     let begun = Instant::now();
     while database.busy_retries() == 0 {

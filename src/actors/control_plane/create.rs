@@ -123,7 +123,8 @@ impl ControlPlane {
             Err(error) => {
                 self.metrics.sandbox_failed();
                 self.database.sandboxes().free_idempotency_key(&id).await?;
-                self.database.sandboxes().discard(&id).await?;
+                let (reason, at) = (error.to_string(), Utc::now());
+                self.database.sandboxes().discard(&id, &reason, at).await?;
                 Err(error.into())
             }
         }

@@ -5,7 +5,7 @@
 
 use std::num::NonZeroU32;
 
-use chrono::SubsecRound;
+use chrono::{SubsecRound, Utc};
 
 use super::{ControlError, ControlPlane, to_the_end};
 use crate::domain::id::SandboxId;
@@ -97,7 +97,7 @@ impl ControlPlane {
             Some(snapshot) => records.put(&self.record(snapshot)).await?,
             None => {
                 if let Some(known) = records.find(name).await? {
-                    records.remove(name, &known.build).await?;
+                    records.remove(name, &known.build, Utc::now()).await?;
                 }
             }
         }
@@ -109,7 +109,8 @@ impl ControlPlane {
         let on_disk = self.machines.snapshots().await.map_err(ControlError::Machine)?;
         let records: Vec<Snapshot> =
             on_disk.into_iter().map(|snapshot| self.record(snapshot)).collect();
-        for name in self.database.snapshots().replace_all(self.host.id(), &records).await? {
+        let all = self.database.snapshots();
+        for name in all.replace_all(self.host.id(), &records, Utc::now()).await? {
             tracing::warn!(%name, "another host has a snapshot of that name, this one is not used");
         }
         Ok(())

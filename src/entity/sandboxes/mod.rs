@@ -20,6 +20,7 @@ use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
 
 pub use queries::Sandboxes;
+pub(super) use row::{Column, Entity};
 
 /// What a new sandbox shall be.
 #[derive(Clone)]

@@ -48,8 +48,12 @@ impl<'a> Sandboxes<'a> {
                     .to_owned(),
             )
             .build(self.database.backend());
+        let recording = self.database.recording(model.created_at);
+        // Finds no row if none was inserted: the id is new.
+        let event = recording.beginning(SandboxState::Pending, is(&new.id));
         loop {
-            if self.database.write("insert a sandbox", insert.clone()).await? == 1 {
+            let statements = [insert.clone(), event.clone()];
+            if self.database.write_events("insert a sandbox", statements).await?[0] == 1 {
                 return Ok(Insert::Created(Box::new(model.try_into()?)));
             }
             let earlier = self.find_by_idempotency(&model).await?;
@@ -156,7 +160,12 @@ impl<'a> Sandboxes<'a> {
             .filter(Column::Id.eq(id.as_str()))
             .filter(Column::Generation.lt(generation))
             .build(self.database.backend());
-        if self.database.write("publish a sandbox's state", update).await? == 1 {
+        let recording = self.database.recording(change.at);
+        let reason = change.reason.as_deref().map(without_nul);
+        let which = is(id).add(Column::Generation.lt(generation));
+        let event = recording.change(change.state, reason.as_deref(), which);
+        let written = self.database.write_events("publish a sandbox's state", [event, update]);
+        if written.await?[1] == 1 {
             return Ok(Publish::Written);
         }
         let found = self.find(id).await?;
@@ -214,7 +223,12 @@ impl<'a> Sandboxes<'a> {
                 .filter(Column::Id.is_in(chunk.iter().map(SandboxId::as_str)))
                 .filter(not_over())
                 .build(self.database.backend());
-            self.database.write("mark sandboxes as stopped", update).await?;
+            let ids = chunk.iter().map(SandboxId::as_str);
+            let which = Condition::all().add(Column::Id.is_in(ids)).add(not_over());
+            let reason = without_nul(reason);
+            let recording = self.database.recording(at);
+            let event = recording.change(SandboxState::Stopped, Some(&reason), which);
+            self.database.write_events("mark sandboxes as stopped", [event, update]).await?;
         }
         Ok(gone)
     }
@@ -232,17 +246,24 @@ impl<'a> Sandboxes<'a> {
         models.into_iter().map(|model| Sandbox::try_from(model).map(|found| found.id)).collect()
     }
 
-    /// Forgets a sandbox that no host has taken on: it never was.
+    /// Forgets a sandbox that no host has taken on: it never was. Who follows the events has heard of
+    /// it, and hears why it stopped.
     ///
     /// # Errors
     ///
     /// [`StoreError::Busy`], [`StoreError::Query`].
-    pub async fn discard(&self, id: &SandboxId) -> Result<(), StoreError> {
-        let delete = Entity::delete_many()
-            .filter(Column::Id.eq(id.as_str()))
-            .filter(Column::State.eq(SandboxState::Pending.as_str()))
-            .build(self.database.backend());
-        self.database.write("discard a sandbox", delete).await.map(drop)
+    pub async fn discard(
+        &self,
+        id: &SandboxId,
+        reason: &str,
+        at: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        let pending = || is(id).add(Column::State.eq(SandboxState::Pending.as_str()));
+        let delete = Entity::delete_many().filter(pending()).build(self.database.backend());
+        let recording = self.database.recording(at);
+        let reason = without_nul(reason);
+        let event = recording.change(SandboxState::Stopped, Some(&reason), pending());
+        self.database.write_events("discard a sandbox", [event, delete]).await.map(drop)
     }
 
     /// Lets a caller's name for a request be used again: what it stood for could not be made.
@@ -270,6 +291,11 @@ impl<'a> Sandboxes<'a> {
             .build(self.database.backend());
         self.database.write("delete sandboxes that are long gone", delete).await
     }
+}
+
+/// The row of one sandbox.
+fn is(id: &SandboxId) -> Condition {
+    Condition::all().add(Column::Id.eq(id.as_str()))
 }
 
 /// Rows of sandboxes that may still hold something on their host.

@@ -16,6 +16,7 @@ use crate::domain::name::TemplateName;
 use crate::domain::shape::Shape;
 
 pub use queries::Snapshots;
+pub(super) use row::{Column, Entity};
 
 /// The state of a sandbox at one instant, kept under a name.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,9 +2,11 @@
 
 use std::num::NonZeroU32;
 
+use chrono::{DateTime, Utc};
 use sea_orm::sea_query::OnConflict;
 use sea_orm::{
-    ColumnTrait, EntityTrait, Iterable, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
+    ColumnTrait, Condition, EntityTrait, Iterable, QueryFilter, QueryOrder, QuerySelect,
+    QueryTrait, Statement,
 };
 
 use super::row::{Column, Entity, Model};
@@ -36,7 +38,16 @@ impl<'a> Snapshots<'a> {
         let upsert = Entity::insert(Model::from(snapshot).into_insert())
             .on_conflict(OnConflict::column(Column::Name).update_columns(all_but_name).to_owned())
             .build(self.database.backend());
-        self.database.write("put a snapshot", upsert).await.map(drop)
+        let recording = self.database.recording(snapshot.created_at);
+        let name = snapshot.name.as_str();
+        let replaced = named(name).add(Column::Build.ne(snapshot.build.as_str()));
+        let known = named(name).add(Column::Build.eq(snapshot.build.as_str()));
+        let statements = [
+            recording.snapshots_deleted(replaced),
+            recording.snapshot_created(snapshot, known),
+            upsert,
+        ];
+        self.database.write_events("put a snapshot", statements).await.map(drop)
     }
 
     /// Finds one snapshot.
@@ -89,12 +100,16 @@ impl<'a> Snapshots<'a> {
     /// # Errors
     ///
     /// [`StoreError::Busy`], [`StoreError::Query`].
-    pub async fn remove(&self, name: &TemplateName, build: &str) -> Result<bool, StoreError> {
-        let delete = Entity::delete_many()
-            .filter(Column::Name.eq(name.as_str()))
-            .filter(Column::Build.eq(build))
-            .build(self.database.backend());
-        Ok(self.database.write("remove a snapshot", delete).await? == 1)
+    pub async fn remove(
+        &self,
+        name: &TemplateName,
+        build: &str,
+        at: DateTime<Utc>,
+    ) -> Result<bool, StoreError> {
+        let which = || named(name.as_str()).add(Column::Build.eq(build));
+        let delete = Entity::delete_many().filter(which()).build(self.database.backend());
+        let event = self.database.recording(at).snapshots_deleted(which());
+        Ok(self.database.write_events("remove a snapshot", [event, delete]).await?[1] == 1)
     }
 
     /// Makes the rows of a host exactly these, in one transaction, for the start of a host that has
@@ -111,8 +126,10 @@ impl<'a> Snapshots<'a> {
         &self,
         host_id: &str,
         snapshots: &[Snapshot],
+        at: DateTime<Utc>,
     ) -> Result<Vec<TemplateName>, StoreError> {
         let backend = self.database.backend();
+        let events = self.differences(host_id, snapshots, at).await?;
         let delete = Entity::delete_many().filter(Column::HostId.eq(host_id)).build(backend);
         // One statement a row: how many rows each one wrote tells which name was taken.
         let inserts = snapshots.iter().map(|snapshot| {
@@ -121,9 +138,47 @@ impl<'a> Snapshots<'a> {
                 .on_conflict(OnConflict::column(Column::Name).do_nothing().to_owned())
                 .build(backend)
         });
-        let statements: Vec<_> = std::iter::once(delete).chain(inserts).collect();
-        let written = self.database.write_all("replace a host's snapshots", &statements).await?;
-        let taken = snapshots.iter().zip(&written[1..]).filter(|(_, written)| **written == 0);
+        let first = events.len() + 1;
+        let statements = events.into_iter().chain(std::iter::once(delete)).chain(inserts);
+        let written = self.database.write_events("replace a host's snapshots", statements).await?;
+        let taken = snapshots.iter().zip(&written[first..]).filter(|(_, written)| **written == 0);
         Ok(taken.map(|(snapshot, _)| snapshot.name.clone()).collect())
     }
+
+    /// The events that make the rows of a host into `snapshots`: those that came or went while no
+    /// daemon was there to say so, or of which one that crashed could not.
+    async fn differences(
+        &self,
+        host_id: &str,
+        snapshots: &[Snapshot],
+        at: DateTime<Utc>,
+    ) -> Result<Vec<Statement>, StoreError> {
+        let select = Entity::find().filter(Column::HostId.eq(host_id)).order_by_asc(Column::Name);
+        let rows = self
+            .database
+            .retries()
+            .run("list a host's snapshots", || select.clone().all(self.database.readers()))
+            .await?;
+        let recording = self.database.recording(at);
+        let is_there = |row: &Model| {
+            snapshots.iter().any(|it| it.name.as_str() == row.name && it.build == row.build)
+        };
+        let gone = rows.iter().filter(|row| !is_there(row)).map(|row| {
+            recording.snapshots_deleted(named(&row.name).add(Column::Build.eq(row.build.as_str())))
+        });
+        let is_known = |snapshot: &Snapshot| {
+            rows.iter().any(|row| row.name == snapshot.name.as_str() && row.build == snapshot.build)
+        };
+        // One whose name another host has is not recorded.
+        let come = snapshots.iter().filter(|snapshot| !is_known(snapshot)).map(|snapshot| {
+            let others = named(snapshot.name.as_str()).add(Column::HostId.ne(host_id));
+            recording.snapshot_created(snapshot, others)
+        });
+        Ok(gone.chain(come).collect())
+    }
+}
+
+/// The row of one name.
+fn named(name: &str) -> Condition {
+    Condition::all().add(Column::Name.eq(name))
 }
