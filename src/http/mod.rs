@@ -7,6 +7,7 @@ mod auth;
 mod body;
 mod browser;
 mod error;
+mod events;
 mod exec;
 mod exec_stream;
 mod files;
@@ -97,6 +98,7 @@ pub fn create_app(
                 .configure(exec::routes)
                 .configure(files::routes)
                 .configure(usage::routes)
+                .configure(events::routes)
                 .configure(api_keys::routes),
         )
         .wrap(from_fn(observe::observe))

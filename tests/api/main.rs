@@ -7,6 +7,7 @@ mod bad_input;
 mod browser;
 mod capacity;
 mod create;
+mod events;
 mod exec;
 mod exec_stream;
 mod exec_trouble;

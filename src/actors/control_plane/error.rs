@@ -8,6 +8,7 @@ use crate::domain::name::TemplateName;
 use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
 use crate::entity::StoreError;
+use crate::entity::events::EventId;
 use crate::vmm::guest::AgentError;
 use crate::vmm::machine::MachineError;
 
@@ -29,6 +30,9 @@ pub enum ControlError {
     /// A host refused or failed.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// There is no such event yet.
+    #[error("there is no event {id} yet, the newest is {newest}: is it of another database?")]
+    NoEvent { id: EventId, newest: EventId },
     /// There is no such snapshot.
     #[error("there is no snapshot {0}")]
     NoSnapshot(TemplateName),
@@ -97,7 +101,7 @@ impl ControlError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NoSandbox(_) | Self::NoSnapshot(_) | Self::NoKey(_) => ErrorKind::NotFound,
-            Self::FixedShape { .. } => ErrorKind::Invalid,
+            Self::FixedShape { .. } | Self::NoEvent { .. } => ErrorKind::Invalid,
             Self::LastKey | Self::IdempotencyConflict(_) => ErrorKind::Conflict,
             Self::Host(error) => host_kind(error),
             Self::Machine(error) => machine_kind(error),

@@ -6,6 +6,7 @@
 
 mod create;
 mod error;
+mod events;
 mod follow;
 mod fork;
 mod keys;
@@ -37,6 +38,7 @@ use crate::vmm::machine::Machines;
 
 pub use create::CreateSandbox;
 pub use error::{ControlError, ErrorKind};
+pub use events::{EventFeed, EventPage};
 pub use follow::{ExecEvents, ExecHandle};
 pub use keys::{CallerId, NewKey};
 pub use sink::DatabaseSink;

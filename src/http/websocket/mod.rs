@@ -14,6 +14,7 @@ mod farewell;
 mod hangup;
 mod inlet;
 mod life;
+mod listener;
 mod outlet;
 
 use std::time::Duration;
@@ -28,6 +29,7 @@ pub use farewell::Farewell;
 pub use hangup::{Hangup, remember};
 pub use inlet::{Frames, Message, Messages, broken, frames};
 pub use life::Life;
+pub use listener::listen;
 pub use outlet::{Body, Gone, Lane, Outlet, open};
 
 /// Bytes of the largest message that a client may send.
