@@ -116,6 +116,15 @@ fn what_is_not_said_is_left_to_the_daemon() {
 }
 
 #[test]
+fn events_begin_with_the_last_ones_unless_it_is_said_where() {
+    for line in [&["events"] as &[&str], &["events", "-f", "--sandbox", "abc", "--json"]] {
+        assert!(matches!(good(line).command, Command::Events(_)), "{line:?}");
+    }
+    good(&["events", "--follow", "--after", "12"]);
+    good(&["events", "--follow", "--last", "0"]);
+}
+
+#[test]
 fn inspect_is_another_name_for_get() {
     assert!(matches!(good(&["inspect", "abc"]).command, Command::Get(_)));
 }
@@ -152,6 +161,13 @@ fn arguments_that_make_no_sense_are_refused() {
         &["snapshot", "create", "a", "../up"],
         &["snapshot", "rm"],
         &["snapshot", "rm", "good", "Bad"],
+        &["events", "abc"],
+        &["events", "--last", "1001"],
+        &["events", "--last", "5", "--after", "7"],
+        &["top", "abc"],
+        &["top", "--every", "0"],
+        &["completions"],
+        &["completions", "tcsh"],
         &["fly"],
     ] {
         let error = parse(line).map(|_| ()).unwrap_err();

@@ -5,10 +5,12 @@
 //! its exit code becomes ours; see [`exit`].
 
 mod client;
+mod completions;
 mod cp;
 mod create;
 mod demo;
 mod discover;
+mod events;
 mod exec;
 mod exit;
 mod fork;
@@ -26,6 +28,7 @@ mod rm;
 mod run;
 mod several;
 mod snapshot;
+mod top;
 mod trace;
 
 use std::path::PathBuf;
@@ -109,6 +112,12 @@ pub enum Command {
     Rm(rm::RmArgs),
     /// Create a sandbox, run a command in it, destroy it
     Run(run::RunArgs),
+    /// Say what happened to sandboxes and snapshots
+    Events(events::EventsArgs),
+    /// Show what sandboxes take of the host, on a terminal again and again
+    Top(top::TopArgs),
+    /// Print a script that completes command lines: source it, or put it where your shell looks
+    Completions(completions::CompletionsArgs),
     /// Manage API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -170,6 +179,9 @@ async fn dispatch(Cli { global, command }: Cli, warm_up: WarmUp) -> Result<ExitC
         Command::Cp(args) => cp::run(&client()?, format, args).await,
         Command::Rm(args) => rm::run(&client()?, format, args).await,
         Command::Run(args) => run::run(&client()?, format, args).await,
+        Command::Events(args) => events::run(&client()?, format, args).await,
+        Command::Top(args) => top::run(&client()?, format, args).await,
+        Command::Completions(args) => completions::run(&args),
         Command::Key(command) => key::run(&client()?, format, command).await,
     }
 }

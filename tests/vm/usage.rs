@@ -41,7 +41,7 @@ fn a_busy_guest_shows_its_processor_time_and_an_idle_one_nearly_none() {
         eprintln!("busy {} now {}", last(&told), told["now"]);
         eprintln!("idle {} now {}", last(&quiet), quiet["now"]);
         for sample in [last(&told), told["now"].clone()] {
-            assert!((25.0..210.0).contains(&cpu(&sample)), "{sample}");
+            assert!((12.0..210.0).contains(&cpu(&sample)), "{sample}");
         }
         assert!(cpu(&last(&quiet)) < 3.0, "{quiet}");
         for sandbox in [busy, idle] {

@@ -189,12 +189,12 @@ mod tests {
         log.begin(&usage(5_000, 1), start.0, start.1);
         assert!(log.samples().is_empty(), "a beginning is no sample");
         let Clock(now, at) = start.after(10);
-        assert_eq!(log.sample(&usage(8_000, 2), now, at), Duration::from_secs(3));
+        assert_eq!(log.sample(&usage(10_000, 2), now, at), Duration::from_secs(5));
         let Clock(now, at) = start.after(20);
-        assert_eq!(log.sample(&usage(28_000, 3), now, at), Duration::from_secs(20));
+        assert_eq!(log.sample(&usage(30_000, 3), now, at), Duration::from_secs(20));
         let told: Vec<_> =
             log.samples().iter().map(|it| (it.cpu_percent, it.memory_bytes)).collect();
-        assert_eq!(told, [(30.0, 2), (200.0, 3)]);
+        assert_eq!(told, [(50.0, 2), (200.0, 3)]);
     }
 
     #[test]
@@ -248,6 +248,6 @@ mod tests {
         // A sandbox that was paused for long forgets what is older when it runs again.
         let Clock(now, at) = start.after(10_000 + 3_500);
         log.sample(&usage(1001, 1001), now, at);
-        assert_eq!(log.samples().len(), 11);
+        assert_eq!(log.samples().len(), 12, "those of the last hour, and this one");
     }
 }

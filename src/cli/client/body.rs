@@ -158,6 +158,92 @@ pub struct Snapshot {
     pub rest: Map<String, Value>,
 }
 
+/// What a sandbox takes of its host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Usage {
+    pub now: Sample,
+}
+
+/// What a sandbox took at a moment.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Sample {
+    pub at: DateTime<Utc>,
+    pub cpu_percent: f64,
+    pub memory_used_bytes: u64,
+    pub memory_total_bytes: u64,
+    pub disk_used_bytes: u64,
+}
+
+/// Which events are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct EventQuery {
+    pub sandbox_id: Option<String>,
+    /// Those after this one.
+    pub after: Option<String>,
+}
+
+impl EventQuery {
+    /// The same as parameters of a request.
+    pub fn pairs(&self) -> Vec<(&'static str, String)> {
+        let sandbox = self.sandbox_id.iter().map(|id| ("sandbox_id", id.clone()));
+        sandbox.chain(self.after.iter().map(|id| ("after", id.clone()))).collect()
+    }
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Event {
+    pub id: String,
+    pub at: DateTime<Utc>,
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Everything else, to be passed on.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+/// One page of events.
+#[derive(Debug, Deserialize)]
+pub struct EventPage {
+    pub events: Vec<Event>,
+    pub next_cursor: Option<String>,
+    /// Some that were asked for are not kept any more.
+    #[serde(default)]
+    pub lost: bool,
+}
+
+/// What a stream of events says.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub enum EventMessage {
+    /// Something about the stream itself.
+    Notice(EventNotice),
+    /// Something that happened.
+    Event(Event),
+}
+
+/// What a stream of events says about itself.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum EventNotice {
+    /// What comes after this event follows.
+    Start { after: String },
+    /// Something is missing here.
+    Lost,
+    /// Why the stream is about to end.
+    Error { message: String },
+}
+
 /// One page of a list.
 #[derive(Deserialize)]
 pub struct Page<T> {

@@ -1,6 +1,7 @@
 //! The REST API as the command line uses it.
 
 mod body;
+mod stream;
 
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, multipart};
@@ -10,9 +11,11 @@ use super::discover::Daemon;
 use body::{Envelope, Inner, Page};
 
 pub(super) use body::{
-    CreateRequest, ExecAnswer, ExecRequest, Forked, Keys, ListQuery, NewKey, Sandbox, Snapshot,
-    SnapshotRequest, Span, Storage, Tracing, Written,
+    CreateRequest, Event, EventMessage, EventNotice, EventPage, EventQuery, ExecAnswer,
+    ExecRequest, Forked, Keys, ListQuery, NewKey, Sample, Sandbox, Snapshot, SnapshotRequest, Span,
+    Storage, Tracing, Usage, Written,
 };
+pub(super) use stream::Stream;
 
 /// Rows asked for in one request of a list.
 const PAGE: u32 = 100;
@@ -21,6 +24,7 @@ const PAGE: u32 = 100;
 pub(super) struct Client {
     http: reqwest::Client,
     base: Url,
+    key: HeaderValue,
     /// The daemon's URL as it was given, for messages.
     url: String,
 }
@@ -44,6 +48,8 @@ pub(super) enum ClientError {
     /// The daemon failed; its log has more under the request's id.
     #[error("{message} (request {request_id} in the daemon's log)")]
     Failed { message: String, request_id: String },
+    #[error("the stream from the daemon at {url} broke")]
+    NoStream { url: String, source: tokio_tungstenite::tungstenite::Error },
     #[error("{url} answered {status}, but not in nestbox's way")]
     NotNestbox { url: String, status: StatusCode },
     #[error("the daemon's answer cannot be read")]
@@ -73,14 +79,14 @@ impl Client {
         let http = reqwest::Client::builder()
             .default_headers(HeaderMap::from_iter([(
                 http::HeaderName::from_static("x-api-key"),
-                key,
+                key.clone(),
             )]))
             // A redirect would carry the key to somewhere else.
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(std::time::Duration::from_secs(10))
             .build()
             .map_err(ClientError::SetUp)?;
-        Ok(Self { http, base, url: daemon.url })
+        Ok(Self { http, base, key, url: daemon.url })
     }
 
     /// Creates a sandbox; waits until it runs.
@@ -155,6 +161,46 @@ impl Client {
     /// Removes a snapshot.
     pub async fn remove_snapshot(&self, name: &str) -> Result<(), ClientError> {
         self.send(self.request(Method::DELETE, &["snapshots", name])).await.map(drop)
+    }
+
+    /// What a sandbox takes of its host.
+    pub async fn usage(&self, id: &str) -> Result<Usage, ClientError> {
+        self.json(self.request(Method::GET, &["sandboxes", id, "metrics"])).await
+    }
+
+    /// The last events, the oldest first.
+    pub async fn last_events(
+        &self,
+        query: &EventQuery,
+        count: u32,
+    ) -> Result<Vec<Event>, ClientError> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let request = self.request(Method::GET, &["events"]);
+        let page: EventPage =
+            self.json(request.query(&query.pairs()).query(&[("limit", count)])).await?;
+        Ok(page.events.into_iter().rev().collect())
+    }
+
+    /// A page of what came after the event that the query names, the oldest first.
+    pub async fn events_after(
+        &self,
+        query: &EventQuery,
+        cursor: Option<&str>,
+    ) -> Result<EventPage, ClientError> {
+        let query = match cursor {
+            // It says where it goes on.
+            Some(_) => &EventQuery { after: None, ..query.clone() },
+            None => query,
+        };
+        let request = self.request(Method::GET, &["events"]).query(&query.pairs());
+        self.json(request.query(&cursor.map(|cursor| ("cursor", cursor)).as_slice())).await
+    }
+
+    /// Follows what happens after the event that the query names, or from now on.
+    pub async fn follow_events(&self, query: &EventQuery) -> Result<Stream, ClientError> {
+        self.stream(&["events"], &query.pairs()).await
     }
 
     /// Runs a command in a sandbox and waits for its end.
@@ -253,15 +299,7 @@ impl Client {
             return Ok(response);
         }
         let body = response.bytes().await.map_err(|error| self.broken(error))?;
-        match serde_json::from_slice(&body) {
-            Ok(Envelope { error: Inner { message, request_id: None } }) => {
-                Err(ClientError::Refused { status, message })
-            }
-            Ok(Envelope { error: Inner { message, request_id: Some(request_id) } }) => {
-                Err(ClientError::Failed { message, request_id })
-            }
-            Err(_) => Err(ClientError::NotNestbox { url: self.url.clone(), status }),
-        }
+        Err(answered(&self.url, status, &body))
     }
 
     fn broken(&self, error: reqwest::Error) -> ClientError {
@@ -272,6 +310,19 @@ impl Client {
         } else {
             ClientError::Broken { url, source }
         }
+    }
+}
+
+/// The error that a daemon answered.
+fn answered(url: &str, status: StatusCode, body: &[u8]) -> ClientError {
+    match serde_json::from_slice(body) {
+        Ok(Envelope { error: Inner { message, request_id: None } }) => {
+            ClientError::Refused { status, message }
+        }
+        Ok(Envelope { error: Inner { message, request_id: Some(request_id) } }) => {
+            ClientError::Failed { message, request_id }
+        }
+        Err(_) => ClientError::NotNestbox { url: url.to_owned(), status },
     }
 }
 

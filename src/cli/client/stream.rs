@@ -1,0 +1,77 @@
+//! WebSockets of the API: what the daemon says, message by message.
+
+use futures::{SinkExt, StreamExt};
+use reqwest::{Method, StatusCode};
+use serde::de::DeserializeOwned;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::Message;
+use tokio_tungstenite::tungstenite::{Error, http::Response};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+use super::{Client, ClientError, answered};
+
+/// An open WebSocket.
+pub struct Stream {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// The daemon's URL, for messages.
+    url: String,
+}
+
+impl Client {
+    /// Opens the WebSocket at `path`.
+    pub(super) async fn stream(
+        &self,
+        path: &[&str],
+        query: &[(&str, String)],
+    ) -> Result<Stream, ClientError> {
+        let request = self.request(Method::GET, path).query(query).build();
+        let mut url = request.map_err(|error| self.broken(error))?.url().clone();
+        let bad = || ClientError::BadUrl { url: self.url.clone() };
+        url.set_scheme("ws").map_err(|()| bad())?;
+        let mut request = url.as_str().into_client_request().map_err(|_| bad())?;
+        request.headers_mut().insert("x-api-key", self.key.clone());
+        match connect_async(request).await {
+            Ok((socket, _)) => Ok(Stream { socket, url: self.url.clone() }),
+            Err(Error::Http(response)) => Err(self.refusal(*response)),
+            Err(source) => Err(ClientError::NoStream { url: self.url.clone(), source }),
+        }
+    }
+
+    /// Why there is no WebSocket, in the daemon's own words.
+    fn refusal(&self, response: Response<Option<Vec<u8>>>) -> ClientError {
+        let status = StatusCode::from_u16(response.status().as_u16());
+        let status = status.unwrap_or(StatusCode::BAD_GATEWAY);
+        answered(&self.url, status, response.body().as_deref().unwrap_or_default())
+    }
+}
+
+impl Stream {
+    /// Waits for a message; none when the daemon has closed the stream in order.
+    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
+        loop {
+            let message = match self.socket.next().await {
+                Some(Ok(message)) => message,
+                Some(Err(source)) => return Err(self.broken(source)),
+                None => return Err(self.broken(Error::ConnectionClosed)),
+            };
+            match message {
+                Message::Text(text) => {
+                    return serde_json::from_str(&text).map(Some).map_err(ClientError::BadAnswer);
+                }
+                Message::Close(_) => {
+                    // The answer to it is on its way; how the connection ends tells nothing more.
+                    let _ = self.socket.flush().await;
+                    return Ok(None);
+                }
+                // What is to be answered to a ping goes out with the next look for a message.
+                Message::Ping(_) | Message::Pong(_) => {}
+                Message::Binary(_) | Message::Frame(_) => {}
+            }
+        }
+    }
+
+    fn broken(&self, source: Error) -> ClientError {
+        ClientError::NoStream { url: self.url.clone(), source }
+    }
+}
