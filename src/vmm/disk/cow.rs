@@ -61,6 +61,16 @@ pub fn capacity(size: u64) -> u64 {
     (FIRST_TABLE + data + tables) * CHUNK
 }
 
+/// The largest size of at most `bytes` that the kernel can fill to its end. A size that ends behind the
+/// data of a full table lacks the next table, which the kernel writes at once when the former is full.
+pub fn whole(bytes: u64) -> u64 {
+    let chunks = bytes / CHUNK;
+    match chunks > FIRST_TABLE && is_table(chunks) {
+        true => (chunks - 1) * CHUNK,
+        false => chunks * CHUNK,
+    }
+}
+
 /// Where a chunk of the disk is in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Pair {

@@ -21,6 +21,6 @@ mod layer;
 mod overlay;
 mod qcow2;
 
-pub use device::{Device, DeviceError, Devices};
+pub use device::{Condition, Device, DeviceError, Devices, Space};
 pub use layer::{DiskFormat, Layer, OpenLayer};
 pub use overlay::{DiskError, Overlay};

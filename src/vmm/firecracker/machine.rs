@@ -33,9 +33,8 @@ pub fn boot(shape: Shape) -> Vec<(&'static str, Value)> {
                 "boot_args": KERNEL_COMMAND_LINE,
             }),
         ),
-        // Synchronous: with io_uring the device stays busy for a while after the VM's end. Unsafe: a
-        // guest's flush need not reach the host's disk, for a VM does not survive the host either;
-        // what a capture takes is flushed then.
+        // Synchronous: with io_uring the device stays busy for a while after the VM's end. Writeback: a
+        // guest's flush is the only moment at which it can be told that the host's disk was full.
         (
             "/drives/root",
             json!({
@@ -44,7 +43,7 @@ pub fn boot(shape: Shape) -> Vec<(&'static str, Value)> {
                 "is_root_device": false,
                 "is_read_only": false,
                 "io_engine": "Sync",
-                "cache_type": "Unsafe",
+                "cache_type": "Writeback",
             }),
         ),
         (

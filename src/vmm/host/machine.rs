@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 use super::Host;
 use super::frozen::HostFrozen;
 use super::parts::Parts;
+use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::shape::Shape;
 use crate::vmm::cgroup::{Cgroup, CpuMeter};
@@ -24,6 +25,7 @@ use crate::vmm::usage::{ProcessUsage, Usage};
 /// A machine that was made or found again.
 pub(super) struct HostMachine {
     host: Arc<Host>,
+    id: SandboxId,
     slot: Option<u32>,
     vm: Arc<dyn Vm>,
     agent: Agent,
@@ -40,10 +42,11 @@ impl HostMachine {
     pub fn new(host: Arc<Host>, parts: Parts, agent: Agent) -> Self {
         let record = parts.record.clone().expect("a machine has a record");
         let vm = parts.vm.clone().expect("a machine has a VM");
+        let id = record.get().id.clone();
         let slot = parts.slot.as_ref().map(|slot| slot.index().get());
         let cpu_meter = parts.cgroup.as_ref().and_then(Cgroup::cpu_meter);
         let parts = Arc::new(Mutex::new(parts));
-        Self { host, slot, vm, agent, cpu_meter, parts, record, pausing: Arc::default() }
+        Self { host, id, slot, vm, agent, cpu_meter, parts, record, pausing: Arc::default() }
     }
 
     /// Its vCPUs and memory.
@@ -104,7 +107,15 @@ impl Machine for HostMachine {
     }
 
     async fn ended(&self) -> String {
-        let how = self.vm.ended().await;
+        let how = tokio::select! {
+            how = self.vm.ended() => how,
+            () = self.host.space.given_up(&self.id) => {
+                if let Err(error) = self.vm.kill().await {
+                    tracing::error!(error = %crate::chain(&error), "a VM without a disk runs on");
+                }
+                "lost its disk: the host's was full, and the kernel gave it up".to_owned()
+            }
+        };
         if self.pausing.load(Ordering::SeqCst) {
             std::future::pending().await
         }

@@ -24,6 +24,7 @@ mod machine;
 mod parts;
 mod recover;
 mod restore;
+mod space;
 mod standby;
 mod warm;
 
@@ -38,6 +39,7 @@ use tokio::runtime::{Handle, Runtime};
 use self::disk::Disks;
 pub use self::recover::left_running;
 use self::recover::{list, slot_of};
+use self::space::SpaceWatch;
 use self::standby::Standbys;
 use self::warm::Making;
 use super::cgroup::{CgroupError, Cgroups};
@@ -124,6 +126,7 @@ struct Host {
     slots: SlotPool,
     cgroups: Cgroups,
     disks: Disks,
+    space: SpaceWatch,
     store: SnapshotStore,
     making: Making,
     standbys: Standbys,
@@ -204,10 +207,12 @@ impl Host {
         let in_use: Vec<SlotIndex> = left.iter().filter_map(|dir| slot_of(dir)).collect();
         let network =
             NetworkConfig { pool_size: slot_pool, ..NetworkConfig::new(data_dir.clone()) };
+        let disks = Disks::open(hypervisor.disk_kind(), &data_dir)?;
         Ok(Self {
-            runtime,
             cgroups: Cgroups::open(&data_dir)?,
-            disks: Disks::open(hypervisor.disk_kind(), &data_dir)?,
+            space: SpaceWatch::start(&disks, &data_dir, &runtime),
+            runtime,
+            disks,
             store: SnapshotStore::open(&data_dir.join(SNAPSHOTS))?,
             slots: SlotPool::start(network, &in_use).await?,
             making: Making::default(),

@@ -40,6 +40,7 @@ struct Attached {
     access: Access,
     tag: String,
     pins: usize,
+    limit: Option<u64>,
 }
 
 /// Holds a loop device open.
@@ -239,7 +240,7 @@ impl Kernel for Fake {
         world.called("attach".to_owned())?;
         let number = world.next(7);
         let (file, tag) = (file.try_clone()?, tag.to_owned());
-        world.loops.insert(number, Attached { file, access, tag, pins: 1 });
+        world.loops.insert(number, Attached { file, access, tag, pins: 1, limit: None });
         Ok(Loop { number, _pin: Box::new(Pin(self.clone(), number)) })
     }
 
@@ -267,5 +268,15 @@ impl Kernel for Fake {
             access: attached.access,
             tag: attached.tag.clone(),
         })
+    }
+    fn limit(&self, number: dev_t) -> io::Result<Option<u64>> {
+        Ok(self.world().loops.get(&number).ok_or(Errno::ENXIO)?.limit)
+    }
+
+    fn set_limit(&self, number: dev_t, limit: Option<u64>) -> io::Result<()> {
+        let mut world = self.world();
+        world.called(format!("limit {number}"))?;
+        world.loops.get_mut(&number).ok_or(Errno::ENXIO)?.limit = limit;
+        Ok(())
     }
 }

@@ -82,7 +82,8 @@ pub(super) trait Kernel: Send + Sync + fmt::Debug {
     fn load(&self, name: &str, table: &Table, access: Access) -> io::Result<()>;
     /// Forgets a table that does not count yet.
     fn clear(&self, name: &str) -> io::Result<()>;
-    /// Waits for what was asked of a device, and holds back what is asked from now on.
+    /// Waits for what was asked of a device, and holds back what is asked from now on. What the page
+    /// cache has for it stays there.
     fn suspend(&self, name: &str) -> io::Result<()>;
     /// Lets a device work, with the table that was loaded last.
     fn resume(&self, name: &str) -> io::Result<()>;
@@ -103,4 +104,8 @@ pub(super) trait Kernel: Send + Sync + fmt::Debug {
     fn attached(&self, file: FileId, tag: &str) -> io::Result<Option<Loop>>;
     /// The file behind a loop device.
     fn backing(&self, number: dev_t) -> io::Result<Backing>;
+    /// Bytes at which a loop device ends before its file does.
+    fn limit(&self, number: dev_t) -> io::Result<Option<u64>>;
+    /// Has a loop device end at so many bytes, or with its file. EAGAIN if somebody reads it right now.
+    fn set_limit(&self, number: dev_t, limit: Option<u64>) -> io::Result<()>;
 }

@@ -12,17 +12,17 @@ use super::*;
 use crate::vmm::disk::DiskFormat::{Cow, Raw};
 use crate::vmm::disk::cow::flatten;
 
-const MIB: usize = 1 << 20;
-const SIZE: usize = 64 * MIB;
+pub(super) const MIB: usize = 1 << 20;
+pub(super) const SIZE: usize = 64 * MIB;
 
-struct Lab {
+pub(super) struct Lab {
     dir: tempfile::TempDir,
-    devices: Devices,
+    pub devices: Devices,
 }
 
 impl Lab {
     /// A daemon of its own, with an image's root disk.
-    fn new() -> Option<Self> {
+    pub fn new() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let devices = match Devices::open(dir.path()) {
             Ok(devices) => devices,
@@ -33,16 +33,20 @@ impl Lab {
                 return None;
             }
         };
-        let base: Vec<u8> = (0..SIZE).map(|at| (at / 512 % 251) as u8).collect();
+        // By the sector: by the byte it takes a minute where all is emulated.
+        let mut base = vec![0; SIZE];
+        for (at, sector) in base.chunks_mut(512).enumerate() {
+            sector.fill((at % 251) as u8);
+        }
         std::fs::write(dir.path().join("rootfs"), base).unwrap();
         Some(Self { dir, devices })
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn layers(&self, cows: &[&str]) -> Vec<(PathBuf, DiskFormat)> {
+    pub fn layers(&self, cows: &[&str]) -> Vec<(PathBuf, DiskFormat)> {
         let base = (self.path("rootfs"), Raw);
         std::iter::once(base).chain(cows.iter().map(|name| (self.path(name), Cow))).collect()
     }
@@ -53,7 +57,7 @@ impl Lab {
     }
 
     /// What is left in the kernel of this daemon's.
-    fn remains(&self) -> Vec<String> {
+    pub fn remains(&self) -> Vec<String> {
         let stack = &self.devices.stack;
         let prefix = stack.top("");
         let prefix = prefix.trim_end_matches('-');
@@ -68,12 +72,12 @@ impl Lab {
     }
 }
 
-fn open(device: &Device) -> File {
+pub(super) fn open(device: &Device) -> File {
     node::open(device.number(), &mapper::node_path(device.number()), Access::Write).unwrap()
 }
 
 /// Everything that a device shows, past what the page cache of an earlier reader may have.
-fn content(device: &Device) -> Vec<u8> {
+pub(super) fn content(device: &Device) -> Vec<u8> {
     let mut bytes = vec![0; SIZE];
     open(device).read_exact_at(&mut bytes, 0).unwrap();
     bytes
@@ -361,7 +365,7 @@ async fn dm_a_stale_device_gives_way_and_one_in_use_does_not() {
 }
 
 #[tokio::test]
-async fn dm_a_full_host_breaks_the_disk_and_it_says_so() {
+async fn dm_a_host_that_is_full_at_once_breaks_the_disk_and_it_says_so() {
     let Some(lab) = Lab::new() else { return };
     // A file system with no room for what the VM writes.
     let small = lab.path("small");

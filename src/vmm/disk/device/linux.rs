@@ -108,4 +108,12 @@ impl Kernel for Linux {
     fn backing(&self, number: dev_t) -> io::Result<Backing> {
         loops::backing(number)
     }
+
+    fn limit(&self, number: dev_t) -> io::Result<Option<u64>> {
+        loops::limit(number)
+    }
+
+    fn set_limit(&self, number: dev_t, limit: Option<u64>) -> io::Result<()> {
+        loops::set_limit(number, limit)
+    }
 }

@@ -84,6 +84,12 @@ impl Info {
         Ok(info)
     }
 
+    fn write(&self, device: &File) -> Result<(), Errno> {
+        // SAFETY: the kernel reads a `struct loop_info64`, which `Info` is.
+        let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_STATUS64, self) };
+        Errno::result(done).map(drop)
+    }
+
     fn file(&self) -> FileId {
         // The kernel's encoding of a device number: 12 bits of the major one between 8 and 12 of the
         // minor one; include/linux/kdev_t.h, huge_encode_dev.
@@ -151,9 +157,7 @@ fn configure(device: &File, file: &File, access: Access, tag: &str) -> Result<()
 fn configure_in_two(device: &File, fd: libc::c_int, info: &Info) -> Result<(), Errno> {
     // SAFETY: the call takes a number.
     Errno::result(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_FD, fd) })?;
-    // SAFETY: the kernel reads a `struct loop_info64`, which `Info` is.
-    let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_STATUS64, info) };
-    let done = Errno::result(done).map(drop);
+    let done = info.write(device);
     if done.is_err() {
         // SAFETY: the call takes no argument. The device is still ours alone.
         unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD) };
@@ -205,6 +209,27 @@ pub(super) fn backing(number: dev_t) -> io::Result<Backing> {
     let path = fs::read_to_string(name)?;
     let path = PathBuf::from(path.strip_suffix('\n').unwrap_or(&path));
     Ok(Backing { file: info.file(), path, access: info.access(), tag: info.tag() })
+}
+
+/// Bytes at which a loop device ends before its file does.
+///
+/// # Errors
+///
+/// ENXIO if it has no file.
+pub(super) fn limit(number: dev_t) -> io::Result<Option<u64>> {
+    let limit = Info::read(&open(number, Access::Read)?)?.size_limit;
+    Ok((limit > 0).then_some(limit))
+}
+
+/// Has a loop device end at so many bytes, or with its file.
+///
+/// # Errors
+///
+/// ENXIO if it has no file, EAGAIN if its pages are in use.
+pub(super) fn set_limit(number: dev_t, limit: Option<u64>) -> io::Result<()> {
+    let device = open(number, Access::Read)?;
+    let info = Info { size_limit: limit.unwrap_or(0), ..Info::read(&device)? };
+    Ok(info.write(&device)?)
 }
 
 fn open(number: dev_t, access: Access) -> io::Result<File> {

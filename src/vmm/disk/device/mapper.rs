@@ -104,8 +104,8 @@ impl Mapper {
 
     pub fn load(&self, name: &str, table: &Table, access: Access) -> io::Result<()> {
         let number = |dev| format!("{}:{}", libc::major(dev), libc::minor(dev));
-        // P: what is written stays when the device is gone.
-        let params = format!("{} {} P {CHUNK_SECTORS}", number(table.origin), number(table.cow));
+        // P: what is written stays when the device is gone. O: see `room`.
+        let params = format!("{} {} PO {CHUNK_SECTORS}", number(table.origin), number(table.cow));
         let line = (0, table.sectors, TARGET.to_owned(), params);
         let id = DevId::Name(dm_name(name)?);
         self.0.table_load(&id, &[line], flags_of(access)).map(drop).map_err(into_io)
@@ -116,7 +116,9 @@ impl Mapper {
     }
 
     pub fn suspend(&self, name: &str) -> io::Result<()> {
-        let options = DmOptions::default().set_flags(DmFlags::DM_SUSPEND);
+        // Without the lock of a file system, which it has none of: it would write the page cache out.
+        let flags = DmFlags::DM_SUSPEND | DmFlags::DM_SKIP_LOCKFS;
+        let options = DmOptions::default().set_flags(flags);
         self.0.device_suspend(&DevId::Name(dm_name(name)?), options).map(drop).map_err(into_io)
     }
 

@@ -25,8 +25,9 @@
 //!
 //! # When the host's disk is full
 //!
-//! the kernel gives a device up for ever at the first write that fails; the guest sees errors.
-//! [`Device::health`] tells, and nobody should keep what such a disk has.
+//! the kernel would give a device up for ever at the first write that fails. [`Devices::fit`] keeps it
+//! from that; where it came too late, [`Device::health`] tells, and nobody should keep what such a disk
+//! has.
 
 mod error;
 #[cfg(test)]
@@ -44,6 +45,9 @@ mod node;
 mod removal;
 #[cfg(test)]
 mod removal_tests;
+mod room;
+#[cfg(test)]
+mod room_lab_tests;
 mod stack;
 
 use std::fs;
@@ -63,6 +67,7 @@ use self::stack::Stack;
 use super::layer::DiskFormat;
 
 pub use error::DeviceError;
+pub use room::{Condition, Space};
 
 /// The block devices of one daemon's sandboxes.
 #[derive(Debug, Clone)]

@@ -44,6 +44,16 @@ pub(super) struct Whole {
     pub size: u64,
 }
 
+/// How a device that a VM writes to is.
+pub(super) enum Health {
+    /// It takes what is written to it; so many bytes of its file are in use.
+    Good { in_use: u64 },
+    /// It refuses what is written to it, and has all that it took.
+    Full,
+    /// The kernel gave it up, in these words.
+    GivenUp { status: String },
+}
+
 impl Stack {
     pub fn new(kernel: Arc<dyn Kernel>, prefix: String) -> Self {
         Self { kernel, prefix, turn: Mutex::default() }
@@ -160,12 +170,23 @@ impl Stack {
 
     /// Asks the kernel whether it has given the device's content up.
     pub fn health(&self, top: &str) -> Result<(), DeviceError> {
+        match self.state(top)? {
+            // What it refused, whoever wrote it was told.
+            Health::Good { .. } | Health::Full => Ok(()),
+            Health::GivenUp { status } => Err(DeviceError::Broken { name: top.to_owned(), status }),
+        }
+    }
+
+    /// Asks the kernel how a device is.
+    pub fn state(&self, top: &str) -> Result<Health, DeviceError> {
         let status = self.kernel.status(top).map_err(DeviceError::kernel("ask", top))?;
         // Linux, drivers/md/dm-snap.c, snapshot_status: sectors as "used/all metadata", or a word.
-        match status.starts_with(|first: char| first.is_ascii_digit()) {
-            true => Ok(()),
-            false => Err(DeviceError::Broken { name: top.to_owned(), status }),
-        }
+        let sectors = status.split_once('/').and_then(|(used, _)| used.parse::<u64>().ok());
+        Ok(match (sectors, status.as_str()) {
+            (Some(sectors), _) => Health::Good { in_use: sectors * SECTOR },
+            (None, "Overflow") => Health::Full,
+            (None, _) => Health::GivenUp { status },
+        })
     }
 
     /// The file that a device writes to.
