@@ -9,7 +9,9 @@ use std::process::{Command, Output};
 use nix::mount::{MsFlags, mount, umount};
 use serde_json::{Value, json};
 
-use crate::support::{Engine, Lab, Options, SmallDisk, hypervisor_script, in_a_lab, path_with};
+use crate::support::{
+    Engine, Lab, Options, SmallDisk, eventually, hypervisor_script, in_a_lab, path_with,
+};
 
 /// A daemon's command line, ready to be given more.
 fn serve(lab: &Lab) -> Command {
@@ -235,7 +237,7 @@ fn a_data_directory_may_be_deep_and_its_parents_closed() {
         process.args(["serve", "--listen", "127.0.0.1:0", "--image-dir", &text(lab.images())]);
         process.args(["--data-dir", &text(&deep)]);
         let mut process = process.stdout(std::process::Stdio::null()).spawn().expect("it starts");
-        crate::support::eventually("it runs", || async { deep.join("url").exists() }).await;
+        eventually("it runs", || async { deep.join("url").exists() }).await;
         let output =
             lab.nestbox().args(["run", "--data-dir", &text(&deep), "--", "hostname"]).output();
         let output = output.expect("it starts");
@@ -270,6 +272,11 @@ fn a_full_disk_of_the_host_refuses_new_sandboxes_and_nothing_else() {
         let mut daemon =
             lab.daemon_with(Options { database, slot_pool: 0, ..Options::default() }).await;
         let sandbox = daemon.create().await;
+        // A kernel whose disk fails says so on its console, which is a file from its first word on.
+        let word = json!({ "cmd": "echo here > /dev/console", "user": "root" });
+        assert_eq!(sandbox.exec(word).await.exit_code, 0);
+        let console = sandbox.dir().join("console.log");
+        eventually("its console has a file", || async { console.exists() }).await;
         let before = daemon.census();
 
         disk.fill();
@@ -317,7 +324,7 @@ fn two_daemons_on_one_machine_leave_each_other_alone() {
         let mut process = serve(lab);
         process.arg("--data-dir").arg(&other).stdout(std::process::Stdio::null());
         let mut process = process.spawn().expect("it starts");
-        crate::support::eventually("it runs", || async { other.join("url").exists() }).await;
+        eventually("it runs", || async { other.join("url").exists() }).await;
         let pid = nix::unistd::Pid::from_raw(process.id() as i32);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it hears");
         assert!(process.wait().expect("it ends").success());
