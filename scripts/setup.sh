@@ -21,12 +21,15 @@ if [ "${1:-}" = tests ]; then
     packages="$packages postgresql"
 fi
 
-missing=
-for package in $packages; do
-    status=$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null || true)
-    [ "$status" = installed ] || missing="$missing $package"
-done
+find_missing() {
+    missing=
+    for package in $packages; do
+        status=$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null || true)
+        [ "$status" = installed ] || missing="$missing $package"
+    done
+}
 
+find_missing
 if [ -n "$missing" ]; then
     if [ "$(id -u)" != 0 ]; then
         echo "setup: these packages are missing and only root can install them:$missing" >&2
@@ -58,12 +61,19 @@ if [ -n "$missing" ]; then
         apt-get update -q >"$log" 2>&1 </dev/null
     }
     # Lists that were never fetched, or that are older than the archive, make the first try fail.
-    pin_udev
-    if ! install; then
-        update || { sleep 3; update; } || { cat "$log" >&2; exit 1; }
+    install_missing() {
         pin_udev
-        install || { sleep 3; install; } || { cat "$log" >&2; exit 1; }
-    fi
+        if ! install; then
+            update || { sleep 3; update; } || { cat "$log" >&2; exit 1; }
+            pin_udev
+            install || { sleep 3; install; } || { cat "$log" >&2; exit 1; }
+        fi
+    }
+    install_missing
+    # One of another suite may have had to give way: qemu-utils from Debian's backports does to this
+    # suite's QEMU. Then it comes back in the version that fits.
+    find_missing
+    [ -z "$missing" ] || install_missing
 fi
 
 if ! command -v cargo >/dev/null 2>&1; then
