@@ -1,4 +1,4 @@
-//! Who may ask: an API key in `X-API-Key`.
+//! Who may ask: an API key in `X-API-Key`, or for a WebSocket among the subprotocols it offers.
 //!
 //! The key is looked at before anything else of a request, so that a stranger neither learns from
 //! errors nor has bodies read. A handler that takes a [`Caller`] cannot be reached without one.
@@ -12,6 +12,7 @@ use actix_web::middleware::Next;
 use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 
 use super::error::{ApiError, Code};
+use super::websocket::offered_key;
 use crate::actors::control_plane::{CallerId, ControlPlane};
 
 /// The header that carries the key.
@@ -42,7 +43,9 @@ pub async fn authenticate(
 async fn caller(request: &ServiceRequest) -> Result<Caller, ApiError> {
     let control = request.app_data::<web::Data<ControlPlane>>();
     let control = control.expect("every app is made with a control plane").clone();
-    let Some(key) = request.headers().get(API_KEY_HEADER).map(HeaderValue::to_str) else {
+    let header = request.headers().get(API_KEY_HEADER).map(HeaderValue::to_str);
+    let offered = || offered_key(request.headers()).map(Ok);
+    let Some(key) = header.or_else(offered) else {
         return Err(refused("an API key is needed in the header X-API-Key"));
     };
     let caller = match key {

@@ -4,7 +4,9 @@ use nestbox::http::API_KEY_HEADER;
 use reqwest::Method;
 use serde_json::json;
 
+use crate::exec_stream::{path, upgrade};
 use crate::nest::{Answer, Nest};
+use crate::socket::Socket;
 
 const ID: &str = "aaaaaaaaaaaaaaaaaaaa";
 
@@ -75,4 +77,33 @@ async fn a_stranger_learns_nothing_from_bad_requests() {
             .body(body.to_owned());
         Answer::of(request).await.error(401, "unauthorized");
     }
+}
+
+#[actix_web::test]
+async fn a_browser_offers_its_key_as_a_subprotocol_and_is_answered_with_another() {
+    let nest = Nest::start().await;
+    let id = nest.create(json!({})).await;
+    let mut socket = Socket::open_as_browser(&nest.url, &path(&id), &nest.key).await;
+    socket.start("echo on").await;
+    assert_eq!(socket.rest().await.text(), "on\n");
+
+    let offer = async |offer: String| {
+        let request = nest.anonymous(Method::GET, &path(&id));
+        Answer::of(upgrade(request).header("sec-websocket-protocol", offer)).await
+    };
+    for wrong in ["nestbox, nestbox.key.nb_wrong", "nestbox, nestbox.key.", "nestbox"] {
+        offer(wrong.to_owned()).await.error(401, "unauthorized");
+    }
+    let alone = offer(format!("nestbox.key.{}", nest.key)).await;
+    let message = alone.error(400, "invalid_request");
+    assert!(message.contains("beside") && !message.contains(&nest.key), "{message}");
+    assert!(!format!("{:?}", alone.headers).contains(&nest.key));
+}
+
+#[actix_web::test]
+async fn a_key_among_subprotocols_opens_nothing_but_websockets() {
+    let nest = Nest::start().await;
+    let offer = format!("nestbox, nestbox.key.{}", nest.key);
+    let request = nest.anonymous(Method::GET, "/v1/sandboxes");
+    Answer::of(request.header("sec-websocket-protocol", offer)).await.error(401, "unauthorized");
 }

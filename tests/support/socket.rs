@@ -53,6 +53,21 @@ impl Rest {
 impl Socket {
     /// Opens one; `url` is that of the daemon. At most `window` bytes wait to be read here.
     pub async fn open(url: &str, path: &str, key: &str, window: Option<u32>) -> Self {
+        Self::open_with(url, path, ("x-api-key", key), window).await
+    }
+
+    /// Opens one as a browser does, which can offer subprotocols but send no header.
+    pub async fn open_as_browser(url: &str, path: &str, key: &str) -> Self {
+        let offer = format!("nestbox, nestbox.key.{key}");
+        Self::open_with(url, path, ("sec-websocket-protocol", &offer), None).await
+    }
+
+    async fn open_with(
+        url: &str,
+        path: &str,
+        (name, value): (&'static str, &str),
+        window: Option<u32>,
+    ) -> Self {
         let address = url.strip_prefix("http://").expect("a URL").parse().expect("an address");
         let socket = TcpSocket::new_v4().expect("a socket");
         if let Some(window) = window {
@@ -60,9 +75,12 @@ impl Socket {
         }
         let stream = socket.connect(address).await.expect("a connection");
         let mut request = format!("ws://{address}{path}").into_client_request().expect("a request");
-        request.headers_mut().insert("x-api-key", key.parse().expect("a header"));
+        request.headers_mut().insert(name, value.parse().expect("a header"));
         let (socket, answer) = client_async(request, stream).await.expect("a WebSocket");
         assert_eq!(answer.status(), 101);
+        let chosen = answer.headers().get("sec-websocket-protocol");
+        let expected = (name == "sec-websocket-protocol").then_some("nestbox");
+        assert_eq!(chosen.map(|chosen| chosen.to_str().expect("text")), expected);
         assert!(answer.headers().contains_key("x-request-id"), "every answer has one");
         Self(socket)
     }

@@ -16,9 +16,11 @@ mod inlet;
 mod life;
 mod listener;
 mod outlet;
+mod subprotocol;
 
 use std::time::Duration;
 
+use actix_web::http::header::SEC_WEBSOCKET_PROTOCOL;
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
 use actix_web_actors::ws;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +33,7 @@ pub use inlet::{Frames, Message, Messages, broken, frames};
 pub use life::Life;
 pub use listener::listen;
 pub use outlet::{Body, Gone, Lane, Outlet, open};
+pub use subprotocol::offered_key;
 
 /// Bytes of the largest message that a client may send.
 pub const MESSAGE_LIMIT: usize = 1 << 20;
@@ -81,11 +84,15 @@ impl Sockets {
 ///
 /// 400 with what is missing.
 pub fn handshake(request: &HttpRequest) -> Result<HttpResponseBuilder, ApiError> {
-    ws::handshake(request).map_err(|error| {
+    let mut answer = ws::handshake(request).map_err(|error| {
         ApiError::invalid(format!(
             "this path is for WebSockets, and this request asks for none: {error}"
         ))
-    })
+    })?;
+    if let Some(protocol) = subprotocol::chosen(request.headers())? {
+        answer.insert_header((SEC_WEBSOCKET_PROTOCOL, protocol));
+    }
+    Ok(answer)
 }
 
 /// The answer to a handshake, whose body is all that the session says.
