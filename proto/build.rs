@@ -4,7 +4,8 @@ use std::error::Error;
 use std::path::PathBuf;
 
 /// Relative to the crate's root, which is also the include path.
-const FILES: [&str; 2] = ["filesystem/filesystem.proto", "process/process.proto"];
+const FILES: [&str; 3] =
+    ["background/background.proto", "filesystem/filesystem.proto", "process/process.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out_dir = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);

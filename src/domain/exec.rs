@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::process::{Tag, TerminalSize};
+
 /// A command to run.
 #[derive(Debug, Clone, Default)]
 pub struct Exec {
@@ -58,15 +60,24 @@ pub enum OutputStream {
     Stdout,
     /// Standard error.
     Stderr,
+    /// The terminal, which does not tell the two apart.
+    Terminal,
 }
 
 /// What is heard of a command that is followed while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExecEvent {
     /// It runs under this process id: the first event, missing if it could not be started.
-    Started(u32),
+    Started { pid: u32, tag: Option<Tag> },
     /// It has written something.
-    Output(OutputStream, Bytes),
+    Output {
+        stream: OutputStream,
+        data: Bytes,
+        /// Number of the last byte, if output is kept and numbered.
+        seq: Option<u64>,
+    },
+    /// So many bytes of its output are not kept any more.
+    Lost(u64),
     /// Some input or a signal did not reach it, and why. It runs on.
     Unreached(String),
     /// It has ended with this exit code, 128 and the signal's number if by one: the last event.
@@ -87,6 +98,8 @@ pub enum ExecInput {
 pub enum ExecControl {
     /// Sends a signal to it and its process group; SIGKILL reaches all it has started.
     Signal(Signal),
+    /// Changes the size of its terminal.
+    Resize(TerminalSize),
     /// Asks it to end, and kills it with all it has started if it does not.
     Stop,
 }

@@ -1,4 +1,4 @@
-//! `POST /v1/sandboxes/{id}/exec`: a command, run to its end.
+//! `POST /v1/sandboxes/{id}/exec`: a command, run to its end or left to run in the background.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use super::sandboxes::check_environment;
 use crate::actors::control_plane::ControlPlane;
 use crate::domain::exec::{Exec, ExecEnd, ExecOutput};
 use crate::domain::id::SandboxId;
+use crate::domain::process::Tag;
 
 /// Bytes of standard output and of standard error that an answer holds, each.
 pub const OUTPUT_LIMIT: usize = 8 << 20;
@@ -24,7 +25,7 @@ const TIMED_OUT_CODE: i32 = 124;
 const MAX_TIMEOUT_SEC: u64 = 7 * 24 * 3600;
 
 /// Body of the request.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ExecBody {
     /// With `args` a program, else a line for `/bin/sh -c`.
@@ -35,6 +36,18 @@ pub(super) struct ExecBody {
     pub cwd: Option<String>,
     pub user: Option<String>,
     pub timeout_sec: Option<u64>,
+    /// Whether it runs on while nobody waits for it.
+    #[serde(default)]
+    pub background: bool,
+    /// Names what runs in the background.
+    pub tag: Option<Tag>,
+}
+
+/// What runs in the background now.
+#[derive(Debug, Serialize)]
+struct BackgroundView {
+    pid: u32,
+    tag: Option<Tag>,
 }
 
 /// How bytes are written in JSON.
@@ -69,8 +82,20 @@ async fn exec(
     id: web::Path<SandboxId>,
     body: web::Json<ExecBody>,
 ) -> Result<HttpResponse, ApiError> {
-    let output = control.exec(&id, command(body.into_inner())?).await?;
-    Ok(HttpResponse::Ok().json(view(output)))
+    let mut body = body.into_inner();
+    let (background, tag) = (body.background, body.tag.take());
+    if background && body.timeout_sec.is_some() {
+        return Err(ApiError::invalid("timeout_sec is for commands that are waited for"));
+    }
+    if !background && tag.is_some() {
+        return Err(ApiError::invalid("a tag is for what runs in the background"));
+    }
+    let command = command(body)?;
+    if background {
+        let pid = control.start_process(&id, command, tag.clone()).await?;
+        return Ok(HttpResponse::Ok().json(BackgroundView { pid, tag }));
+    }
+    Ok(HttpResponse::Ok().json(view(control.exec(&id, command).await?)))
 }
 
 /// The routes of this file.

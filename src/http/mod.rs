@@ -16,7 +16,9 @@ mod health;
 mod observe;
 mod page;
 mod pause;
+mod processes;
 mod sandboxes;
+mod session;
 mod snapshots;
 mod trace;
 mod usage;
@@ -96,6 +98,7 @@ pub fn create_app(
                 .configure(snapshots::routes)
                 .configure(exec_stream::routes)
                 .configure(exec::routes)
+                .configure(processes::routes)
                 .configure(files::routes)
                 .configure(usage::routes)
                 .configure(events::routes)

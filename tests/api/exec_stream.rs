@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::nest::{Answer, Nest, eventually, process_lives};
 use crate::socket::{Said, Socket};
 
-const UNKNOWN: &str = "aaaaaaaaaaaaaaaaaaaa";
+pub const UNKNOWN: &str = "aaaaaaaaaaaaaaaaaaaa";
 
 pub async fn open(nest: &Nest, id: &str) -> Socket {
     Socket::open(&nest.url, &path(id), &nest.key, None).await

@@ -19,6 +19,8 @@ mod list;
 mod nest;
 mod observe;
 mod pause;
+mod processes;
+mod processes_trouble;
 mod resume;
 mod snapshots;
 #[path = "../support/socket.rs"]

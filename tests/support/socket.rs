@@ -1,5 +1,7 @@
 //! A client of the daemon's WebSockets, for tests of several programs.
 
+#![allow(dead_code, reason = "each program of tests uses its own part")]
+
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -33,6 +35,12 @@ pub enum Said {
 pub struct Rest {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
+    /// What a terminal has shown.
+    pub terminal: Vec<u8>,
+    /// Bytes that were said to be lost.
+    pub lost: u64,
+    /// Number of the last byte.
+    pub seq: Option<u64>,
     pub errors: Vec<String>,
     pub exit_code: Option<i64>,
     /// The code of the close frame, and its reason.
@@ -42,6 +50,24 @@ pub struct Rest {
 impl Rest {
     pub fn text(&self) -> String {
         String::from_utf8(self.stdout.clone()).expect("text")
+    }
+
+    pub fn terminal_text(&self) -> String {
+        String::from_utf8_lossy(&self.terminal).into_owned()
+    }
+
+    fn add(&mut self, message: &Value) {
+        assert_eq!(self.exit_code, None, "nothing comes after the exit: {message}");
+        match message["type"].as_str().expect("a type") {
+            "stdout" => self.stdout.extend(data(message)),
+            "stderr" => self.stderr.extend(data(message)),
+            "output" => self.terminal.extend(data(message)),
+            "gap" => self.lost += message["lost_bytes"].as_u64().expect("a number"),
+            "error" => self.errors.push(message["message"].as_str().expect("words").to_owned()),
+            "exit" => self.exit_code = message["exit_code"].as_i64(),
+            other => panic!("{other}: {message}"),
+        }
+        self.seq = message["seq"].as_u64().or(self.seq);
     }
 
     /// The code of the close frame.
@@ -142,23 +168,29 @@ impl Socket {
         }
     }
 
+    /// Listens until something has been said that `enough` likes.
+    pub async fn until(&mut self, enough: impl Fn(&Rest) -> bool) -> Rest {
+        let mut rest = Rest::default();
+        while !enough(&rest) {
+            match self.next().await {
+                Said::Message(message) => rest.add(&message),
+                other => panic!("{other:?} after {rest:?}"),
+            }
+        }
+        rest
+    }
+
+    /// Listens until a terminal shows this.
+    pub async fn shows(&mut self, text: &str) -> String {
+        self.until(|rest| rest.terminal_text().contains(text)).await.terminal_text()
+    }
+
     /// Listens to the end.
     pub async fn rest(&mut self) -> Rest {
         let mut rest = Rest::default();
         loop {
             match self.next().await {
-                Said::Message(message) => {
-                    assert_eq!(rest.exit_code, None, "nothing comes after the exit: {message}");
-                    match message["type"].as_str().expect("a type") {
-                        "stdout" => rest.stdout.extend(data(&message)),
-                        "stderr" => rest.stderr.extend(data(&message)),
-                        "error" => {
-                            rest.errors.push(message["message"].as_str().unwrap().to_owned())
-                        }
-                        "exit" => rest.exit_code = message["exit_code"].as_i64(),
-                        other => panic!("{other}: {message}"),
-                    }
-                }
+                Said::Message(message) => rest.add(&message),
                 Said::Closed(code, reason) => rest.closed = Some((code, reason)),
                 Said::Nothing => return rest,
             }

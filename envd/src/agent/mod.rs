@@ -22,7 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::filesystem::Files;
 use crate::http::router;
-use crate::process::Processes;
+use crate::process::{Background, Processes};
 
 use settings::{Context, Place};
 
@@ -85,7 +85,11 @@ async fn serve(address: SocketAddr, place: Place) -> Result<(), AgentError> {
     let context = Arc::new(Context::new(place));
     let processes = Arc::new(Processes::new(Arc::clone(&context)).map_err(AgentError::SetUp)?);
     let files = Arc::new(Files::new(Arc::clone(&context)));
-    let rpc = Router::new().add_service(Arc::clone(&processes)).add_service(files);
+    let background = Arc::new(Background::new(Arc::clone(&processes)));
+    let rpc = Router::new()
+        .add_service(Arc::clone(&processes))
+        .add_service(background)
+        .add_service(files);
     let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::SetUp)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::SetUp)?;
     processes.prepare();

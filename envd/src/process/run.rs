@@ -10,6 +10,8 @@
 //! pipe fills up. With nobody following, output is read and thrown away. Once the process has
 //! ended, what is left in its pipes is little, and is queued without waiting, so that a stuck
 //! follower delays nobody else's end event.
+//!
+//! What a process in the background writes is also kept in a [`Record`].
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +31,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::cgroup::Cgroup;
+use super::record::Record;
 use super::stream::{Kind, Shared, Source};
 
 /// Chunks of output that may wait for one follower.
@@ -83,6 +86,8 @@ pub struct Process {
     pub ended: CancellationToken,
     cgroup: Mutex<Option<Cgroup>>,
     followers: Mutex<Vec<Follower>>,
+    /// What it writes, if that is kept.
+    record: Option<Arc<Record>>,
 }
 
 #[derive(Debug, Clone)]
@@ -114,6 +119,7 @@ impl Process {
         input: Input,
         terminal: Option<Shared>,
         cgroup: Option<Cgroup>,
+        record: Option<Arc<Record>>,
     ) -> Self {
         Self {
             pid,
@@ -124,6 +130,7 @@ impl Process {
             ended: CancellationToken::new(),
             cgroup: Mutex::new(cgroup),
             followers: Mutex::new(Vec::new()),
+            record,
         }
     }
 
@@ -170,6 +177,14 @@ impl Process {
 
     /// Queues an event for everybody; waits for room while the process runs.
     async fn deliver(&self, event: Event, watch: &mut Watch<'_>) {
+        if let (Some(record), Event::Data(kind, chunk)) = (&self.record, &event) {
+            record.append(*kind, chunk);
+            tokio::select! {
+                biased;
+                () = watch.ended() => {}
+                () = record.room() => {}
+            }
+        }
         for follower in self.followers() {
             let place = tokio::select! {
                 biased;
@@ -259,6 +274,9 @@ pub async fn run(
 impl Process {
     /// Tells all followers that it has ended, and lets go of them.
     pub fn announce(&self, outcome: Outcome) {
+        if let Some(record) = &self.record {
+            record.end(outcome);
+        }
         let followers =
             std::mem::take(&mut *self.followers.lock().unwrap_or_else(PoisonError::into_inner));
         for follower in followers {

@@ -5,11 +5,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use connectrpc::{
     ConnectError, Encodable, InboundStream, RequestContext, Response, ServiceRequest,
     ServiceResult, ServiceStream,
 };
 use futures::{Stream, StreamExt};
+use http::HeaderMap;
 use nestbox_proto::process as wire;
 use nestbox_proto::process::process_event::data_event::Output;
 use nestbox_proto::process::process_event::{DataEvent, EndEvent, KeepAlive, StartEvent};
@@ -22,11 +24,13 @@ use nix::sys::signal::Signal as Number;
 use tokio::io::unix::AsyncFd;
 
 use crate::agent::keepalive;
-use crate::agent::settings::Context;
+use crate::agent::settings::{Context, RequestError};
+use crate::agent::users::User;
 
 use super::cgroup::Cgroups;
+use super::record::Record;
 use super::run::{self, Event, Events, Input, Outcome, Process};
-use super::start::{Starter, window};
+use super::start::{StartError, Starter, window};
 use super::stream::{self, Kind};
 
 /// A process that outlives its deadline is killed this much after the stream of whoever started
@@ -96,12 +100,54 @@ impl Processes {
         self.find(selector.and_then(|selector| selector.selector))
     }
 
-    /// Runs a process in the background until it and the streams it leaves behind have ended.
-    fn supervise(&self, process: &Arc<Process>, started: Background) {
+    /// Starts a process, and has it run to its end whoever follows it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Starter::start`].
+    pub(super) fn launch(
+        &self,
+        request: wire::StartRequest,
+        user: &User,
+        deadline: Option<std::time::Instant>,
+        record: Option<Arc<Record>>,
+    ) -> Result<(Arc<Process>, Events), StartError> {
+        let started = self.starter.start(request, user, record)?;
+        let process = Arc::new(started.process);
+        // Before it is run: nothing it writes is missed.
+        let events = process.follow();
+        self.lock().insert(process.pid.cast_unsigned(), Arc::clone(&process));
+        self.supervise(
+            &process,
+            Launched {
+                pidfd: started.pidfd,
+                sources: started.sources,
+                deadline: deadline.map(tokio::time::Instant::from_std),
+            },
+        );
+        Ok((process, events))
+    }
+
+    /// The process that runs under this id.
+    pub(super) fn running(&self, pid: u32) -> Option<Arc<Process>> {
+        self.lock().get(&pid).cloned()
+    }
+
+    /// Who a request acts as.
+    ///
+    /// # Errors
+    ///
+    /// As [`Context::user_of`].
+    pub(super) fn user_of(&self, headers: &HeaderMap) -> Result<Arc<User>, RequestError> {
+        self.context.user_of(headers)
+    }
+
+    /// Runs a process until it and the streams it leaves behind have ended.
+    fn supervise(&self, process: &Arc<Process>, started: Launched) {
         let (running, cgroups) = (Arc::clone(&self.running), Arc::clone(&self.cgroups));
         let process = Arc::clone(process);
         tokio::spawn(async move {
-            let Background { pidfd, sources, deadline } = started;
+            let Launched { pidfd, sources, deadline } = started;
             let (left, outcome) = run::run(&process, pidfd, sources, deadline).await;
             let pid = process.pid.cast_unsigned();
             running.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
@@ -116,7 +162,7 @@ impl Processes {
 }
 
 /// What [`Processes::supervise`] takes over.
-struct Background {
+struct Launched {
     pidfd: AsyncFd<OwnedFd>,
     sources: Vec<stream::Source>,
     deadline: Option<tokio::time::Instant>,
@@ -143,21 +189,10 @@ impl wire::Process for Processes {
         context: RequestContext,
         request: ServiceRequest<'_, wire::StartRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<wire::StartResponse> + Send + use<>>> {
-        let user = self.context.user_of(context.headers())?;
-        let started = self.starter.start(request.to_owned_message(), &user)?;
+        let user = self.user_of(context.headers())?;
         let deadline = context.deadline().and_then(|at| at.checked_add(AFTER_DEADLINE));
-        let process = Arc::new(started.process);
-        let events = process.follow();
+        let (process, events) = self.launch(request.to_owned_message(), &user, deadline, None)?;
         let pid = process.pid.cast_unsigned();
-        self.lock().insert(pid, Arc::clone(&process));
-        self.supervise(
-            &process,
-            Background {
-                pidfd: started.pidfd,
-                sources: started.sources,
-                deadline: deadline.map(tokio::time::Instant::from_std),
-            },
-        );
         let events = follow(pid, events, keepalive::interval(context.headers()));
         Response::stream_ok(
             events
@@ -334,19 +369,23 @@ fn follow(
 
 fn encode(event: Event) -> wire::process_event::Event {
     match event {
-        Event::Data(kind, bytes) => {
-            let output = match kind {
-                Kind::Stdout => Output::Stdout(bytes.into()),
-                Kind::Stderr => Output::Stderr(bytes.into()),
-                Kind::Terminal => Output::Pty(bytes.into()),
-            };
-            DataEvent { output: Some(output), ..Default::default() }.into()
-        }
+        Event::Data(kind, bytes) => data(kind, bytes).into(),
         Event::End(outcome) => end(outcome).into(),
     }
 }
 
-fn end(outcome: Outcome) -> EndEvent {
+/// Some output, as both services tell it.
+pub(super) fn data(kind: Kind, bytes: Bytes) -> DataEvent {
+    let output = match kind {
+        Kind::Stdout => Output::Stdout(bytes.into()),
+        Kind::Stderr => Output::Stderr(bytes.into()),
+        Kind::Terminal => Output::Pty(bytes.into()),
+    };
+    DataEvent { output: Some(output), ..Default::default() }
+}
+
+/// The end of a process, as both services tell it.
+pub(super) fn end(outcome: Outcome) -> EndEvent {
     let (exit_code, exited, status) = match outcome {
         Outcome::Exited(status) => (status, true, format!("exit status {status}")),
         Outcome::Killed(signal) => (-1, false, format!("signal: {}", describe(signal))),

@@ -24,6 +24,7 @@ use crate::agent::settings::{Context, Place, RequestError, Settings};
 use crate::agent::users::User;
 
 use super::cgroup::Cgroups;
+use super::record::Record;
 use super::run::{Input, Process};
 use super::spawn::{Child, Identity, OomScore, Program, SpawnError, Spawner, Streams};
 use super::stream::{self, Kind, Shared, Source};
@@ -142,12 +143,17 @@ impl Starter {
         Ok(Self { context, cgroups, spawner: Mutex::new(Spawner::new()?), null })
     }
 
-    /// Starts what `request` asks for, as `user`.
+    /// Starts what `request` asks for, as `user`. What it writes goes into `record`, if there is one.
     ///
     /// # Errors
     ///
     /// [`StartError`]; no process is left then.
-    pub fn start(&self, request: StartRequest, user: &User) -> Result<Started, StartError> {
+    pub fn start(
+        &self,
+        request: StartRequest,
+        user: &User,
+        record: Option<Arc<Record>>,
+    ) -> Result<Started, StartError> {
         let StartRequest { process, pty, tag, stdin, .. } = request;
         let config = process.into_option().unwrap_or_default();
         if config.cmd.is_empty() {
@@ -188,7 +194,7 @@ impl Starter {
         match spawned.and_then(watched) {
             Ok((pid, pidfd)) => {
                 let Plumbing { input, terminal, sources, .. } = plumbing;
-                let process = Process::new(pid, tag, config, input, terminal, cgroup);
+                let process = Process::new(pid, tag, config, input, terminal, cgroup, record);
                 Ok(Started { process, pidfd, sources })
             }
             Err(error) => {

@@ -187,6 +187,7 @@ fn work_kind(error: &WorkError) -> ErrorKind {
         WorkError::Agent(error) => match error {
             AgentError::Invalid { .. } => ErrorKind::Invalid,
             AgentError::NotFound { .. } => ErrorKind::NotFound,
+            AgentError::Conflict { .. } => ErrorKind::Conflict,
             AgentError::NoSpace { .. } => ErrorKind::NoSpace,
             AgentError::Unreachable { .. }
             | AgentError::Silent { .. }

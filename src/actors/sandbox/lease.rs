@@ -71,16 +71,27 @@ impl Lease {
         &mut self,
         work: impl Future<Output = Result<T, AgentError>>,
     ) -> Result<T, WorkError> {
+        let value = self.look(work).await?;
+        self.worked = true;
+        Ok(value)
+    }
+
+    /// As [`Lease::run`], for what only looks: it is no activity.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lease::run`].
+    pub async fn look<T>(
+        &self,
+        work: impl Future<Output = Result<T, AgentError>>,
+    ) -> Result<T, WorkError> {
         let outcome = tokio::select! {
             biased;
             () = self.alive.cancelled() => return Err(self.lost()),
             outcome = work => outcome,
         };
         match outcome {
-            Ok(value) => {
-                self.worked = true;
-                Ok(value)
-            }
+            Ok(value) => Ok(value),
             Err(error @ AgentError::Unreachable { .. }) => {
                 match timeout(NEWS_DELAY, self.alive.cancelled()).await {
                     Ok(()) => Err(self.lost()),

@@ -3,7 +3,7 @@
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::process::{Heard, Start, Stdin};
+use super::process::{Heard, Listen, Start, Stdin};
 use super::{Agent, AgentError};
 use crate::domain::exec::{Exec, ExecEnd, ExecOutput, OutputStream};
 
@@ -70,8 +70,10 @@ impl Agent {
                 heard = process.next() => heard?,
             };
             match heard {
-                Heard::Output(OutputStream::Stdout, data) => stdout.push(&data),
-                Heard::Output(OutputStream::Stderr, data) => stderr.push(&data),
+                Heard::Output { stream: OutputStream::Stdout, data, .. } => stdout.push(&data),
+                Heard::Output { stream: OutputStream::Stderr, data, .. } => stderr.push(&data),
+                // Of what runs in the background, and this does not.
+                Heard::Output { stream: OutputStream::Terminal, .. } | Heard::Lost(_) => {}
                 Heard::Ended(code) => break ExecEnd::Exited(code),
             }
         };

@@ -3,6 +3,7 @@
 //! An [`Agent`] belongs to one VM: its connections are pooled with it and die with it, so that no
 //! request meant for one guest can reach another that later got the same address.
 
+mod background;
 mod exec;
 mod files;
 mod follow;
@@ -15,11 +16,13 @@ use std::time::Duration;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use chrono::{SecondsFormat, Utc};
 use connectrpc::client::{ClientConfig, HttpClient};
+use nestbox_proto::background::BackgroundClient;
 use nestbox_proto::process::ProcessClient;
 use rand::RngCore;
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 
+pub use background::{Begin, Following};
 pub use files::FileStream;
 pub use follow::Wires;
 
@@ -53,6 +56,9 @@ pub enum AgentError {
     /// The file or directory is not there.
     #[error("{message}")]
     NotFound { message: String },
+    /// What was asked for is taken.
+    #[error("{message}")]
+    Conflict { message: String },
     /// The guest's disk is full.
     #[error("{message}")]
     NoSpace { message: String },
@@ -93,6 +99,7 @@ pub struct Agent {
     access_token: String,
     http: reqwest::Client,
     processes: ProcessClient<HttpClient>,
+    background: BackgroundClient<HttpClient>,
 }
 
 impl Agent {
@@ -113,11 +120,13 @@ impl Agent {
             .connect_timeout(ATTEMPT)
             .build()
             .expect("a client without TLS needs nothing that can be missing");
+        let rpc = HttpClient::plaintext();
         Self {
             address,
             access_token: access_token.to_owned(),
             http,
-            processes: ProcessClient::new(HttpClient::plaintext(), config),
+            processes: ProcessClient::new(rpc.clone(), config.clone()),
+            background: BackgroundClient::new(rpc, config),
         }
     }
 

@@ -12,15 +12,18 @@ use nestbox_proto::process::__buffa::oneof::process_event::data_event::Output;
 use nestbox_proto::process::__buffa::oneof::process_input::Input;
 use nestbox_proto::process::__buffa::oneof::process_selector::Selector;
 use nestbox_proto::process::__buffa::view::StartResponseView;
+use nestbox_proto::process::process_event::{DataEvent, EndEvent};
+use nestbox_proto::process::pty::Size;
 use nestbox_proto::process::{
-    CloseStdinRequest, ProcessConfig, ProcessInput, ProcessSelector, SendInputRequest,
-    SendSignalRequest, Signal as WireSignal, StartRequest,
+    CloseStdinRequest, PTY, ProcessConfig, ProcessInput, ProcessSelector, SendInputRequest,
+    SendSignalRequest, Signal as WireSignal, StartRequest, UpdateRequest,
 };
 use nix::sys::signal::Signal as Number;
 use tokio::time::timeout;
 
 use super::{Agent, AgentError};
 use crate::domain::exec::{Exec, ExecInput, OutputStream, Signal};
+use crate::domain::process::{ProcessRef, TerminalSize};
 
 /// How long the agent may take to signal a command and all it started.
 const SIGNAL_LIMIT: Duration = Duration::from_secs(5);
@@ -60,9 +63,36 @@ pub(super) enum Start {
 /// What is heard of a process.
 pub(super) enum Heard {
     /// It has written something.
-    Output(OutputStream, Bytes),
+    Output {
+        stream: OutputStream,
+        data: Bytes,
+        /// Number of the last byte, if they are numbered.
+        seq: Option<u64>,
+    },
+    /// So many bytes are not kept any more.
+    Lost(u64),
     /// It has ended with this exit code, as a shell gives it.
     Ended(i32),
+}
+
+/// A process that can be heard.
+pub(super) trait Listen: Send {
+    /// Waits for what it does next. While nobody waits the agent sends no more than fits between
+    /// here and there.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Unreachable`] if the connection breaks before it has ended.
+    fn next(&mut self) -> impl Future<Output = Result<Heard, AgentError>> + Send;
+}
+
+/// What a process reads its input from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Channel {
+    /// A pipe.
+    Pipe,
+    /// A terminal.
+    Terminal,
 }
 
 /// A process that was started.
@@ -75,9 +105,11 @@ pub(super) struct Process {
 /// Reaches a process that runs.
 #[derive(Clone)]
 pub(super) struct Control {
-    agent: Agent,
+    pub agent: Agent,
     /// Its id in the guest.
     pub pid: u32,
+    /// Where its input goes.
+    pub channel: Channel,
 }
 
 impl Agent {
@@ -92,22 +124,9 @@ impl Agent {
         exec: Exec,
         stdin: Stdin,
     ) -> Result<Start, AgentError> {
-        let options = match &exec.user {
-            Some(user) => {
-                let credentials = BASE64_STANDARD.encode(format!("{user}:"));
-                CallOptions::default().with_header("authorization", format!("Basic {credentials}"))
-            }
-            None => CallOptions::default(),
-        };
+        let options = options_as(exec.user.as_deref());
         let request = StartRequest {
-            process: ProcessConfig {
-                cmd: exec.cmd,
-                args: exec.args,
-                envs: exec.envs.into_iter().collect(),
-                cwd: exec.cwd,
-                ..Default::default()
-            }
-            .into(),
+            process: config(exec).into(),
             stdin: Some(stdin == Stdin::Open),
             ..Default::default()
         };
@@ -120,7 +139,8 @@ impl Agent {
                 Ok(Some(message)) => {
                     let event = message.to_owned_message().event.into_option();
                     if let Some(Event::Start(start)) = event.and_then(|event| event.event) {
-                        let control = Control { agent: self.clone(), pid: start.pid };
+                        let (agent, channel) = (self.clone(), Channel::Pipe);
+                        let control = Control { agent, pid: start.pid, channel };
                         return Ok(Start::Runs(Box::new(Process { control, events })));
                     }
                 }
@@ -143,14 +163,9 @@ impl Agent {
     }
 }
 
-impl Process {
-    /// Waits for what it does next. While nobody waits the agent sends no more than fits between
-    /// here and there, and then the process stands still with its pipe full.
-    ///
-    /// # Errors
-    ///
-    /// [`AgentError::Unreachable`] if the connection breaks before it has ended.
-    pub async fn next(&mut self) -> Result<Heard, AgentError> {
+impl Listen for Process {
+    /// While nobody waits the process stands still with its pipe full.
+    async fn next(&mut self) -> Result<Heard, AgentError> {
         let agent = &self.control.agent;
         loop {
             let event = match self.events.message().await {
@@ -161,17 +176,12 @@ impl Process {
                 Err(error) => return Err(agent.unreachable(error)),
             };
             match event {
-                Some(Event::Data(data)) => match data.output {
-                    Some(Output::Stdout(data)) => {
-                        return Ok(Heard::Output(OutputStream::Stdout, data.into()));
+                Some(Event::Data(data)) => {
+                    if let Some((stream, data)) = output(*data) {
+                        return Ok(Heard::Output { stream, data, seq: None });
                     }
-                    Some(Output::Stderr(data)) => {
-                        return Ok(Heard::Output(OutputStream::Stderr, data.into()));
-                    }
-                    Some(Output::Pty(_)) | None => {}
-                },
-                Some(Event::End(end)) if end.exited => return Ok(Heard::Ended(end.exit_code)),
-                Some(Event::End(end)) => return Ok(Heard::Ended(signal_code(&end.status))),
+                }
+                Some(Event::End(end)) => return Ok(Heard::Ended(exit_code(&end))),
                 Some(Event::Start(_) | Event::Keepalive(_)) | None => {}
             }
         }
@@ -216,6 +226,23 @@ impl Control {
         }
     }
 
+    /// Changes the size of its terminal.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Failed`] if it has none.
+    pub async fn resize(&self, size: TerminalSize) -> Result<(), AgentError> {
+        let request = UpdateRequest {
+            process: self.selector().into(),
+            pty: pty(size).into(),
+            ..Default::default()
+        };
+        match self.agent.processes.update(request).await {
+            Err(error) if error.code != ErrorCode::NotFound => Err(failed(error)),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     /// Writes to its standard input, or closes it. Waits until the process has room for all of it.
     /// What has ended takes it without reading it.
     ///
@@ -226,8 +253,11 @@ impl Control {
         let process = self.selector().into();
         let outcome = match input {
             ExecInput::Data(data) => {
-                let input =
-                    ProcessInput { input: Some(Input::Stdin(data.into())), ..Default::default() };
+                let input = match self.channel {
+                    Channel::Pipe => Input::Stdin(data.into()),
+                    Channel::Terminal => Input::Pty(data.into()),
+                };
+                let input = ProcessInput { input: Some(input), ..Default::default() };
                 let request =
                     SendInputRequest { process, input: input.into(), ..Default::default() };
                 self.agent.processes.send_input(request).await.map(drop)
@@ -243,9 +273,56 @@ impl Control {
         }
     }
 
+    /// What it is called from outside.
+    pub fn name(&self) -> ProcessRef {
+        ProcessRef::Pid(self.pid)
+    }
+
     fn selector(&self) -> ProcessSelector {
         ProcessSelector { selector: Some(Selector::Pid(self.pid)), ..Default::default() }
     }
+}
+
+/// Options of a request that acts as this user.
+pub(super) fn options_as(user: Option<&str>) -> CallOptions {
+    match user {
+        Some(user) => {
+            let credentials = BASE64_STANDARD.encode(format!("{user}:"));
+            CallOptions::default().with_header("authorization", format!("Basic {credentials}"))
+        }
+        None => CallOptions::default(),
+    }
+}
+
+/// A command as the agent is asked to start it.
+pub(super) fn config(exec: Exec) -> ProcessConfig {
+    ProcessConfig {
+        cmd: exec.cmd,
+        args: exec.args,
+        envs: exec.envs.into_iter().collect(),
+        cwd: exec.cwd,
+        ..Default::default()
+    }
+}
+
+/// A terminal of this size.
+pub(super) fn pty(size: TerminalSize) -> PTY {
+    let size = Size { cols: size.cols().into(), rows: size.rows().into(), ..Default::default() };
+    PTY { size: size.into(), ..Default::default() }
+}
+
+/// Some output, if it is any that we know.
+pub(super) fn output(data: DataEvent) -> Option<(OutputStream, Bytes)> {
+    match data.output? {
+        Output::Stdout(data) => Some((OutputStream::Stdout, data.into())),
+        Output::Stderr(data) => Some((OutputStream::Stderr, data.into())),
+        Output::Pty(data) => Some((OutputStream::Terminal, data.into())),
+    }
+}
+
+/// How a process ended, as a shell says it.
+pub(super) fn exit_code(end: &EndEvent) -> i32 {
+    if end.exited { end.exit_code } else { signal_code(&end.status) }
 }
 
 fn failed(error: ConnectError) -> AgentError {

@@ -225,6 +225,21 @@ impl Sandbox {
         Socket::open(&self.api.url, &self.path("/exec/stream"), &self.api.key, window).await
     }
 
+    /// Opens another WebSocket of its.
+    pub async fn socket(&self, rest: &str) -> Socket {
+        Socket::open(&self.api.url, &self.path(rest), &self.api.key, None).await
+    }
+
+    /// Asks about something of its.
+    pub async fn get(&self, rest: &str) -> Answer {
+        self.api.get(&self.path(rest)).await
+    }
+
+    /// Asks for the end of something of its.
+    pub async fn delete(&self, rest: &str) -> Answer {
+        self.api.delete(&self.path(rest)).await
+    }
+
     /// Asks for a file to be written.
     pub async fn try_write(&self, path: &str, content: impl Into<Vec<u8>>) -> Answer {
         let form = multipart::Form::new()

@@ -26,7 +26,7 @@ pub use disk::{SmallDisk, raw_copy};
 pub use engine::Engine;
 pub use lab::{Lab, in_a_lab, run};
 pub use programs::{hypervisor_script, path_with};
-pub use socket::{Said, Socket, data};
+pub use socket::{Rest, Said, Socket, data};
 pub use witness::Witness;
 pub use world::World;
 pub use writers::{FileId, id_at, written_by};

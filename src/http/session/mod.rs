@@ -1,7 +1,8 @@
-//! One session: an actor that hears its client, beside a task that speaks to it.
+//! One session with a command or a process: an actor that hears its client, beside a task that speaks
+//! to it. Kinds of sessions differ in their [`Language`], and in what they begin with.
 //!
 //! ```text
-//!            start          the command's end,        client's close,
+//!            begin          the command's end,        client's close,
 //!                           bad message, lost sandbox  silence, hang-up
 //!  waiting ---------> running -----------------> closing -----------------> gone
 //! ```
@@ -9,6 +10,8 @@
 //! What the client sends and the command does not take yet is waited for: meanwhile nothing more is
 //! read from the client. What the command prints and the client does not take yet is waited for by
 //! the other task, which therefore must not be part of this actor's context.
+
+pub mod speech;
 
 use std::time::Duration;
 
@@ -21,12 +24,41 @@ use actix_web_actors::ws::{Frame, ProtocolError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 
-use super::message::{self, Wish};
-use crate::actors::control_plane::{ExecEvents, ExecHandle};
-use crate::domain::exec::ExecEvent;
-use crate::http::websocket::{
+use super::websocket::{
     self, Body, Farewell, Frames, Hangup, Heartbeat, Lane, Life, Messages, Outlet, Sockets,
 };
+use crate::actors::control_plane::{ExecEvents, FollowHandle};
+use crate::domain::exec::{ExecControl, ExecEvent, ExecInput};
+
+/// What a client wants.
+#[derive(Debug)]
+pub enum Wish<B> {
+    /// To begin, with this.
+    Begin(B),
+    /// To write this to the command.
+    Input(Vec<ExecInput>),
+    /// To do this to the command.
+    Control(ExecControl),
+}
+
+/// What is understood in sessions of one kind, and how they speak.
+pub struct Language<B> {
+    /// Reads a message, or says what is wrong with it.
+    pub hear: fn(&[u8]) -> Result<Wish<B>, String>,
+    /// Says what is heard of the command.
+    pub say: fn(&ExecEvent) -> String,
+    /// What the first message must be.
+    pub first: &'static str,
+}
+
+/// Whether a session waits for a message to begin with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opening {
+    /// It does.
+    ByClient,
+    /// It has begun.
+    Done,
+}
 
 /// Where a session is.
 enum Phase {
@@ -38,11 +70,12 @@ enum Phase {
     Closing,
 }
 
-/// A session. Dropping it ends its command and its connection.
-pub struct Session {
+/// A session. Dropping it ends its connection, and lets go of its command.
+pub struct Session<B: 'static> {
+    language: &'static Language<B>,
     phase: Phase,
     /// The command; none once the session closes.
-    handle: Option<ExecHandle>,
+    handle: Option<FollowHandle<B>>,
     outlet: Outlet,
     /// Has the speaker say its last words.
     part: Option<oneshot::Sender<Farewell>>,
@@ -55,11 +88,12 @@ pub struct Session {
     hangup: Option<Hangup>,
 }
 
-impl Session {
+impl<B: Send + Unpin + 'static> Session<B> {
     /// Begins a session in this thread; gives what it says.
     pub fn begin(
-        handle: ExecHandle,
-        events: ExecEvents,
+        language: &'static Language<B>,
+        opening: Opening,
+        (handle, events): (FollowHandle<B>, ExecEvents),
         sockets: &Sockets,
         request: &HttpRequest,
         frames: Frames,
@@ -71,12 +105,17 @@ impl Session {
             ctx.add_stream(frames);
             let (part, parting) = oneshot::channel();
             let session = ctx.address();
+            let say = language.say;
             let speaker = rt::spawn(async move {
-                speak(events, lane, parting).await;
+                speak(say, events, lane, parting).await;
                 session.do_send(AllSaid);
             });
             Self {
-                phase: Phase::Waiting(Instant::now()),
+                language,
+                phase: match opening {
+                    Opening::ByClient => Phase::Waiting(Instant::now()),
+                    Opening::Done => Phase::Running,
+                },
                 handle: Some(handle),
                 outlet,
                 part: Some(part),
@@ -91,7 +130,7 @@ impl Session {
         body
     }
 
-    /// Ends the command, and says why once the client has taken what was said before.
+    /// Lets go of the command, and says why once the client has taken what was said before.
     fn close(&mut self, farewell: Farewell) {
         self.phase = Phase::Closing;
         self.handle = None;
@@ -102,23 +141,24 @@ impl Session {
     }
 
     fn hear(&mut self, text: &[u8], ctx: &mut Context<Self>) {
-        let wish = match message::wish(text) {
+        let wish = match (self.language.hear)(text) {
             Ok(wish) => wish,
             Err(error) => return self.close(Farewell::policy(error)),
         };
         let Some(handle) = &mut self.handle else { return };
         match (wish, &self.phase) {
             (_, Phase::Closing) => {}
-            (Wish::Start(exec), Phase::Waiting(_)) => {
-                handle.start(exec);
+            (Wish::Begin(with), Phase::Waiting(_)) => {
+                handle.begin(with);
                 self.phase = Phase::Running;
             }
-            (Wish::Start(_), Phase::Running) => {
+            (Wish::Begin(_), Phase::Running) => {
                 let error = "a command was started already, and a session has one";
                 self.close(Farewell::policy(error));
             }
             (Wish::Input(_) | Wish::Control(_), Phase::Waiting(_)) => {
-                self.close(Farewell::policy("the first message is of type start"));
+                let first = self.language.first;
+                self.close(Farewell::policy(format!("the first message is of type {first}")));
             }
             (Wish::Input(input), Phase::Running) => {
                 let lane = handle.input.clone();
@@ -170,20 +210,22 @@ impl Session {
             Phase::Closing => {}
             _ if self.life.silence() > limit => self.close(Farewell::silent()),
             Phase::Waiting(since) if since.elapsed() > limit => {
-                self.close(Farewell::policy(format!("no message of type start within {limit:?}")));
+                let first = self.language.first;
+                let error = format!("no message of type {first} within {limit:?}");
+                self.close(Farewell::policy(error));
             }
             Phase::Waiting(_) | Phase::Running => self.outlet.ping(),
         }
     }
 }
 
-impl Drop for Session {
+impl<B> Drop for Session<B> {
     fn drop(&mut self) {
         self.speaker.abort();
     }
 }
 
-impl Actor for Session {
+impl<B: Send + Unpin + 'static> Actor for Session<B> {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
@@ -196,7 +238,7 @@ impl Actor for Session {
     }
 }
 
-impl StreamHandler<Result<Frame, ProtocolError>> for Session {
+impl<B: Send + Unpin + 'static> StreamHandler<Result<Frame, ProtocolError>> for Session<B> {
     fn handle(&mut self, frame: Result<Frame, ProtocolError>, ctx: &mut Context<Self>) {
         self.life.renew();
         let message = match frame {
@@ -236,7 +278,7 @@ impl StreamHandler<Result<Frame, ProtocolError>> for Session {
 #[rtype(result = "()")]
 struct AllSaid;
 
-impl Handler<AllSaid> for Session {
+impl<B: Send + Unpin + 'static> Handler<AllSaid> for Session<B> {
     type Result = ();
 
     fn handle(&mut self, AllSaid: AllSaid, ctx: &mut Context<Self>) {
@@ -253,25 +295,34 @@ impl Handler<AllSaid> for Session {
 }
 
 /// Says what is heard of the command, as fast as the client takes it, and then why it ends.
-async fn speak(mut events: ExecEvents, lane: Lane, mut parting: oneshot::Receiver<Farewell>) {
+async fn speak(
+    say: fn(&ExecEvent) -> String,
+    mut events: ExecEvents,
+    lane: Lane,
+    mut parting: oneshot::Receiver<Farewell>,
+) {
     let farewell = tokio::select! {
         biased;
         Ok(asked) = &mut parting => asked,
-        farewell = relay(&mut events, &lane) => match farewell {
+        farewell = relay(say, &mut events, &lane) => match farewell {
             Ok(farewell) => farewell,
             Err(websocket::Gone) => return,
         },
     };
     drop(events);
     if let Some(error) = &farewell.error
-        && lane.say(message::error(error)).await.is_err()
+        && lane.say(speech::error(error)).await.is_err()
     {
         return;
     }
     let _ = lane.close(&farewell).await;
 }
 
-async fn relay(events: &mut ExecEvents, lane: &Lane) -> Result<Farewell, websocket::Gone> {
+async fn relay(
+    say: fn(&ExecEvent) -> String,
+    events: &mut ExecEvents,
+    lane: &Lane,
+) -> Result<Farewell, websocket::Gone> {
     loop {
         let event = tokio::select! {
             event = events.next() => event,
@@ -279,7 +330,7 @@ async fn relay(events: &mut ExecEvents, lane: &Lane) -> Result<Farewell, websock
         };
         match event {
             Some(Ok(event)) => {
-                lane.say(message::event(&event)).await?;
+                lane.say(say(&event)).await?;
                 if let ExecEvent::Ended(_) = event {
                     return Ok(Farewell::done());
                 }
