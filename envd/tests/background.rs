@@ -138,17 +138,27 @@ fn a_terminal_without_a_command_logs_its_user_in() {
 
 #[test]
 fn a_terminal_waits_for_its_reader_and_nothing_of_it_is_lost() {
-    const SIZE: usize = 4_000_000;
+    // More than sockets hold.
+    const SIZE: usize = 30_000_000;
     let agent = Agent::start();
-    let script = format!("stty raw; head -c {SIZE} /dev/zero");
+    // It begins once it is followed: nobody is waited for before that.
+    let script = format!("stty raw -echo; echo r; head -c 1 >/dev/null; head -c {SIZE} /dev/zero");
     let process = json!({ "cmd": "/bin/sh", "args": ["-c", script] });
     let pid = start(&agent, json!({ "process": process, "pty": {} })).unwrap();
+    eventually("it is ready", || number(&listed(&agent, pid)["nextSeq"]) == 3);
     let events = follow(&agent, json!({}), pid);
-    // Longer than it takes to write all of it, and shorter than anybody's patience.
-    std::thread::sleep(Duration::from_secs(2));
-    assert!(listed(&agent, pid)["end"].is_null(), "it waits");
+    let input = json!({ "process": { "pid": pid }, "input": { "pty": STANDARD.encode("x") } });
+    agent.call("process.Process/SendInput", input).unwrap();
+    let written = || number(&listed(&agent, pid)["nextSeq"]);
+    let mut before = 0;
+    eventually("it stands still", || {
+        std::thread::sleep(Duration::from_secs(1));
+        let now = written();
+        std::mem::replace(&mut before, now) == now
+    });
+    assert!((4..SIZE as u64).contains(&before), "{before}");
     let (output, seq, lost, _) = finish(events);
-    assert_eq!((output.len(), seq, lost), (SIZE, SIZE as u64, 0));
+    assert_eq!((output.len(), seq, lost), (SIZE + 2, SIZE as u64 + 2, 0));
 }
 
 #[test]

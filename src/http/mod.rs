@@ -17,6 +17,7 @@ mod observe;
 mod page;
 mod pause;
 mod processes;
+mod pty;
 mod sandboxes;
 mod session;
 mod snapshots;
@@ -99,6 +100,7 @@ pub fn create_app(
                 .configure(exec_stream::routes)
                 .configure(exec::routes)
                 .configure(processes::routes)
+                .configure(pty::routes)
                 .configure(files::routes)
                 .configure(usage::routes)
                 .configure(events::routes)

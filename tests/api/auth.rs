@@ -22,6 +22,7 @@ fn routes() -> Vec<(Method, String)> {
         (Method::GET, format!("/v1/sandboxes/{ID}/processes")),
         (Method::DELETE, format!("/v1/sandboxes/{ID}/processes/1")),
         (Method::GET, format!("/v1/sandboxes/{ID}/processes/web/stream")),
+        (Method::GET, format!("/v1/sandboxes/{ID}/pty")),
         (Method::POST, format!("/v1/sandboxes/{ID}/files/read")),
         (Method::POST, format!("/v1/sandboxes/{ID}/files/write")),
         (Method::POST, format!("/v1/sandboxes/{ID}/pause")),

@@ -21,6 +21,7 @@ mod observe;
 mod pause;
 mod processes;
 mod processes_trouble;
+mod pty;
 mod resume;
 mod snapshots;
 #[path = "../support/socket.rs"]

@@ -73,7 +73,7 @@ async fn who_asks_for_what_is_not_there_is_told_so_before_the_upgrade() {
         nest.delete(&path).await.error(404, "not_found");
     }
     assert!(process_lives(other));
-    for bad in ["0", "4294967296", "-1", "1a", "a%20b", "a%2Fb", "%2e%2e", &"x".repeat(64)] {
+    for bad in ["0", "4294967296", "-1", "1a", "a%20b", "a%2Fb", &"x".repeat(64)] {
         ask(&id, &format!("{bad}/stream")).await.error(400, "invalid_request");
         let path = format!("/v1/sandboxes/{id}/processes/{bad}");
         nest.delete(&path).await.error(400, "invalid_request");

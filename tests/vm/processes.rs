@@ -109,3 +109,44 @@ fn a_flood_in_the_background_is_bounded_and_a_kill_takes_all_of_it() {
         daemon.stop().await;
     });
 }
+
+#[test]
+fn a_terminal_has_a_login_shell_of_its_user_and_is_come_back_to_after_a_pause() {
+    in_a_lab(1, async |lab| {
+        let mut daemon = lab.daemon().await;
+        let mut sandbox = daemon.create().await;
+        let mut socket = sandbox.socket("/pty").await;
+        socket
+            .send(json!({ "type": "start", "tag": "main", "cols": 120, "rows": 40,
+                          "envs": { "PS1": "> " } }))
+            .await;
+        socket.started().await;
+        let keys = |text: &str| json!({ "type": "input", "data": text });
+        socket.send(keys("echo $0-$USER-$PWD-$TERM; stty size; kept=$((6 * 7))\r")).await;
+        let shown = socket.shows("40 120\r\n").await;
+        assert!(shown.contains("bash-user-/home/user-xterm-256color"), "{shown:?}");
+        socket.send(keys("sleep 1000\r")).await;
+        socket.shows("sleep 1000\r\n").await;
+        sandbox.pause().await;
+        assert_eq!(socket.rest().await.code(), Some(4001));
+        daemon.kill9().await;
+        daemon.start_again().await;
+        sandbox = sandbox.through(daemon.api());
+        sandbox.try_socket("/pty").await.is_error(409, "invalid_state");
+        sandbox.resume().await;
+
+        let mut socket = sandbox.socket("/pty").await;
+        socket.send(json!({ "type": "connect", "tag": "main", "cols": 50, "rows": 10 })).await;
+        socket.started().await;
+        socket.shows("sleep 1000").await;
+        // Ctrl-C, and the shell knows what it knew.
+        socket.send(keys("\u{3}")).await;
+        socket.send(keys("echo kept=$kept; stty size\r")).await;
+        let shown = socket.shows("10 50\r\n").await;
+        assert!(shown.contains("kept=42\r\n"), "{shown:?}");
+        socket.send(keys("exit 7\r")).await;
+        assert_eq!(socket.rest().await.exit_code, Some(7));
+        sandbox.destroy().await;
+        daemon.stop().await;
+    });
+}

@@ -230,6 +230,14 @@ impl Sandbox {
         Socket::open(&self.api.url, &self.path(rest), &self.api.key, None).await
     }
 
+    /// Asks for a WebSocket as one would, and takes whatever is answered instead.
+    pub async fn try_socket(&self, rest: &str) -> Answer {
+        let request = self.api.request(Method::GET, &self.path(rest));
+        let request = request.header("connection", "Upgrade").header("upgrade", "websocket");
+        let request = request.header("sec-websocket-version", "13");
+        self.api.send(request.header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")).await
+    }
+
     /// Asks about something of its.
     pub async fn get(&self, rest: &str) -> Answer {
         self.api.get(&self.path(rest)).await
