@@ -16,6 +16,7 @@ mod health;
 mod observe;
 mod page;
 mod pause;
+mod ports;
 mod sandboxes;
 mod snapshots;
 mod trace;
@@ -35,6 +36,7 @@ use crate::actors::control_plane::ControlPlane;
 
 pub use auth::API_KEY_HEADER;
 pub use exec::OUTPUT_LIMIT;
+pub use ports::{Ports, TOKEN_HEADER};
 pub use websocket::{Heartbeat, MESSAGE_LIMIT, Sockets};
 
 /// The largest JSON body, in bytes.
@@ -53,8 +55,10 @@ pub fn create_server(
     listener: TcpListener,
     threads: usize,
     sockets: Sockets,
+    ports: Ports,
 ) -> io::Result<Server> {
-    let server = HttpServer::new(move || create_app(control.clone(), sockets.clone()))
+    let app = move || create_app(control.clone(), sockets.clone(), ports.clone());
+    let server = HttpServer::new(app)
         .workers(threads)
         .on_connect(websocket::remember)
         .shutdown_timeout(SHUTDOWN_SECONDS)
@@ -70,6 +74,7 @@ pub fn create_server(
 pub fn create_app(
     control: ControlPlane,
     sockets: Sockets,
+    ports: Ports,
 ) -> App<
     impl ServiceFactory<
         ServiceRequest,
@@ -79,12 +84,15 @@ pub fn create_app(
         InitError = (),
     >,
 > {
+    let servers = ports::server_routes(&ports.domain);
     App::new()
         .app_data(web::Data::new(control))
         .app_data(web::Data::new(sockets))
+        .app_data(web::Data::new(ports))
         .app_data(json_config())
         .app_data(path_config())
         .app_data(query_config())
+        .configure(servers)
         .configure(health::routes)
         .configure(browser::routes)
         .service(
@@ -99,6 +107,7 @@ pub fn create_app(
                 .configure(files::routes)
                 .configure(usage::routes)
                 .configure(events::routes)
+                .configure(ports::routes)
                 .configure(api_keys::routes),
         )
         .wrap(from_fn(observe::observe))

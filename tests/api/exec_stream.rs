@@ -19,7 +19,7 @@ pub fn path(id: &str) -> String {
 }
 
 /// As a WebSocket client would ask.
-fn upgrade(request: RequestBuilder) -> RequestBuilder {
+pub fn upgrade(request: RequestBuilder) -> RequestBuilder {
     request
         .header("connection", "Upgrade")
         .header("upgrade", "websocket")

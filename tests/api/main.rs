@@ -19,9 +19,12 @@ mod list;
 mod nest;
 mod observe;
 mod pause;
+mod ports;
+mod ports_trouble;
 mod resume;
 mod snapshots;
 #[path = "../support/socket.rs"]
 mod socket;
 mod trouble;
+mod tunnels;
 mod usage;
