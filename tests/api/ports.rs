@@ -336,6 +336,7 @@ async fn a_websocket_passes_with_its_subprotocol_but_without_our_key() {
     let mut server = Server::listen().await;
     let port = server.port;
     let echo = rt::spawn(async move {
+        #[expect(clippy::result_large_err, reason = "it is the library's type")]
         let check = |request: &handshake::server::Request,
                      mut answer: handshake::server::Response| {
             let text = format!("{:?}", request.headers());

@@ -22,6 +22,7 @@ mod leaks;
 mod lifecycle;
 mod network;
 mod pause;
+mod ports;
 mod restart;
 mod snapshots;
 mod support;
