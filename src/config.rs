@@ -50,6 +50,8 @@ pub enum LogFormat {
 pub struct Config {
     /// Address and port of the API; port 0 picks a free one.
     pub listen: SocketAddr,
+    /// Servers in sandboxes are at `{port}-{id}.{domain}`; nowhere by name if empty.
+    pub domain: String,
     /// Where everything is kept.
     pub data_dir: PathBuf,
     /// `postgres://...`, or the path of an SQLite file; `nestbox.db` in the data directory if absent.
@@ -82,6 +84,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            domain: "localhost".to_owned(),
             data_dir: PathBuf::from("/var/lib/nestbox"),
             database_url: None,
             hypervisor: HypervisorChoice::Auto,
@@ -110,6 +113,10 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "ADDRESS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<SocketAddr>,
+    /// Servers in sandboxes are at {port}-{id}.DOMAIN [default: localhost]
+    #[arg(long, value_name = "DOMAIN")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
     /// `postgres://...` or the path of an SQLite file [default: nestbox.db in the data directory]
     #[arg(long, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -236,6 +243,7 @@ mod tests {
         let args = ConfigArgs {
             config: None,
             listen: Some(Config::default().listen),
+            domain: Some(String::new()),
             database_url: Some(String::new()),
             hypervisor: Some(HypervisorChoice::Auto),
             firecracker: Some(PathBuf::new()),

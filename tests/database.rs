@@ -1,6 +1,6 @@
 //! What Nestbox promises of its database, on SQLite and on PostgreSQL alike.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
@@ -101,6 +101,7 @@ fn new_sandbox() -> NewSandbox {
         timeout_sec: None,
         envs: BTreeMap::new(),
         metadata: BTreeMap::new(),
+        public_ports: BTreeSet::new(),
         hypervisor: "simulated".to_owned(),
         access_token: "token".to_owned(),
         api_key_id: "key-1".to_owned(),

@@ -8,6 +8,7 @@ mod m20261123_000001_hosts;
 mod m20261123_000002_api_keys;
 mod m20261123_000003_sandboxes;
 mod m20261123_000004_snapshots;
+mod m20261125_000005_ports;
 mod m20261125_000006_events;
 
 pub use sea_orm_migration::MigratorTrait;
@@ -24,6 +25,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000002_api_keys::Migration),
             Box::new(m20261123_000003_sandboxes::Migration),
             Box::new(m20261123_000004_snapshots::Migration),
+            Box::new(m20261125_000005_ports::Migration),
             Box::new(m20261125_000006_events::Migration),
         ]
     }

@@ -9,6 +9,7 @@ use super::client::{Client, CreateRequest};
 use super::output::Format;
 use super::pairs::{env_pair, map, pair};
 use super::trace::{TraceArgs, tell_trace};
+use crate::domain::port::GuestPort;
 
 /// Arguments of `create`.
 #[derive(Debug, Args)]
@@ -43,6 +44,9 @@ pub struct SandboxArgs {
     /// Label to find it by
     #[arg(long, short, value_name = "KEY=VALUE", value_parser = pair)]
     metadata: Vec<(String, String)>,
+    /// Port of it that anybody may reach
+    #[arg(long = "public-port", value_name = "PORT")]
+    public_ports: Vec<GuestPort>,
 }
 
 impl From<SandboxArgs> for CreateRequest {
@@ -54,6 +58,7 @@ impl From<SandboxArgs> for CreateRequest {
             timeout_sec: args.timeout_sec,
             envs: map(args.envs),
             metadata: map(args.metadata),
+            public_ports: args.public_ports,
         }
     }
 }

@@ -21,6 +21,7 @@ mod ls;
 mod output;
 mod pairs;
 mod pause;
+mod port_forward;
 mod progress;
 mod resolve;
 mod resume;
@@ -108,6 +109,8 @@ pub enum Command {
     Snapshot(snapshot::SnapshotCommand),
     /// Copy a file into or out of a sandbox
     Cp(cp::CpArgs),
+    /// Have ports here lead to servers in a sandbox, until it is interrupted
+    PortForward(port_forward::PortForwardArgs),
     /// Destroy sandboxes
     Rm(rm::RmArgs),
     /// Create a sandbox, run a command in it, destroy it
@@ -177,6 +180,7 @@ async fn dispatch(Cli { global, command }: Cli, warm_up: WarmUp) -> Result<ExitC
         Command::Fork(args) => fork::run(&client()?, format, args).await,
         Command::Snapshot(command) => snapshot::run(&client()?, format, command).await,
         Command::Cp(args) => cp::run(&client()?, format, args).await,
+        Command::PortForward(args) => port_forward::run(client()?, format, args).await,
         Command::Rm(args) => rm::run(&client()?, format, args).await,
         Command::Run(args) => run::run(&client()?, format, args).await,
         Command::Events(args) => events::run(&client()?, format, args).await,

@@ -5,6 +5,7 @@ pub mod exec;
 pub mod id;
 pub mod name;
 pub mod process;
+pub mod port;
 pub mod sandbox;
 #[cfg(test)]
 mod sandbox_tests;

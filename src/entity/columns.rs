@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use sea_orm::prelude::Json;
+use serde::de::DeserializeOwned;
 
 use super::error::StoreError;
 
@@ -48,6 +49,14 @@ impl Row<'_> {
         column: &'static str,
         value: Json,
     ) -> Result<BTreeMap<String, String>, StoreError> {
+        self.json(column, value)
+    }
+
+    pub(super) fn json<T: DeserializeOwned>(
+        &self,
+        column: &'static str,
+        value: Json,
+    ) -> Result<T, StoreError> {
         serde_json::from_value(value).map_err(|_| self.corrupt(column))
     }
 }

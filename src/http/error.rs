@@ -33,6 +33,8 @@ pub enum Code {
     AgentError,
     /// 503: no host can take it now; later one may.
     HostUnavailable,
+    /// 504: a server in the sandbox did not answer in time.
+    Timeout,
     /// 507: a disk is full, the guest's or the host's.
     NoSpace,
 }
@@ -49,6 +51,7 @@ impl Code {
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::AgentError => StatusCode::BAD_GATEWAY,
             Self::HostUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
         }
     }
@@ -161,6 +164,7 @@ impl From<ControlError> for ApiError {
             ErrorKind::InvalidState => Code::InvalidState,
             ErrorKind::Unavailable => Code::HostUnavailable,
             ErrorKind::Guest => Code::AgentError,
+            ErrorKind::Silent => Code::Timeout,
             ErrorKind::NoSpace => Code::NoSpace,
             ErrorKind::Damaged | ErrorKind::Internal => Code::Internal,
         };

@@ -18,6 +18,7 @@ mod page;
 mod pause;
 mod processes;
 mod pty;
+mod ports;
 mod sandboxes;
 mod session;
 mod snapshots;
@@ -38,6 +39,7 @@ use crate::actors::control_plane::ControlPlane;
 
 pub use auth::API_KEY_HEADER;
 pub use exec::OUTPUT_LIMIT;
+pub use ports::{Ports, TOKEN_HEADER};
 pub use websocket::{Heartbeat, MESSAGE_LIMIT, Sockets};
 
 /// The largest JSON body, in bytes.
@@ -56,8 +58,10 @@ pub fn create_server(
     listener: TcpListener,
     threads: usize,
     sockets: Sockets,
+    ports: Ports,
 ) -> io::Result<Server> {
-    let server = HttpServer::new(move || create_app(control.clone(), sockets.clone()))
+    let app = move || create_app(control.clone(), sockets.clone(), ports.clone());
+    let server = HttpServer::new(app)
         .workers(threads)
         .on_connect(websocket::remember)
         .shutdown_timeout(SHUTDOWN_SECONDS)
@@ -73,6 +77,7 @@ pub fn create_server(
 pub fn create_app(
     control: ControlPlane,
     sockets: Sockets,
+    ports: Ports,
 ) -> App<
     impl ServiceFactory<
         ServiceRequest,
@@ -82,12 +87,15 @@ pub fn create_app(
         InitError = (),
     >,
 > {
+    let servers = ports::server_routes(&ports.domain);
     App::new()
         .app_data(web::Data::new(control))
         .app_data(web::Data::new(sockets))
+        .app_data(web::Data::new(ports))
         .app_data(json_config())
         .app_data(path_config())
         .app_data(query_config())
+        .configure(servers)
         .configure(health::routes)
         .configure(browser::routes)
         .service(
@@ -104,6 +112,7 @@ pub fn create_app(
                 .configure(files::routes)
                 .configure(usage::routes)
                 .configure(events::routes)
+                .configure(ports::routes)
                 .configure(api_keys::routes),
         )
         .wrap(from_fn(observe::observe))

@@ -15,6 +15,7 @@ use rand::RngCore;
 use tracing::Instrument;
 
 use super::error::ApiError;
+use super::ports::Proxied;
 use crate::actors::control_plane::ControlPlane;
 use crate::actors::metrics::OpenSocket;
 
@@ -36,9 +37,14 @@ pub async fn observe(
         method = %request.method(), path = request.path());
     let control = request.app_data::<web::Data<ControlPlane>>().cloned();
     let response = next.call(request).instrument(span.clone()).await?;
-    let mut response = in_one_form(response.map_into_boxed_body(), &id, &span);
+    let response = response.map_into_boxed_body();
+    // What a server in a sandbox answers is its own, error or not.
+    let proxied = response.response().extensions().contains::<Proxied>();
+    let mut response = if proxied { response } else { in_one_form(response, &id, &span) };
     let value = HeaderValue::from_str(&id).expect("hexadecimal digits make a header");
-    response.headers_mut().insert(REQUEST_ID, value);
+    if !proxied || !response.headers().contains_key(REQUEST_ID) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
     let Some(control) = control else { return Ok(response) };
     control.metrics().answered(response.status().as_u16(), started.elapsed());
     Ok(match response.status() {

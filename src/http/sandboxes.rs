@@ -1,6 +1,6 @@
 //! `/v1/sandboxes`: create, list, look at, destroy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 
 use actix_web::{HttpRequest, HttpResponse, delete, get, post, web};
@@ -15,6 +15,7 @@ use super::trace::Traced;
 use crate::actors::control_plane::{ControlPlane, CreateSandbox, Storage, Trace};
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
+use crate::domain::port::GuestPort;
 use crate::domain::sandbox::SandboxState;
 use crate::entity::Cursor;
 use crate::entity::sandboxes::{Filter, Idempotency, Sandbox};
@@ -41,6 +42,8 @@ struct CreateBody {
     envs: BTreeMap<String, String>,
     #[serde(default)]
     metadata: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    public_ports: BTreeSet<GuestPort>,
 }
 
 /// A sandbox, as the API shows it.
@@ -55,6 +58,7 @@ pub(super) struct SandboxView {
     memory_mb: u32,
     timeout_sec: Option<u32>,
     metadata: BTreeMap<String, String>,
+    public_ports: BTreeSet<GuestPort>,
     hypervisor: String,
     host_id: String,
     created_at: DateTime<Utc>,
@@ -73,6 +77,7 @@ impl From<Sandbox> for SandboxView {
             memory_mb: sandbox.shape.memory_mib,
             timeout_sec: sandbox.timeout_sec,
             metadata: sandbox.metadata,
+            public_ports: sandbox.public_ports,
             hypervisor: sandbox.hypervisor,
             host_id: sandbox.host_id,
             created_at: sandbox.created_at,
@@ -182,6 +187,9 @@ fn create_sandbox(
     check_entries("envs", &body.envs)?;
     check_entries("metadata", &body.metadata)?;
     check_environment(&body.envs)?;
+    if body.public_ports.len() > MAX_ENTRIES {
+        return Err(ApiError::invalid(format!("public_ports has at most {MAX_ENTRIES} ports")));
+    }
     Ok(CreateSandbox {
         template,
         vcpus: body.vcpus,
@@ -189,6 +197,7 @@ fn create_sandbox(
         timeout_sec: body.timeout_sec,
         envs: body.envs,
         metadata: body.metadata,
+        public_ports: body.public_ports,
         idempotency,
     })
 }

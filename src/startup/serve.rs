@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{Daemon, bind};
 use crate::config::{Config, LogFormat};
-use crate::http::{Sockets, create_server};
+use crate::http::{Ports, Sockets, create_server};
 
 /// Threads that speak HTTP: they only pass bytes on, so a few are enough for any host.
 const HTTP_THREADS: usize = 2;
@@ -41,7 +41,8 @@ async fn run(config: &Config) -> Result<()> {
     announce(&daemon, &url, &key_file);
 
     let sockets = Sockets::default();
-    let server = create_server(daemon.control.clone(), listener, HTTP_THREADS, sockets.clone())
+    let (control, ports) = (daemon.control.clone(), Ports::new(&config.domain));
+    let server = create_server(control, listener, HTTP_THREADS, sockets.clone(), ports)
         .context("cannot serve HTTP")?;
     let handle = server.handle();
     let served = tokio::spawn(server);

@@ -208,7 +208,7 @@ async fn one_hundred_megabytes_alone() {
 }
 
 /// The most memory that this process ever had resident.
-fn peak_mib() -> u64 {
+pub fn peak_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024

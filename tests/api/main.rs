@@ -22,9 +22,12 @@ mod pause;
 mod processes;
 mod processes_trouble;
 mod pty;
+mod ports;
+mod ports_trouble;
 mod resume;
 mod snapshots;
 #[path = "../support/socket.rs"]
 mod socket;
 mod trouble;
+mod tunnels;
 mod usage;

@@ -11,7 +11,7 @@ use nestbox::actors::control_plane::ControlPlane;
 use nestbox::actors::host::Limits;
 use nestbox::domain::id::SandboxId;
 use nestbox::entity::Database;
-use nestbox::http::{API_KEY_HEADER, Heartbeat, Sockets, create_server};
+use nestbox::http::{API_KEY_HEADER, Heartbeat, Ports, Sockets, create_server};
 use nestbox::startup::{assemble, limits};
 use nestbox::vmm::simulated::SimulatedMachines;
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -20,6 +20,9 @@ use tempfile::TempDir;
 
 /// Nothing takes longer than this, even on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Below which the servers in sandboxes have names.
+pub const DOMAIN: &str = "nest.example";
 
 /// A daemon with simulated machines. Nothing of it is left once it is dropped.
 pub struct Nest {
@@ -73,25 +76,32 @@ impl Nest {
     }
 
     pub async fn with_limits(limits: Limits) -> Self {
-        Self::with(limits, Sockets::default()).await
+        Self::with(limits, Sockets::default(), Ports::new(DOMAIN)).await
     }
 
     /// A daemon with other ideas of when a client is gone.
     pub async fn with_heartbeat(heartbeat: Heartbeat) -> Self {
         let real = limits(Some(0)).unwrap();
-        Self::with(Limits { cpus: 2, ..real }, Sockets::new(heartbeat)).await
+        Self::with(Limits { cpus: 2, ..real }, Sockets::new(heartbeat), Ports::new(DOMAIN)).await
     }
 
-    async fn with(limits: Limits, sockets: Sockets) -> Self {
+    /// A daemon with other ideas of how servers in sandboxes are reached.
+    pub async fn with_ports(ports: Ports) -> Self {
+        let real = limits(Some(0)).unwrap();
+        Self::with(Limits { cpus: 2, ..real }, Sockets::default(), ports).await
+    }
+
+    async fn with(limits: Limits, sockets: Sockets, ports: Ports) -> Self {
         let templates = ["debian", "alpine-3.20"].map(|name| name.parse().unwrap());
         let machines = SimulatedMachines::new(templates);
         let dir = tempfile::tempdir().unwrap();
-        Self::assemble_with(limits, machines, dir, sockets).await
+        Self::assemble_with(limits, machines, dir, sockets, ports).await
     }
 
     /// A daemon that finds the machines and the database of a former one.
     pub async fn assemble(limits: Limits, machines: SimulatedMachines, dir: TempDir) -> Self {
-        Self::assemble_with(limits, machines, dir, Sockets::default()).await
+        let (sockets, ports) = (Sockets::default(), Ports::new(DOMAIN));
+        Self::assemble_with(limits, machines, dir, sockets, ports).await
     }
 
     async fn assemble_with(
@@ -99,6 +109,7 @@ impl Nest {
         machines: SimulatedMachines,
         dir: TempDir,
         sockets: Sockets,
+        ports: Ports,
     ) -> Self {
         count_panics();
         let file = dir.path().join("nestbox.db");
@@ -115,7 +126,7 @@ impl Nest {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         // One thread: what reached it before a request has been seen when that is answered.
-        let server = create_server(control.clone(), listener, 1, sockets.clone()).unwrap();
+        let server = create_server(control.clone(), listener, 1, sockets.clone(), ports).unwrap();
         let handle = server.handle();
         rt::spawn(server);
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();

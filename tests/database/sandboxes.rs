@@ -27,6 +27,7 @@ async fn a_sandbox_reads_back_as_it_was_inserted(location: &str) {
         timeout_sec: Some(u32::MAX),
         envs: map(&[("PATH", "/bin:/usr/bin"), ("QUOTE", "\"'\\ \n ü 🐣")]),
         metadata: map(&[("team", "birds")]),
+        public_ports: [8000, 1].map(|port: u32| port.try_into().unwrap()).into(),
         created_at: noon() + TimeDelta::nanoseconds(123_456_789),
         expires_at: Some(noon() + TimeDelta::seconds(300)),
         ..idempotent("request", "digest")
@@ -37,6 +38,7 @@ async fn a_sandbox_reads_back_as_it_was_inserted(location: &str) {
     assert_eq!(created.generation, 0);
     assert_eq!(created.timeout_sec, new.timeout_sec);
     assert_eq!((&created.envs, &created.metadata), (&new.envs, &new.metadata));
+    assert_eq!((&created.public_ports, &created.ports_token), (&new.public_ports, &None));
     assert_eq!(created.idempotency, new.idempotency);
     assert_eq!(created.created_at, noon() + TimeDelta::microseconds(123_456));
     assert_eq!(created.last_active_at, created.created_at);

@@ -23,6 +23,7 @@ mod lifecycle;
 mod network;
 mod pause;
 mod processes;
+mod ports;
 mod restart;
 mod snapshots;
 mod support;

@@ -1,6 +1,6 @@
 //! Sandboxes are made: recorded first, then asked of a host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::Utc;
 use tokio::time::{Instant, sleep};
@@ -9,6 +9,7 @@ use super::sink::expiry;
 use super::{CallerId, ControlError, ControlPlane, SETTLE_LIMIT, SETTLE_PAUSE, keys, to_the_end};
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
+use crate::domain::port::GuestPort;
 use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
 use crate::entity::sandboxes::{Idempotency, Insert, NewSandbox, Sandbox};
@@ -31,6 +32,8 @@ pub struct CreateSandbox {
     pub envs: BTreeMap<String, String>,
     /// The caller's own labels.
     pub metadata: BTreeMap<String, String>,
+    /// Ports that anybody may reach.
+    pub public_ports: BTreeSet<GuestPort>,
     /// The caller's name for this request.
     pub idempotency: Option<Idempotency>,
 }
@@ -70,6 +73,7 @@ impl ControlPlane {
             timeout_sec: request.timeout_sec,
             envs: request.envs,
             metadata: request.metadata,
+            public_ports: request.public_ports,
             hypervisor: self.machines.engine().engine.as_str().to_owned(),
             access_token: keys::random_token(),
             api_key_id: caller.0,

@@ -77,6 +77,8 @@ pub enum ErrorKind {
     Unavailable,
     /// Look into the sandbox: its guest failed.
     Guest,
+    /// Look into the sandbox: its guest did not answer in time.
+    Silent,
     /// Make room on a disk.
     NoSpace,
     /// Give it up, or find out what has changed its files: it is not what was written.
@@ -89,7 +91,7 @@ impl ErrorKind {
     /// Whether it is the host that failed, rather than the caller who asked for too much.
     pub fn is_failure(self) -> bool {
         match self {
-            Self::Guest | Self::NoSpace | Self::Damaged | Self::Internal => true,
+            Self::Guest | Self::Silent | Self::NoSpace | Self::Damaged | Self::Internal => true,
             Self::Invalid | Self::NotFound | Self::Conflict => false,
             Self::InvalidState | Self::Unavailable => false,
         }
@@ -130,6 +132,7 @@ impl ControlError {
                 AgentError::Failed { message, .. } => {
                     format!("the guest's agent failed: {message}")
                 }
+                AgentError::PortRefused { .. } => error.to_string(),
                 _ => "the guest's agent does not answer".to_owned(),
             },
             (_, _) => self.to_string(),
@@ -189,7 +192,9 @@ fn work_kind(error: &WorkError) -> ErrorKind {
             AgentError::NotFound { .. } => ErrorKind::NotFound,
             AgentError::Conflict { .. } => ErrorKind::Conflict,
             AgentError::NoSpace { .. } => ErrorKind::NoSpace,
+            AgentError::PortSilent { .. } => ErrorKind::Silent,
             AgentError::Unreachable { .. }
+            | AgentError::PortRefused { .. }
             | AgentError::Silent { .. }
             | AgentError::Failed { .. } => ErrorKind::Guest,
         },

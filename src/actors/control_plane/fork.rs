@@ -83,6 +83,7 @@ impl ControlPlane {
             timeout_sec: parent.timeout_sec,
             envs: parent.envs.clone(),
             metadata: parent.metadata.clone(),
+            public_ports: parent.public_ports.clone(),
             hypervisor: parent.hypervisor.clone(),
             access_token: keys::random_token(),
             api_key_id: caller.0.clone(),

@@ -40,10 +40,40 @@ pub enum WorkError {
 /// Leave to work in a sandbox. While it is held the sandbox is not idle.
 pub struct Lease {
     agent: Agent,
-    alive: CancellationToken,
-    published: watch::Receiver<Life>,
+    watch: Watch,
     ledger: Arc<Ledger>,
     worked: bool,
+}
+
+/// Sees a VM go, in which work is being done. Each start of a VM has its own: what was begun in one
+/// never goes on in another, whatever its address is.
+#[derive(Clone)]
+pub struct Watch {
+    alive: CancellationToken,
+    published: watch::Receiver<Life>,
+}
+
+impl Watch {
+    /// Becomes ready when the VM is gone.
+    pub fn gone(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.alive.clone().cancelled_owned()
+    }
+
+    /// Whether it is gone.
+    pub fn is_gone(&self) -> bool {
+        self.alive.is_cancelled()
+    }
+
+    /// Why it is gone, once it is.
+    pub fn lost(&self) -> WorkError {
+        let life = self.published.borrow();
+        WorkError::Lost { state: life.state, reason: life.reason.clone() }
+    }
+
+    /// Why it is gone, after something in it has stopped to answer; nothing if it is not.
+    pub async fn news(&self) -> Option<WorkError> {
+        timeout(NEWS_DELAY, self.alive.cancelled()).await.ok().map(|()| self.lost())
+    }
 }
 
 impl Lease {
@@ -54,7 +84,7 @@ impl Lease {
         ledger: Arc<Ledger>,
     ) -> Self {
         ledger.begin();
-        Self { agent, alive, published, ledger, worked: false }
+        Self { agent, watch: Watch { alive, published }, ledger, worked: false }
     }
 
     /// The client of the guest's agent.
@@ -72,11 +102,11 @@ impl Lease {
         work: impl Future<Output = Result<T, AgentError>>,
     ) -> Result<T, WorkError> {
         let value = self.look(work).await?;
-        self.worked = true;
+        self.count();
         Ok(value)
     }
 
-    /// As [`Lease::run`], for what only looks: it is no activity.
+    /// As [`Lease::run`], for what only looks or only leads to work: it is no activity.
     ///
     /// # Errors
     ///
@@ -87,30 +117,36 @@ impl Lease {
     ) -> Result<T, WorkError> {
         let outcome = tokio::select! {
             biased;
-            () = self.alive.cancelled() => return Err(self.lost()),
+            () = self.gone() => return Err(self.lost()),
             outcome = work => outcome,
         };
         match outcome {
             Ok(value) => Ok(value),
             Err(error @ AgentError::Unreachable { .. }) => {
-                match timeout(NEWS_DELAY, self.alive.cancelled()).await {
-                    Ok(()) => Err(self.lost()),
-                    Err(_) => Err(error.into()),
-                }
+                Err(self.watch.news().await.unwrap_or_else(|| error.into()))
             }
             Err(error) => Err(error.into()),
         }
     }
 
+    /// Notes that something was done.
+    pub fn count(&mut self) {
+        self.worked = true;
+    }
+
+    /// Sees the VM go, whatever becomes of the lease.
+    pub fn watch(&self) -> Watch {
+        self.watch.clone()
+    }
+
     /// Becomes ready when the VM is gone; for work that goes on after [`Lease::run`].
     pub fn gone(&self) -> impl Future<Output = ()> + Send + 'static {
-        self.alive.clone().cancelled_owned()
+        self.watch.gone()
     }
 
     /// Why the VM is gone, once [`Lease::gone`] is ready.
     pub fn lost(&self) -> WorkError {
-        let life = self.published.borrow();
-        WorkError::Lost { state: life.state, reason: life.reason.clone() }
+        self.watch.lost()
     }
 }
 

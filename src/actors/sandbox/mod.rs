@@ -18,7 +18,7 @@ mod sandbox_tests;
 mod usage;
 
 pub use handle::SandboxHandle;
-pub use lease::{Lease, WorkError};
+pub use lease::{Lease, Watch, WorkError};
 pub use publisher::{SinkError, StatusSink};
 pub use refused::{OperationError, Refused};
 pub use usage::Sample;

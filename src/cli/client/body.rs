@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::ClientError;
+use crate::domain::port::GuestPort;
 use crate::domain::sandbox::SandboxState;
 
 /// What a new sandbox shall be. What is none is the daemon's to choose.
@@ -25,6 +26,8 @@ pub struct CreateRequest {
     pub envs: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub public_ports: Vec<GuestPort>,
 }
 
 /// A sandbox as the API shows it. The state is a text, so that a newer daemon's states show too.

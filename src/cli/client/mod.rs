@@ -15,7 +15,7 @@ pub(super) use body::{
     ExecRequest, Forked, Keys, ListQuery, NewKey, Sample, Sandbox, Snapshot, SnapshotRequest, Span,
     Storage, Tracing, Usage, Written,
 };
-pub(super) use stream::Stream;
+pub(super) use stream::{Socket, Stream};
 
 /// Rows asked for in one request of a list.
 const PAGE: u32 = 100;

@@ -7,13 +7,17 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_tungstenite::tungstenite::{Error, http::Response};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 
 use super::{Client, ClientError, answered};
+use crate::domain::port::GuestPort;
+
+/// A WebSocket as it is.
+pub type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// An open WebSocket.
 pub struct Stream {
-    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    socket: Socket,
     /// The daemon's URL, for messages.
     url: String,
 }
@@ -25,14 +29,25 @@ impl Client {
         path: &[&str],
         query: &[(&str, String)],
     ) -> Result<Stream, ClientError> {
+        let socket = self.socket(path, query).await?;
+        Ok(Stream { socket, url: self.url.clone() })
+    }
+
+    /// Connects to a server in a sandbox: binary messages are its bytes, an empty one the last.
+    pub async fn tunnel(&self, id: &str, port: GuestPort) -> Result<Socket, ClientError> {
+        self.socket(&["sandboxes", id, "tunnels", &port.to_string()], &[]).await
+    }
+
+    async fn socket(&self, path: &[&str], query: &[(&str, String)]) -> Result<Socket, ClientError> {
         let request = self.request(Method::GET, path).query(query).build();
         let mut url = request.map_err(|error| self.broken(error))?.url().clone();
         let bad = || ClientError::BadUrl { url: self.url.clone() };
         url.set_scheme("ws").map_err(|()| bad())?;
         let mut request = url.as_str().into_client_request().map_err(|_| bad())?;
         request.headers_mut().insert("x-api-key", self.key.clone());
-        match connect_async(request).await {
-            Ok((socket, _)) => Ok(Stream { socket, url: self.url.clone() }),
+        // Without Nagle's delay: a key that is pressed should not wait for another one.
+        match connect_async_with_config(request, None, true).await {
+            Ok((socket, _)) => Ok(socket),
             Err(Error::Http(response)) => Err(self.refusal(*response)),
             Err(source) => Err(ClientError::NoStream { url: self.url.clone(), source }),
         }

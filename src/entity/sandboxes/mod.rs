@@ -7,7 +7,7 @@
 mod queries;
 mod row;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::NonZeroU32;
 
@@ -16,6 +16,7 @@ use chrono::{DateTime, Utc};
 use super::cursor::Cursor;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
+use crate::domain::port::GuestPort;
 use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
 
@@ -39,6 +40,8 @@ pub struct NewSandbox {
     pub envs: BTreeMap<String, String>,
     /// The caller's own labels.
     pub metadata: BTreeMap<String, String>,
+    /// Ports that anybody may reach.
+    pub public_ports: BTreeSet<GuestPort>,
     /// The hypervisor that runs it.
     pub hypervisor: String,
     /// What its guest agent asks for in every request.
@@ -79,6 +82,10 @@ pub struct Sandbox {
     pub envs: BTreeMap<String, String>,
     /// The caller's own labels.
     pub metadata: BTreeMap<String, String>,
+    /// Ports that anybody may reach.
+    pub public_ports: BTreeSet<GuestPort>,
+    /// What opens its other ports; none until somebody has asked for it.
+    pub ports_token: Option<String>,
     /// Where it is in its life.
     pub state: SandboxState,
     /// Why it is in `error` or `stopped`, for a person.
@@ -107,7 +114,7 @@ pub struct Sandbox {
     pub stopped_at: Option<DateTime<Utc>>,
 }
 
-// Neither the access token nor the environment belongs in a log.
+// Neither tokens nor the environment belong in a log.
 impl fmt::Debug for Sandbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sandbox")

@@ -23,6 +23,9 @@ pub struct Model {
     pub envs: Json,
     #[sea_orm(column_type = "JsonBinary")]
     pub metadata: Json,
+    #[sea_orm(column_type = "JsonBinary")]
+    pub public_ports: Json,
+    pub ports_token: Option<String>,
     pub state: String,
     pub reason: Option<String>,
     pub generation: i64,
@@ -62,6 +65,8 @@ impl TryFrom<&NewSandbox> for Model {
             timeout_sec: new.timeout_sec.map(i64::from),
             envs: json_map("envs", &new.envs)?,
             metadata: json_map("metadata", &new.metadata)?,
+            public_ports: new.public_ports.iter().map(|port| Json::from(port.get())).collect(),
+            ports_token: None,
             state: SandboxState::Pending.as_str().to_owned(),
             reason: None,
             generation: 0,
@@ -104,6 +109,8 @@ impl TryFrom<Model> for Sandbox {
             timeout_sec: unsigned("timeout_sec", model.timeout_sec)?,
             envs: row.text_map("envs", model.envs)?,
             metadata: row.text_map("metadata", model.metadata)?,
+            public_ports: row.json("public_ports", model.public_ports)?,
+            ports_token: model.ports_token,
             state: row.parse("state", &model.state)?,
             slot: unsigned("slot", model.slot)?,
             idempotency: model

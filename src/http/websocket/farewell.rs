@@ -69,7 +69,7 @@ impl From<ControlError> for Farewell {
             }
             (_, ErrorKind::InvalidState) => CloseCode::Policy,
             (_, ErrorKind::Unavailable) => CloseCode::Again,
-            (_, ErrorKind::Guest | ErrorKind::NoSpace) => CloseCode::Error,
+            (_, ErrorKind::Guest | ErrorKind::Silent | ErrorKind::NoSpace) => CloseCode::Error,
             (_, ErrorKind::Damaged | ErrorKind::Internal) => CloseCode::Error,
         };
         if code == CloseCode::Error {

@@ -52,6 +52,11 @@ impl Lane {
         self.0.send(frame(Message::Text(text.into()))).await.map_err(|_| Gone)
     }
 
+    /// Says something that is no text.
+    pub async fn bytes(&self, bytes: Bytes) -> Result<(), Gone> {
+        self.0.send(frame(Message::Binary(bytes))).await.map_err(|_| Gone)
+    }
+
     /// Closes the WebSocket; nothing may be said after it.
     pub async fn close(&self, farewell: &Farewell) -> Result<(), Gone> {
         let close = frame(Message::Close(Some(farewell.reason())));

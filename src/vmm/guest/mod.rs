@@ -7,6 +7,7 @@ mod background;
 mod exec;
 mod files;
 mod follow;
+mod port;
 mod process;
 
 use std::collections::BTreeMap;
@@ -23,11 +24,11 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 
 pub use background::{Begin, Following};
+use crate::domain::port::GuestPort;
+
+pub use crate::domain::port::AGENT_PORT;
 pub use files::FileStream;
 pub use follow::Wires;
-
-/// Where envd listens inside every guest.
-pub const AGENT_PORT: u16 = 49983;
 
 /// Carries the token that the agent expects.
 const ACCESS_TOKEN: &str = "x-access-token";
@@ -62,6 +63,15 @@ pub enum AgentError {
     /// The guest's disk is full.
     #[error("{message}")]
     NoSpace { message: String },
+    /// No server of the guest listens where one is asked for.
+    #[error(
+        "nothing listens on port {port} of the sandbox: start a server there, on 0.0.0.0 rather \
+         than on 127.0.0.1"
+    )]
+    PortRefused { port: GuestPort },
+    /// No server of the guest took the connection in time.
+    #[error("port {port} of the sandbox took no connection within {} s", .waited.as_secs())]
+    PortSilent { port: GuestPort, waited: Duration },
     /// The agent failed in a way that is not the caller's fault.
     #[error("the guest agent answered {status}: {message}")]
     Failed { status: String, message: String },
