@@ -2,6 +2,7 @@
 //! sandbox, addresses of a slot. Everything here is a value or a pure function.
 
 pub mod exec;
+pub mod file;
 pub mod id;
 pub mod name;
 pub mod sandbox;

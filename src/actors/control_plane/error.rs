@@ -77,6 +77,10 @@ pub enum ErrorKind {
     Unavailable,
     /// Look into the sandbox: its guest failed.
     Guest,
+    /// Ask for less: there is more than an answer holds.
+    TooMuch,
+    /// Ask for another part: there is none like this.
+    OutOfRange,
     /// Make room on a disk.
     NoSpace,
     /// Give it up, or find out what has changed its files: it is not what was written.
@@ -91,6 +95,7 @@ impl ErrorKind {
         match self {
             Self::Guest | Self::NoSpace | Self::Damaged | Self::Internal => true,
             Self::Invalid | Self::NotFound | Self::Conflict => false,
+            Self::TooMuch | Self::OutOfRange => false,
             Self::InvalidState | Self::Unavailable => false,
         }
     }
@@ -117,6 +122,14 @@ impl ControlError {
     pub fn lost_to(&self) -> Option<SandboxState> {
         match self {
             Self::Work(WorkError::Lost { state, .. }) => Some(*state),
+            _ => None,
+        }
+    }
+
+    /// How long the file is, if it has no byte of the range that was asked for.
+    pub fn length_of_file(&self) -> Option<u64> {
+        match self {
+            Self::Work(WorkError::Agent(AgentError::OutOfRange { length })) => Some(*length),
             _ => None,
         }
     }
@@ -187,6 +200,9 @@ fn work_kind(error: &WorkError) -> ErrorKind {
         WorkError::Agent(error) => match error {
             AgentError::Invalid { .. } => ErrorKind::Invalid,
             AgentError::NotFound { .. } => ErrorKind::NotFound,
+            AgentError::Exists { .. } => ErrorKind::Conflict,
+            AgentError::OutOfRange { .. } => ErrorKind::OutOfRange,
+            AgentError::TooMuch { .. } => ErrorKind::TooMuch,
             AgentError::NoSpace { .. } => ErrorKind::NoSpace,
             AgentError::Unreachable { .. }
             | AgentError::Silent { .. }

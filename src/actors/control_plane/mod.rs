@@ -7,6 +7,7 @@
 mod create;
 mod error;
 mod events;
+mod files;
 mod follow;
 mod fork;
 mod keys;
@@ -39,11 +40,11 @@ use crate::vmm::machine::Machines;
 pub use create::CreateSandbox;
 pub use error::{ControlError, ErrorKind};
 pub use events::{EventFeed, EventPage};
+pub use files::{Bytestream, FileContent};
 pub use follow::{ExecEvents, ExecHandle};
 pub use keys::{CallerId, NewKey};
 pub use sink::DatabaseSink;
 pub use usage::UsageReport;
-pub use work::FileContent;
 
 // What passes through from the host's edge to the API.
 pub use crate::actors::sandbox::Sample;

@@ -3,9 +3,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
-use connectrpc::client::{CallOptions, ClientTransport, HttpClient, ServerStream};
+use connectrpc::client::{ClientTransport, HttpClient, ServerStream};
 use connectrpc::{ConnectError, ErrorCode};
 use nestbox_proto::process::__buffa::oneof::process_event::Event;
 use nestbox_proto::process::__buffa::oneof::process_event::data_event::Output;
@@ -19,6 +18,7 @@ use nestbox_proto::process::{
 use nix::sys::signal::Signal as Number;
 use tokio::time::timeout;
 
+use super::tree::acting_as;
 use super::{Agent, AgentError};
 use crate::domain::exec::{Exec, ExecInput, OutputStream, Signal};
 
@@ -92,13 +92,7 @@ impl Agent {
         exec: Exec,
         stdin: Stdin,
     ) -> Result<Start, AgentError> {
-        let options = match &exec.user {
-            Some(user) => {
-                let credentials = BASE64_STANDARD.encode(format!("{user}:"));
-                CallOptions::default().with_header("authorization", format!("Basic {credentials}"))
-            }
-            None => CallOptions::default(),
-        };
+        let options = acting_as(exec.user.as_deref());
         let request = StartRequest {
             process: ProcessConfig {
                 cmd: exec.cmd,
