@@ -106,7 +106,7 @@ pub enum Command {
     /// Create, list and remove snapshots
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
-    /// Copy a file into or out of a sandbox
+    /// Copy files and directories into or out of a sandbox
     Cp(cp::CpArgs),
     /// Destroy sandboxes
     Rm(rm::RmArgs),
