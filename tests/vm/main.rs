@@ -24,6 +24,7 @@ mod pause;
 mod restart;
 mod snapshots;
 mod support;
+mod transfers;
 mod trouble;
 mod usage;
 mod warm;
