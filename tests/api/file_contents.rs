@@ -235,9 +235,16 @@ async fn requests_that_make_no_sense_are_refused() {
     assert!(message.contains("whole"), "{message}");
     let mut broken = begin(&nest, &id, &path, "transfer-encoding: chunked").await;
     broken.write_all(b"4\r\nfour\r\nno number\r\n").await.unwrap();
+    // Nobody can tell where a next request would begin, so the connection ends; with or without
+    // words about it.
     let text = answer(broken).await;
-    assert!(text.starts_with("HTTP/1.1 400 ") && text.contains("invalid_request"), "{text}");
+    assert!(text.is_empty() || text.starts_with("HTTP/1.1 400 "), "{text}");
     assert!(!Path::new(&path).exists());
+    eventually("nothing is left of it", async || {
+        let left = names(&nest.path(""));
+        (!left.iter().any(|name| name.starts_with(".envd"))).then_some(())
+    })
+    .await;
     assert_eq!(Answer::of(nest.request(Method::POST, &target)).await.status, 405);
 }
 
@@ -270,7 +277,7 @@ async fn a_full_disk_is_said_also_to_a_client_that_still_sends() {
     let id = nest.create(json!({})).await;
     let Some(disk) = SmallDisk::mount(&nest) else { return };
     let path = format!("{}/large", disk.0);
-    let content = noise(32 << 20);
+    let content = noise(8 << 20);
     put(&nest, &id, &path, content.clone()).await.error(507, "no_space");
     put(&nest, &id, &path, in_pieces(&content)).await.error(507, "no_space");
     assert_eq!(disk.files(), 0);

@@ -118,12 +118,13 @@ async fn a_list_goes_as_deep_as_asked_in_the_order_of_names() {
 #[actix_web::test]
 async fn more_entries_than_an_answer_holds_are_refused() {
     let nest = Nest::start().await;
-    let id = nest.create(json!({})).await;
     let dir = nest.path("many");
     std::fs::create_dir(&dir).unwrap();
     for number in 0..45_000 {
         write(&format!("{dir}/{number}-{}", "n".repeat(200)), "");
     }
+    // After that: it takes longer than an idle connection is kept.
+    let id = nest.create(json!({})).await;
     let answer = ask(&nest, &id, "list", &[("path", &dir)]).await;
     assert!(answer.error(413, "too_large").contains("less depth"));
     assert_eq!(nest.sh(&id, "echo on").await, "on\n");

@@ -1,6 +1,8 @@
 //! Bytes on their way from a client to a guest.
 
+use std::cell::Cell;
 use std::fmt::Display;
+use std::pin::pin;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
@@ -34,15 +36,17 @@ where
             queue,
             |mut queue| async move { queue.recv().await.map(|piece| (piece, queue)) },
         );
-    let pump = async move {
-        let mut size = 0;
+    let size = Cell::new(0);
+    let pump = async {
+        // Dropped with the last piece, which ends the content.
+        let pieces = pieces;
         while let Some(piece) = body.next().await {
             match piece {
                 Ok(piece) => {
-                    size += piece.len() as u64;
+                    size.set(size.get() + piece.len() as u64);
                     if pieces.send(Ok(piece)).await.is_err() {
                         // The guest has given its answer already.
-                        return Ok(size);
+                        return Ok(());
                     }
                 }
                 Err(error) => {
@@ -53,9 +57,18 @@ where
                 }
             }
         }
-        Ok(size)
+        Ok(())
     };
-    let (sent, delivered) = futures::join!(pump, deliver(content.boxed()));
-    let size = sent.map_err(|error| ApiError::invalid(format!("the body is broken: {error}")))?;
-    delivered.map(|delivered| (size, delivered))
+    let (mut pump, mut delivery) = (pin!(pump), pin!(deliver(content.boxed())));
+    let sent = tokio::select! {
+        // First: a guest that was told of a broken body says less about it than the client's end.
+        biased;
+        sent = &mut pump => sent,
+        // The guest has given its answer already: what the client still sends changes nothing, and it
+        // may not be about to send anything.
+        delivered = &mut delivery => return delivered.map(|told| (size.get(), told)),
+    };
+    let delivered = delivery.await;
+    sent.map_err(|error| ApiError::invalid(format!("the body is broken: {error}")))?;
+    delivered.map(|told| (size.get(), told))
 }
