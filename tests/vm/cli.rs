@@ -98,7 +98,7 @@ fn directories_are_copied_both_ways() {
         fs::create_dir_all(here.join("sub/empty")).expect("directories");
         fs::write(
             here.join("sub/noise"),
-            (0..300_000u32).map(|n| (n * n >> 7) as u8).collect::<Vec<_>>(),
+            (0..300_000u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect::<Vec<_>>(),
         )
         .expect("a file");
         fs::write(here.join("run.sh"), "#!/bin/sh\necho ran\n").expect("a file");

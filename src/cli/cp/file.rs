@@ -98,7 +98,7 @@ async fn content(path: &Path) -> Result<Body> {
         bail!("{} is a directory: cp -r copies directories", path.display());
     }
     // The size of a pipe or of a file in /proc says nothing.
-    let size = (metadata.is_file() && metadata.len() > 0).then(|| metadata.len());
+    let size = (metadata.is_file() && metadata.len() > 0).then_some(metadata.len());
     let stream = ReaderStream::with_capacity(file, CHUNK);
     Ok(Body::wrap_stream(seen(stream, Transfer::begin(size))))
 }
