@@ -46,7 +46,7 @@ const FOREIGN: &[&str] = &[
 const FOREIGN_PREFIXES: &[&str] = &["CARGO_CFG_", "CARGO_FEATURE_", "CARGO_PKG_", "DEP_"];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    for path in ["build.rs", "envd", "proto", "Cargo.toml", "Cargo.lock"] {
+    for path in ["build.rs", "archive", "envd", "proto", "Cargo.toml", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={path}");
     }
     let out_dir = PathBuf::from(env::var("OUT_DIR")?);

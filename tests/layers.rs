@@ -47,6 +47,7 @@ const IDLE: &[&str] = &[
 /// Which crates may not be named below a directory, and what may.
 const FOREIGN: &[(&str, &[&str])] = &[
     ("envd/src", &["nestbox", "nestbox_migration", "migration"]),
+    ("archive/src", &["nestbox", "nestbox_migration", "migration", "nestbox_proto", "envd"]),
     ("proto/src", &["nestbox", "nestbox_migration", "migration", "envd"]),
     ("migration/src", &["nestbox", "nestbox_proto", "envd"]),
     ("src/vmm", &["actix", "actix_web", "actix_multipart", "sea_orm", "migration"]),
@@ -239,7 +240,7 @@ fn no_part_names_a_foreign_crate() {
             assert_eq!(named(&read(&path), foreign), [""; 0], "{}", path.display());
         }
     }
-    for package in ["envd", "proto", "migration"] {
+    for package in ["archive", "envd", "proto", "migration"] {
         let manifest = read(&root().join(package).join("Cargo.toml"));
         let daemon = manifest.lines().any(|line| line.replace(' ', "").starts_with("nestbox="));
         assert!(!daemon, "{package} depends on the daemon");

@@ -144,6 +144,26 @@ fn files_that_cannot_be_read_are_refused() {
 }
 
 #[test]
+fn a_range_is_a_part_of_the_file() {
+    let agent = Agent::start();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("f");
+    fs::write(&file, "0123456789").unwrap();
+    let ask = |range: &str| agent.http("GET", &target(&file), &[("Range", range)], b"");
+    let reply = ask("bytes=2-4");
+    assert_eq!((reply.status, reply.body.as_slice()), (206, &b"234"[..]));
+    assert_eq!(reply.header("content-range"), Some("bytes 2-4/10"));
+    let whole = ask("bytes=0-1,3-4");
+    assert_eq!((whole.status, whole.header("accept-ranges")), (200, Some("bytes")));
+    assert!(whole.header("etag").is_some() && whole.header("last-modified").is_some());
+    let outside = ask("bytes=10-");
+    assert_eq!(outside.header("content-range"), Some("bytes */10"));
+    assert_eq!(outside.refusal().0, 416);
+    let packed = [("Range", "bytes=2-4"), ("Accept-Encoding", "gzip")];
+    assert_eq!(agent.http("GET", &target(&file), &packed, b"").status, 200);
+}
+
+#[test]
 fn files_of_unknown_length_are_read_to_their_end() {
     let agent = Agent::start();
     let reply = agent.get("/files?path=/proc/self/status&username=root");

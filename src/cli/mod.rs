@@ -107,7 +107,7 @@ pub enum Command {
     /// Create, list and remove snapshots
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
-    /// Copy a file into or out of a sandbox
+    /// Copy files and directories into or out of a sandbox
     Cp(cp::CpArgs),
     /// Have ports here lead to servers in a sandbox, until it is interrupted
     PortForward(port_forward::PortForwardArgs),

@@ -1,4 +1,5 @@
 //! Shows the steps of long work on standard error: a spinner on a terminal, plain lines elsewhere.
+//! And how far a transfer has got, on a terminal only.
 
 use std::io::{self, IsTerminal};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -88,6 +89,43 @@ impl Progress for Steps {
         if let Some(bar) = &self.bar {
             let step = self.state().current.as_ref().map(|(step, _)| step.clone());
             bar.set_message(format!("{}: {text}", step.unwrap_or_default()));
+        }
+    }
+}
+
+/// A transfer. Dropping it takes the bar away.
+pub(super) struct Transfer(Option<ProgressBar>);
+
+impl Transfer {
+    /// Begins one of so many bytes, if that is known.
+    pub fn begin(size: Option<u64>) -> Self {
+        Self(io::stderr().is_terminal().then(|| {
+            let (bar, template) = match size {
+                Some(size) => (
+                    ProgressBar::new(size),
+                    "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
+                ),
+                None => (ProgressBar::new_spinner(), "{spinner} {bytes}, {bytes_per_sec}"),
+            };
+            bar.set_style(
+                ProgressStyle::with_template(template).expect("the template is a constant"),
+            );
+            bar
+        }))
+    }
+
+    /// So many more bytes are on their way.
+    pub fn add(&self, bytes: usize) {
+        if let Some(bar) = &self.0 {
+            bar.inc(bytes as u64);
+        }
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
         }
     }
 }

@@ -2,10 +2,11 @@
 //! sandbox, addresses of a slot. Everything here is a value or a pure function.
 
 pub mod exec;
+pub mod file;
 pub mod id;
 pub mod name;
-pub mod process;
 pub mod port;
+pub mod process;
 pub mod sandbox;
 #[cfg(test)]
 mod sandbox_tests;

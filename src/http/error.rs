@@ -25,8 +25,10 @@ pub enum Code {
     InvalidState,
     /// 409: something else has taken what is asked for.
     Conflict,
-    /// 413: the body is over the limit.
+    /// 413: the body is over the limit, or the answer would be.
     TooLarge,
+    /// 416: the file has no byte of the range that is asked for.
+    RangeNotSatisfiable,
     /// 500: a fault of Nestbox's.
     Internal,
     /// 502: the sandbox's guest failed.
@@ -48,6 +50,7 @@ impl Code {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::InvalidState | Self::Conflict => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::AgentError => StatusCode::BAD_GATEWAY,
             Self::HostUnavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -76,6 +79,8 @@ pub struct ApiError {
     message: String,
     /// The cause and its causes, for the log only.
     internal: Option<String>,
+    /// How long the file is of which a range was asked for that it does not have.
+    length: Option<u64>,
 }
 
 /// `{"error":{"code":"...","message":"..."}}`
@@ -95,7 +100,7 @@ struct Inner<'a> {
 impl ApiError {
     /// An error whose message may be shown.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), internal: None }
+        Self { code, message: message.into(), internal: None, length: None }
     }
 
     /// A request that makes no sense.
@@ -125,6 +130,11 @@ impl ApiError {
         let mut response = HttpResponse::build(self.code.status()).json(Body { error });
         if self.code == Code::HostUnavailable {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Some(length) = self.length {
+            let range = HeaderValue::from_str(&format!("bytes */{length}"));
+            let range = range.expect("digits make a header");
+            response.headers_mut().insert(header::CONTENT_RANGE, range);
         }
         response
     }
@@ -165,10 +175,12 @@ impl From<ControlError> for ApiError {
             ErrorKind::Unavailable => Code::HostUnavailable,
             ErrorKind::Guest => Code::AgentError,
             ErrorKind::Silent => Code::Timeout,
+            ErrorKind::TooMuch => Code::TooLarge,
+            ErrorKind::OutOfRange => Code::RangeNotSatisfiable,
             ErrorKind::NoSpace => Code::NoSpace,
             ErrorKind::Damaged | ErrorKind::Internal => Code::Internal,
         };
         let internal = Some(crate::chain(&error).to_string());
-        Self { code, message: error.public_message(), internal }
+        Self { code, message: error.public_message(), internal, length: error.length_of_file() }
     }
 }

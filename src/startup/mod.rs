@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use chrono::{TimeDelta, Utc};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::actors::control_plane::{ControlPlane, DatabaseSink};
 use crate::actors::host::{HostHandle, Limits};
@@ -269,6 +270,7 @@ pub fn bind(config: &Config) -> Result<(std::net::TcpListener, String)> {
             config.listen
         )
     })?;
+    find_out_who_vanished(&listener).context("cannot set up the listener")?;
     let mut address = listener.local_addr().context("cannot learn the port")?;
     if address.ip().is_unspecified() {
         address = SocketAddr::from(([127, 0, 0, 1], address.port()));
@@ -276,6 +278,15 @@ pub fn bind(config: &Config) -> Result<(std::net::TcpListener, String)> {
     let url = format!("http://{address}");
     write_private(&config.data_dir.join(URL_FILE), &format!("{url}\n"))?;
     Ok((listener, url))
+}
+
+/// Ends connections whose client is gone without having said so, within two minutes: else an upload
+/// of one would keep its sandbox alive for ever. Connections take this over from their listener.
+fn find_out_who_vanished(listener: &std::net::TcpListener) -> nix::Result<()> {
+    setsockopt(listener, sockopt::KeepAlive, &true)?;
+    setsockopt(listener, sockopt::TcpKeepIdle, &60)?;
+    setsockopt(listener, sockopt::TcpKeepInterval, &15)?;
+    setsockopt(listener, sockopt::TcpKeepCount, &4)
 }
 
 /// Deletes records of sandboxes that are long over, again and again.
@@ -369,4 +380,23 @@ fn write_private(path: &Path, text: &str) -> Result<()> {
         std::fs::rename(&temporary, path)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use nix::sys::socket::getsockopt;
+
+    use super::*;
+
+    #[test]
+    fn connections_are_asked_whether_anybody_is_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        find_out_who_vanished(&listener).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (connection, _) = listener.accept().unwrap();
+        assert!(getsockopt(&connection, sockopt::KeepAlive).unwrap());
+        assert_eq!(getsockopt(&connection, sockopt::TcpKeepIdle).unwrap(), 60);
+    }
 }

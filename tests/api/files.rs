@@ -25,12 +25,12 @@ async fn write(nest: &Nest, id: &str, path: &str, content: &[u8]) {
     assert_eq!(answer.json(), json!({"path": path, "size": content.len()}));
 }
 
-async fn read(nest: &Nest, id: &str, path: &str) -> Answer {
+pub async fn read(nest: &Nest, id: &str, path: &str) -> Answer {
     nest.post(&format!("/v1/sandboxes/{id}/files/read"), json!({"path": path})).await
 }
 
 /// Bytes that are no text and do not repeat.
-fn noise(length: usize) -> Vec<u8> {
+pub fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut word = || {
         state ^= state << 13;
@@ -67,9 +67,11 @@ async fn files_come_back_byte_for_byte() {
 
 #[actix_web::test]
 async fn a_file_of_64_mib_comes_back_byte_for_byte() {
+    // Before the first request: it takes longer than an idle connection is kept.
+    let content = noise(64 << 20);
     let nest = Nest::start().await;
     let id = nest.create(json!({})).await;
-    let (path, content) = (nest.path("large"), noise(64 << 20));
+    let path = nest.path("large");
     write(&nest, &id, &path, &content).await;
     let answer = read(&nest, &id, &path).await;
     assert_eq!(answer.status, 200);
@@ -247,7 +249,26 @@ async fn a_sandbox_that_goes_away_ends_a_download() {
 }
 
 /// A file system that is full after some kilobytes; unmounted when dropped.
-struct SmallDisk(String);
+pub struct SmallDisk(pub String);
+
+impl SmallDisk {
+    /// Says so if that cannot be.
+    pub fn mount(nest: &Nest) -> Option<Self> {
+        let dir = nest.path("small");
+        std::fs::create_dir(&dir).unwrap();
+        let (flags, size) = (nix::mount::MsFlags::empty(), Some("size=256k"));
+        let mounted = nix::mount::mount(Some("none"), dir.as_str(), Some("tmpfs"), flags, size);
+        if mounted.is_err() {
+            eprintln!("skipped: needs root to mount a small file system");
+        }
+        mounted.ok().map(|()| Self(dir))
+    }
+
+    /// How many files there are.
+    pub fn files(&self) -> usize {
+        std::fs::read_dir(&self.0).unwrap().count()
+    }
+}
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
@@ -259,18 +280,9 @@ impl Drop for SmallDisk {
 async fn a_full_disk_of_the_guest_is_said_and_leaves_nothing() {
     let nest = Nest::start().await;
     let id = nest.create(json!({})).await;
-    let dir = nest.path("small");
-    std::fs::create_dir(&dir).unwrap();
-    let flags = nix::mount::MsFlags::empty();
-    let disk =
-        nix::mount::mount(Some("none"), dir.as_str(), Some("tmpfs"), flags, Some("size=256k"));
-    if disk.is_err() {
-        eprintln!("skipped: needs root to mount a small file system");
-        return;
-    }
-    let disk = SmallDisk(dir);
+    let Some(disk) = SmallDisk::mount(&nest) else { return };
     let path = format!("{}/large", disk.0);
     send(&nest, &id, form(&path, noise(1 << 20))).await.error(507, "no_space");
-    assert_eq!(std::fs::read_dir(&disk.0).unwrap().count(), 0);
+    assert_eq!(disk.files(), 0);
     write(&nest, &id, &path, b"fits").await;
 }

@@ -2,6 +2,7 @@
 //! machines are simulated. Every route, state and error.
 
 mod api_keys;
+mod archive;
 mod auth;
 mod bad_input;
 mod browser;
@@ -11,6 +12,8 @@ mod events;
 mod exec;
 mod exec_stream;
 mod exec_trouble;
+mod file_contents;
+mod file_tree;
 mod files;
 mod fork;
 mod idempotency;
@@ -19,11 +22,11 @@ mod list;
 mod nest;
 mod observe;
 mod pause;
+mod ports;
+mod ports_trouble;
 mod processes;
 mod processes_trouble;
 mod pty;
-mod ports;
-mod ports_trouble;
 mod resume;
 mod snapshots;
 #[path = "../support/socket.rs"]

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -82,6 +83,96 @@ fn files_are_copied_both_ways() {
         let missing = lab.cli(&["cp", &format!("{id}:/no/such/file"), "-"]);
         assert_eq!(missing.status.code(), Some(125));
         assert!(missing.stdout.is_empty());
+        sandbox.destroy().await;
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn directories_are_copied_both_ways() {
+    in_a_lab(1, async |lab| {
+        let mut daemon = lab.daemon().await;
+        let sandbox = daemon.create().await;
+        let id = &sandbox.id;
+        let (here, back) = (lab.path("here"), lab.path("back"));
+        fs::create_dir_all(here.join("sub/empty")).expect("directories");
+        fs::write(
+            here.join("sub/noise"),
+            (0..300_000u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect::<Vec<_>>(),
+        )
+        .expect("a file");
+        fs::write(here.join("run.sh"), "#!/bin/sh\necho ran\n").expect("a file");
+        fs::set_permissions(here.join("run.sh"), fs::Permissions::from_mode(0o750))
+            .expect("a mode");
+        std::os::unix::fs::symlink("sub/noise", here.join("link")).expect("a link");
+        let from = here.display().to_string();
+        let same = |other: &std::path::Path| {
+            let other = other.display();
+            crate::support::run(&format!("diff -r --no-dereference {from} {other}"));
+        };
+
+        // As cp(1): a new name, or into a directory that is there, or only what is in it.
+        lab.cli_ok(&["cp", "-r", &from, &format!("{id}:new")]);
+        lab.cli_ok(&["cp", "-r", &from, &format!("{id}:new")]);
+        lab.cli_ok(&["cp", "-r", &format!("{from}/."), &format!("{id}:all")]);
+        assert_eq!(
+            sandbox.sh("new/run.sh; new/here/run.sh; all/run.sh; readlink new/link").await,
+            "ran\nran\nran\nsub/noise"
+        );
+        assert_eq!(sandbox.sh("stat -c '%U %a' new/run.sh new/sub").await, "user 750\nuser 755");
+
+        let to = back.display().to_string();
+        lab.cli_ok(&["cp", "-r", &format!("{id}:all"), &to]);
+        same(&back);
+        let told: Value =
+            serde_json::from_str(&lab.cli_ok(&["cp", "-r", "--json", &format!("{id}:all"), &to]))
+                .expect("JSON");
+        assert_eq!((&told["entries"], &told["size"]), (&5.into(), &300_020.into()));
+        same(&back.join("all"));
+        let archive = lab.cli(&["cp", "-r", &format!("{id}:all"), "-"]);
+        assert!(archive.status.success() && archive.stderr.is_empty());
+        let mut again = lab.nestbox();
+        again.args(["cp", "-r", "-", &format!("{id}:again")]).stdin(Stdio::piped());
+        let mut again = again.spawn().expect("it starts");
+        again.stdin.take().expect("piped").write_all(&archive.stdout).expect("it reads");
+        assert!(again.wait().expect("it ends").success());
+        assert_eq!(sandbox.sh("diff -r --no-dereference all again && echo same").await, "same");
+        // With -r a file is a file.
+        lab.cli_ok(&["cp", "-r", &format!("{from}/run.sh"), &format!("{id}:file")]);
+        lab.cli_ok(&["cp", "-r", &format!("{id}:file"), &lab.path("file").display().to_string()]);
+        assert_eq!(fs::read(lab.path("file")).expect("a file").len(), 20);
+
+        for (args, word) in [
+            (["cp", &from, &format!("{id}:x")], "cp -r"),
+            (["cp", &format!("{id}:all"), &to], "directory"),
+        ] {
+            let refused = lab.cli(&args);
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(refused.status.code() == Some(125) && said.contains(word), "{said}");
+        }
+        sandbox.destroy().await;
+        daemon.stop().await;
+    });
+}
+
+/// The agent's host does not trust it: here stands a guest that sends what its files cannot be.
+#[test]
+fn a_copy_out_of_a_sandbox_stays_in_its_directory() {
+    in_a_lab(1, async |lab| {
+        let mut daemon = lab.daemon().await;
+        let sandbox = daemon.create().await;
+        let id = &sandbox.id;
+        for (make, word) in
+            [("ln -s /etc/passwd d/abs", "leads out"), ("ln -s ../../up d/up", "leads out")]
+        {
+            sandbox.sh(&format!("rm -rf d; mkdir d; {make}")).await;
+            let to = lab.path("to");
+            let refused = lab.cli(&["cp", "-r", &format!("{id}:d"), &to.display().to_string()]);
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(refused.status.code() == Some(125) && said.contains(word), "{said}");
+            assert_eq!(fs::read_dir(&to).expect("a directory").count(), 0);
+            fs::remove_dir(&to).expect("it is empty");
+        }
         sandbox.destroy().await;
         daemon.stop().await;
     });

@@ -15,6 +15,7 @@ use axum::serve::ListenerExt;
 use connectrpc::Router;
 use nix::sys::prctl::set_name;
 use nix::sys::signal::SigSet;
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -79,6 +80,7 @@ async fn serve(address: SocketAddr, place: Place) -> Result<(), AgentError> {
         .await
         .map_err(|source| AgentError::Listen { address, source })?;
     let address = listener.local_addr().map_err(AgentError::SetUp)?;
+    find_out_who_vanished(&listener).map_err(|error| AgentError::SetUp(error.into()))?;
     // From here on callers wait in the listener's queue.
     announce(address, place);
 
@@ -106,6 +108,15 @@ async fn serve(address: SocketAddr, place: Place) -> Result<(), AgentError> {
     }
     processes.shut_down().await;
     Ok(())
+}
+
+/// Ends connections whose other end is not there any more, within two minutes: in a fork of this
+/// guest nobody is at the other end of any. Connections take this over from their listener.
+fn find_out_who_vanished(listener: &TcpListener) -> nix::Result<()> {
+    setsockopt(listener, sockopt::KeepAlive, &true)?;
+    setsockopt(listener, sockopt::TcpKeepIdle, &60)?;
+    setsockopt(listener, sockopt::TcpKeepInterval, &15)?;
+    setsockopt(listener, sockopt::TcpKeepCount, &4)
 }
 
 /// Says that it listens: to the host that watches the console, or to who started it.

@@ -59,7 +59,10 @@ impl From<TreeError> for ConnectError {
         let message = error.to_string();
         match error {
             TreeError::NotFound { .. } => ConnectError::not_found(message),
-            TreeError::DirectoryExists { .. } => ConnectError::already_exists(message),
+            TreeError::DirectoryExists { .. } | TreeError::InTheWay { .. } => {
+                ConnectError::already_exists(message)
+            }
+            TreeError::Refused { .. } => ConnectError::failed_precondition(message),
             TreeError::NotDirectory { .. } | TreeError::Root | TreeError::IntoItself { .. } => {
                 ConnectError::invalid_argument(message)
             }

@@ -10,6 +10,8 @@ use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use thiserror::Error;
 
+use super::remove::remove_all;
+
 /// Why an operation on the tree failed.
 #[derive(Debug, Error)]
 pub enum TreeError {
@@ -40,6 +42,23 @@ pub enum TreeError {
         /// The destination.
         path: PathBuf,
     },
+    /// Something is where something else is to be put.
+    #[error("something is in the way: {}", .path.display())]
+    InTheWay {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The kernel refuses, whoever asks: a read-only file system, something mounted, a name that is
+    /// too long, and the like.
+    #[error("{verb} {}: {source}", .path.display())]
+    Refused {
+        /// What was asked for.
+        verb: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The disk or the user's share of it is full.
     #[error("no space left on device")]
     Full,
@@ -63,9 +82,31 @@ impl TreeError {
             io::ErrorKind::NotFound => Self::NotFound { path },
             io::ErrorKind::NotADirectory => Self::NotDirectory { path },
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,
+            io::ErrorKind::IsADirectory
+            | io::ErrorKind::DirectoryNotEmpty
+            | io::ErrorKind::AlreadyExists => Self::InTheWay { path },
+            _ if is_refusal(&source) => Self::Refused { verb, path, source },
             _ => Self::Other { verb, path, source },
         }
     }
+}
+
+/// Whether the kernel's answer is about what was asked for, rather than a fault.
+pub fn is_refusal(error: &io::Error) -> bool {
+    let refused = [
+        libc::EACCES,
+        libc::EPERM,
+        libc::EROFS,
+        libc::EBUSY,
+        libc::ELOOP,
+        libc::ENAMETOOLONG,
+        libc::EINVAL,
+        libc::EOPNOTSUPP,
+        libc::EMLINK,
+        libc::ETXTBSY,
+    ];
+    error.raw_os_error().is_some_and(|code| refused.contains(&code))
+        || error.kind() == io::ErrorKind::Unsupported
 }
 
 /// Who owns what is made.
@@ -90,27 +131,30 @@ pub fn make_dir(path: &Path, owner: Owner) -> Result<(), TreeError> {
     }
 }
 
-/// Makes a directory and the parents it lacks; one that exists is left as it is.
+/// Makes a directory and the parents it lacks; one that exists is left as it is. A loop, because a
+/// path has room for two thousand names and a thread's stack has not.
 ///
 /// # Errors
 ///
 /// [`TreeError::NotDirectory`] when something else is in the way.
 pub fn make_dirs(path: &Path, owner: Owner) -> Result<(), TreeError> {
-    match fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => return Ok(()),
-        Ok(_) => return Err(TreeError::NotDirectory { path: path.to_owned() }),
-        Err(_) => {}
+    let mut missing = Vec::new();
+    for dir in path.ancestors() {
+        match fs::metadata(dir) {
+            Ok(meta) if meta.is_dir() => break,
+            Ok(_) => return Err(TreeError::NotDirectory { path: dir.to_owned() }),
+            Err(_) => missing.push(dir),
+        }
     }
-    if let Some(parent) = path.parent() {
-        make_dirs(parent, owner)?;
+    for dir in missing.into_iter().rev() {
+        match fs::create_dir(dir) {
+            Ok(()) => give(dir, owner)?,
+            // Somebody else was faster.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(TreeError::from_io("cannot make", dir, error)),
+        }
     }
-    match fs::create_dir(path) {
-        Ok(()) => {}
-        // Somebody else was faster.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-        Err(error) => return Err(TreeError::from_io("cannot make", path, error)),
-    }
-    give(path, owner)
+    Ok(())
 }
 
 fn give(path: &Path, owner: Owner) -> Result<(), TreeError> {
@@ -128,7 +172,7 @@ pub fn remove(path: &Path) -> Result<(), TreeError> {
         return Err(TreeError::Root);
     }
     let removed = match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(meta) if meta.is_dir() => remove_all(path),
         Ok(_) => fs::remove_file(path),
         Err(error) => Err(error),
     };
@@ -163,7 +207,7 @@ pub fn rename(source: &Path, destination: &Path, owner: Owner) -> Result<(), Tre
             name.push(format!("move-{}-", std::process::id()));
             name.push(destination.file_name().unwrap_or_default());
             let beside = parent.join(name);
-            let moved = copy(source, &beside).and_then(|()| {
+            let moved = copy(source, &beside, COPY_DEPTH).and_then(|()| {
                 fs::rename(&beside, destination)
                     .map_err(|error| TreeError::from_io("cannot move to", destination, error))
             });
@@ -177,8 +221,11 @@ pub fn rename(source: &Path, destination: &Path, owner: Owner) -> Result<(), Tre
     }
 }
 
+/// The most directories below each other that are copied: a thread's stack has an end.
+const COPY_DEPTH: usize = 128;
+
 /// Copies a tree with owners, modes, times, links and attributes.
-fn copy(source: &Path, destination: &Path) -> Result<(), TreeError> {
+fn copy(source: &Path, destination: &Path, depth: usize) -> Result<(), TreeError> {
     let failed = |error| TreeError::from_io("cannot copy", source, error);
     let meta = fs::symlink_metadata(source).map_err(failed)?;
     if meta.is_symlink() {
@@ -190,7 +237,10 @@ fn copy(source: &Path, destination: &Path) -> Result<(), TreeError> {
         fs::create_dir(destination).map_err(failed)?;
         for entry in fs::read_dir(source).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            copy(&entry.path(), &destination.join(entry.file_name()))?;
+            let depth = depth.checked_sub(1).ok_or_else(|| {
+                failed(io::Error::new(io::ErrorKind::Unsupported, "directories are too deep"))
+            })?;
+            copy(&entry.path(), &destination.join(entry.file_name()), depth)?;
         }
     } else if meta.is_file() {
         fs::copy(source, destination).map_err(failed)?;
@@ -235,17 +285,29 @@ pub fn list(path: &Path, depth: u32) -> Result<Vec<PathBuf>, TreeError> {
     Ok(found)
 }
 
+/// A loop for the same reason as in [`make_dirs`].
 fn list_into(path: &Path, depth: u32, found: &mut Vec<PathBuf>) -> io::Result<()> {
-    let mut names: Vec<_> = fs::read_dir(path)?.flatten().collect();
-    names.sort_by_key(fs::DirEntry::file_name);
-    for entry in names {
+    let sorted = |path: &Path| -> io::Result<_> {
+        let mut names: Vec<_> = fs::read_dir(path)?.flatten().collect();
+        names.sort_by_key(fs::DirEntry::file_name);
+        Ok(names.into_iter())
+    };
+    let mut levels = vec![sorted(path)?];
+    while let Some(level) = levels.last_mut() {
+        let Some(entry) = level.next() else {
+            levels.pop();
+            continue;
+        };
         let path = entry.path();
-        let enter = depth > 1 && entry.file_type().is_ok_and(|kind| kind.is_dir());
-        found.push(path.clone());
-        if enter {
+        let deeper = levels.len() < usize::try_from(depth).unwrap_or(usize::MAX);
+        if deeper
+            && entry.file_type().is_ok_and(|kind| kind.is_dir())
             // Removed meanwhile, or not readable: it is listed, what is in it is not.
-            let _ = list_into(&path, depth - 1, found);
+            && let Ok(below) = sorted(&path)
+        {
+            levels.push(below);
         }
+        found.push(path);
     }
     Ok(())
 }
@@ -266,7 +328,7 @@ mod tests {
         fs::write(from.join("sub/file"), "text").unwrap();
         fs::set_permissions(from.join("sub/file"), Permissions::from_mode(0o4750)).unwrap();
         symlink("sub/file", from.join("link")).unwrap();
-        copy(&from, &to).unwrap();
+        copy(&from, &to, 2).unwrap();
         let (old, new) = (
             fs::metadata(from.join("sub/file")).unwrap(),
             fs::metadata(to.join("sub/file")).unwrap(),

@@ -280,17 +280,21 @@ impl Watch {
     /// Watches what is below `dir`. In a directory that has just appeared, things may have been
     /// made before the watch was in place; they are reported as if seen.
     fn add_below(&self, state: &mut State, dir: &Path, existing: Existing) {
-        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let Ok(meta) = fs::symlink_metadata(&path) else { continue };
-            if existing == Existing::New {
-                state.push(EventType::EVENT_TYPE_CREATE, path.clone());
-                if meta.is_file() && meta.len() > 0 {
-                    state.push(EventType::EVENT_TYPE_WRITE, path.clone());
+        // A list, because a tree may be deeper than a thread's stack.
+        let mut dirs = vec![dir.to_owned()];
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+                let path = entry.path();
+                let Ok(meta) = fs::symlink_metadata(&path) else { continue };
+                if existing == Existing::New {
+                    state.push(EventType::EVENT_TYPE_CREATE, path.clone());
+                    if meta.is_file() && meta.len() > 0 {
+                        state.push(EventType::EVENT_TYPE_WRITE, path.clone());
+                    }
                 }
-            }
-            if meta.is_dir() && self.add(state, &path).is_ok() {
-                self.add_below(state, &path, existing);
+                if meta.is_dir() && self.add(state, &path).is_ok() {
+                    dirs.push(path);
+                }
             }
         }
     }

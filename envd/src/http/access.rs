@@ -60,7 +60,9 @@ pub async fn check(
 
 /// Rpcs are `/package.Service/Method`.
 fn is_rpc(request: &Request) -> bool {
-    request.uri().path().matches('/').count() == 2
+    let mut parts = request.uri().path().split('/').skip(1);
+    let (service, method) = (parts.next(), parts.next());
+    service.is_some_and(|name| name.contains('.')) && method.is_some() && parts.next().is_none()
 }
 
 fn allowed(context: &Context, request: &Request) -> Result<(), HttpError> {

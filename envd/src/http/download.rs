@@ -1,5 +1,6 @@
-//! `GET /files`: streams a file, compressed if the caller wants it so.
+//! `GET /files`: streams a file or a part of it, compressed if the caller wants it so.
 
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use async_compression::tokio::bufread::GzipEncoder;
 use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::response::Response;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio_util::io::ReaderStream;
@@ -18,6 +19,7 @@ use crate::agent::settings::Context;
 
 use super::access::FileQuery;
 use super::error::HttpError;
+use super::range::{Part, Version, part};
 
 /// Read at once; what is in memory of a file at any time is a few of these.
 const CHUNK: usize = 64 * 1024;
@@ -26,7 +28,7 @@ const CHUNK: usize = 64 * 1024;
 ///
 /// # Errors
 ///
-/// 400 for what is no file, 401 for an unknown user, 404.
+/// 400 for what is no file, 401 for an unknown user, 404, 416 for a range without a byte in it.
 pub async fn download(
     State(context): State<Arc<Context>>,
     query: Query<FileQuery>,
@@ -34,7 +36,7 @@ pub async fn download(
 ) -> Result<Response, HttpError> {
     let user = context.user(query.username.as_deref())?;
     let path = context.path(query.path.as_deref().unwrap_or_default(), &user)?;
-    let (file, length) = open(path.clone()).await?;
+    let (file, length, version) = open(path.clone()).await?;
 
     let mut response = Response::builder()
         .header(header::CONTENT_TYPE, "application/octet-stream")
@@ -42,22 +44,38 @@ pub async fn download(
         .header(header::VARY, "Accept-Encoding");
     let body = if wants_gzip(&headers) {
         response = response.header(header::CONTENT_ENCODING, "gzip");
-        let reader = BufReader::with_capacity(CHUNK, file);
+        let reader = BufReader::with_capacity(CHUNK, File::from_std(file));
         let encoder = GzipEncoder::with_quality(reader, Level::Fastest);
         Body::from_stream(ReaderStream::with_capacity(encoder, CHUNK))
     } else if length == 0 {
         // Also the files of /proc, whose length nobody knows.
-        Body::from_stream(ReaderStream::with_capacity(file, CHUNK))
+        Body::from_stream(ReaderStream::with_capacity(File::from_std(file), CHUNK))
     } else {
-        response = response.header(header::CONTENT_LENGTH, length);
+        let range = match part(&headers, length, &version) {
+            Part::Whole => 0..length,
+            Part::Of(range) => {
+                let sent = format!("bytes {}-{}/{length}", range.start, range.end - 1);
+                response = response
+                    .status(StatusCode::PARTIAL_CONTENT)
+                    .header(header::CONTENT_RANGE, sent);
+                range
+            }
+            Part::Outside => return Err(HttpError::OutOfRange { length }),
+        };
+        response = response
+            .header(header::CONTENT_LENGTH, range.end - range.start)
+            .header(header::ACCEPT_RANGES, "bytes")
+            .header(header::ETAG, version.tag)
+            .header(header::LAST_MODIFIED, version.modified);
+        let file = at(file, range.start, &path)?;
         // No more than was promised, should the file be growing.
-        Body::from_stream(ReaderStream::with_capacity(file.take(length), CHUNK))
+        Body::from_stream(ReaderStream::with_capacity(file.take(range.end - range.start), CHUNK))
     };
     response.body(body).map_err(|error| HttpError::invalid(error.to_string()))
 }
 
-/// Opens a regular file and tells its length.
-async fn open(path: PathBuf) -> Result<(File, u64), HttpError> {
+/// Opens a regular file; tells its length and which version it is.
+async fn open(path: PathBuf) -> Result<(std::fs::File, u64, Version), HttpError> {
     let opening = tokio::task::spawn_blocking(move || {
         let failed = |error| HttpError::from_io("cannot open", &path, error);
         // Looked at first: opening a device can do things.
@@ -72,10 +90,17 @@ async fn open(path: PathBuf) -> Result<(File, u64), HttpError> {
         let mut options = std::fs::File::options();
         let options = options.read(true).custom_flags(libc::O_NONBLOCK);
         let file = options.open(&path).map_err(failed)?;
-        let length = file.metadata().map_err(failed)?.len();
-        Ok((File::from_std(file), length))
+        let meta = file.metadata().map_err(failed)?;
+        Ok((file, meta.len(), Version::of(&meta)))
     });
     opening.await?
+}
+
+/// The file, to be read from there on. Seeking waits for no disk.
+fn at(mut file: std::fs::File, start: u64, path: &Path) -> Result<File, HttpError> {
+    file.seek(SeekFrom::Start(start))
+        .map_err(|error| HttpError::from_io("cannot read", path, error))?;
+    Ok(File::from_std(file))
 }
 
 /// The file's name in ASCII; others are left out rather than misread.

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
+use http::{HeaderValue, StatusCode, header};
 use thiserror::Error;
 
 use crate::agent::paths::PathError;
 use crate::agent::settings::RequestError;
 use crate::agent::users::UserError;
-use crate::filesystem::TreeError;
+use crate::filesystem::{TreeError, is_refusal};
 
 /// Why a request was refused.
 #[derive(Debug, Error)]
@@ -52,6 +52,22 @@ pub enum HttpError {
         /// Resolved path.
         path: PathBuf,
     },
+    /// The file has no byte of the range that was asked for.
+    #[error("the file has {length} bytes, and none of the range")]
+    OutOfRange {
+        /// Its length.
+        length: u64,
+    },
+    /// The kernel refuses, whoever asks: a read-only file system, something mounted, and the like.
+    #[error("{verb} '{}': {source}", .path.display())]
+    Refused {
+        /// What was asked for.
+        verb: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The disk or the user's share of it is full.
     #[error("not enough disk space")]
     Full,
@@ -86,6 +102,7 @@ impl HttpError {
             io::ErrorKind::InvalidFilename => {
                 Self::invalid(format!("path '{}' is not a valid name", path.display()))
             }
+            _ if is_refusal(&source) => Self::Refused { verb, path, source },
             _ => Self::Io { verb, path, source },
         }
     }
@@ -98,6 +115,8 @@ impl HttpError {
             | Self::Directory { .. }
             | Self::NotRegular { .. } => StatusCode::BAD_REQUEST,
             Self::NotFound { .. } => StatusCode::NOT_FOUND,
+            Self::OutOfRange { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
+            Self::Refused { .. } => StatusCode::FORBIDDEN,
             Self::Full => StatusCode::INSUFFICIENT_STORAGE,
             Self::Internal(_) | Self::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -120,8 +139,11 @@ impl From<TreeError> for HttpError {
         match error {
             TreeError::NotFound { path } => Self::NotFound { path },
             TreeError::Full => Self::Full,
-            TreeError::Other { verb, path, source } => Self::from_io(verb, &path, source),
+            TreeError::Refused { verb, path, source } | TreeError::Other { verb, path, source } => {
+                Self::from_io(verb, &path, source)
+            }
             TreeError::DirectoryExists { .. }
+            | TreeError::InTheWay { .. }
             | TreeError::NotDirectory { .. }
             | TreeError::Root
             | TreeError::IntoItself { .. } => Self::invalid(message),
@@ -133,6 +155,12 @@ impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
         let status = self.status();
         let body = serde_json::json!({ "code": status.as_u16(), "message": self.to_string() });
-        (status, Json(body)).into_response()
+        let mut response = (status, Json(body)).into_response();
+        if let Self::OutOfRange { length } = self
+            && let Ok(value) = HeaderValue::from_str(&format!("bytes */{length}"))
+        {
+            response.headers_mut().insert(header::CONTENT_RANGE, value);
+        }
+        response
     }
 }

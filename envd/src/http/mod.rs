@@ -1,16 +1,20 @@
 //! The plain HTTP routes: health, metrics, environment, `POST /init`, `POST /sync`, contents of files.
 //!
 //! - `access`: who may call
+//! - `archive`: directories
 //! - `error`: how refusals look
 //! - `download`, `upload`: contents
+//! - `range`: a part of a file
 //! - `identity`: `POST /init`
 //! - `metrics`: what the guest uses
 
 mod access;
+mod archive;
 mod download;
 mod error;
 mod identity;
 mod metrics;
+mod range;
 mod upload;
 
 use std::sync::Arc;
@@ -34,6 +38,7 @@ pub fn router(context: Arc<Context>, rpc: connectrpc::Router) -> Router {
         .route("/init", post(identity::init))
         .route("/sync", post(sync))
         .route("/files", get(download::download).post(upload::upload))
+        .route("/files/archive", get(archive::download).put(archive::upload))
         // An upload is as long as the disk has room.
         .layer(DefaultBodyLimit::disable())
         .fallback_service(rpc)

@@ -169,8 +169,7 @@ impl Target {
     async fn write(&self, path: &str, mut body: Chunks<'_>) -> Result<Written, HttpError> {
         let result = self.write_whole(path, &mut body).await;
         if result.is_err() {
-            let rest = async { while let Some(Ok(_)) = body.next().await {} };
-            let _ = tokio::time::timeout(DRAIN, rest).await;
+            drain(body).await;
         }
         result
     }
@@ -201,11 +200,18 @@ impl Target {
     }
 }
 
+/// Reads the rest of a body that was refused, if it comes soon.
+pub(super) async fn drain<T, E>(mut body: impl Stream<Item = Result<T, E>> + Unpin) {
+    let rest = async { while let Some(Ok(_)) = body.next().await {} };
+    let _ = tokio::time::timeout(DRAIN, rest).await;
+}
+
 fn chunks(field: axum::extract::multipart::Field<'_>) -> Chunks<'_> {
     Box::pin(field.map_err(io::Error::other))
 }
 
-async fn blocking<T, F>(work: F) -> Result<T, HttpError>
+/// Does what may wait for a disk, away from the runtime's thread.
+pub(super) async fn blocking<T, F>(work: F) -> Result<T, HttpError>
 where
     T: Send + 'static,
     F: FnOnce() -> Result<T, HttpError> + Send + 'static,

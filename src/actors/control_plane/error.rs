@@ -79,6 +79,10 @@ pub enum ErrorKind {
     Guest,
     /// Look into the sandbox: its guest did not answer in time.
     Silent,
+    /// Ask for less: there is more than an answer holds.
+    TooMuch,
+    /// Ask for another part: there is none like this.
+    OutOfRange,
     /// Make room on a disk.
     NoSpace,
     /// Give it up, or find out what has changed its files: it is not what was written.
@@ -93,6 +97,7 @@ impl ErrorKind {
         match self {
             Self::Guest | Self::Silent | Self::NoSpace | Self::Damaged | Self::Internal => true,
             Self::Invalid | Self::NotFound | Self::Conflict => false,
+            Self::TooMuch | Self::OutOfRange => false,
             Self::InvalidState | Self::Unavailable => false,
         }
     }
@@ -119,6 +124,14 @@ impl ControlError {
     pub fn lost_to(&self) -> Option<SandboxState> {
         match self {
             Self::Work(WorkError::Lost { state, .. }) => Some(*state),
+            _ => None,
+        }
+    }
+
+    /// How long the file is, if it has no byte of the range that was asked for.
+    pub fn length_of_file(&self) -> Option<u64> {
+        match self {
+            Self::Work(WorkError::Agent(AgentError::OutOfRange { length })) => Some(*length),
             _ => None,
         }
     }
@@ -191,6 +204,8 @@ fn work_kind(error: &WorkError) -> ErrorKind {
             AgentError::Invalid { .. } => ErrorKind::Invalid,
             AgentError::NotFound { .. } => ErrorKind::NotFound,
             AgentError::Conflict { .. } => ErrorKind::Conflict,
+            AgentError::OutOfRange { .. } => ErrorKind::OutOfRange,
+            AgentError::TooMuch { .. } => ErrorKind::TooMuch,
             AgentError::NoSpace { .. } => ErrorKind::NoSpace,
             AgentError::PortSilent { .. } => ErrorKind::Silent,
             AgentError::Unreachable { .. }

@@ -7,12 +7,13 @@
 mod create;
 mod error;
 mod events;
+mod files;
 mod follow;
 mod fork;
 mod keys;
 mod pause;
-mod processes;
 mod ports;
+mod processes;
 mod sink;
 mod snapshots;
 mod usage;
@@ -41,12 +42,12 @@ use crate::vmm::machine::Machines;
 pub use create::CreateSandbox;
 pub use error::{ControlError, ErrorKind};
 pub use events::{EventFeed, EventPage};
+pub use files::{Bytestream, FileContent};
 pub use follow::{ExecEvents, FollowHandle};
 pub use keys::{CallerId, NewKey};
 pub use ports::{PortStream, PortWatch};
 pub use sink::DatabaseSink;
 pub use usage::UsageReport;
-pub use work::FileContent;
 
 // What passes through from the host's edge to the API.
 pub use crate::actors::sandbox::Sample;

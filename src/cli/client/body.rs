@@ -262,6 +262,24 @@ pub struct Written {
     pub size: u64,
 }
 
+/// What came out of an archive.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Unpacked {
+    pub path: String,
+    pub entries: u64,
+    pub size: u64,
+}
+
+/// What is at a path. The type is a text, so that a newer daemon's types show too.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Entry {
+    pub path: String,
+    pub r#type: String,
+    /// Everything else, to be passed on.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
 /// A new API key; the key itself is never shown again.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct NewKey {

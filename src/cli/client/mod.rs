@@ -4,16 +4,16 @@ mod body;
 mod stream;
 
 use reqwest::header::{HeaderMap, HeaderValue};
-use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, multipart};
+use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
 use super::discover::Daemon;
 use body::{Envelope, Inner, Page};
 
 pub(super) use body::{
-    CreateRequest, Event, EventMessage, EventNotice, EventPage, EventQuery, ExecAnswer,
+    CreateRequest, Entry, Event, EventMessage, EventNotice, EventPage, EventQuery, ExecAnswer,
     ExecRequest, Forked, Keys, ListQuery, NewKey, Sample, Sandbox, Snapshot, SnapshotRequest, Span,
-    Storage, Tracing, Usage, Written,
+    Storage, Tracing, Unpacked, Usage, Written,
 };
 pub(super) use stream::{Socket, Stream};
 
@@ -210,8 +210,7 @@ impl Client {
 
     /// Opens a file of a sandbox; the response's body is its content.
     pub async fn read_file(&self, id: &str, path: &str) -> Result<Response, ClientError> {
-        let body = serde_json::json!({ "path": path });
-        self.send(self.request(Method::POST, &["sandboxes", id, "files", "read"]).json(&body)).await
+        self.send(self.file_request(Method::GET, id, &[], path)).await
     }
 
     /// Writes a file of a sandbox.
@@ -219,14 +218,34 @@ impl Client {
         &self,
         id: &str,
         path: &str,
-        content: multipart::Part,
+        content: Body,
     ) -> Result<Written, ClientError> {
-        // The daemon needs the path before the content, which it does not hold in memory.
-        let form = multipart::Form::new()
-            .text("path", path.to_owned())
-            .part("file", content.file_name("file"));
-        let request = self.request(Method::POST, &["sandboxes", id, "files", "write"]);
-        self.json(request.multipart(form)).await
+        self.json(self.file_request(Method::PUT, id, &[], path).body(content)).await
+    }
+
+    /// Opens a directory of a sandbox; the response's body is a tar archive.
+    pub async fn read_archive(&self, id: &str, path: &str) -> Result<Response, ClientError> {
+        self.send(self.file_request(Method::GET, id, &["archive"], path)).await
+    }
+
+    /// Unpacks a tar archive into a directory of a sandbox.
+    pub async fn write_archive(
+        &self,
+        id: &str,
+        path: &str,
+        content: Body,
+    ) -> Result<Unpacked, ClientError> {
+        self.json(self.file_request(Method::PUT, id, &["archive"], path).body(content)).await
+    }
+
+    /// Says what is at a path of a sandbox.
+    pub async fn stat(&self, id: &str, path: &str) -> Result<Entry, ClientError> {
+        self.json(self.file_request(Method::GET, id, &["stat"], path)).await
+    }
+
+    fn file_request(&self, method: Method, id: &str, rest: &[&str], path: &str) -> RequestBuilder {
+        let request = self.request(method, &[&["sandboxes", id, "files"], rest].concat());
+        request.query(&[("path", path)])
     }
 
     /// Makes an API key.

@@ -5,7 +5,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use reqwest::multipart;
 use tokio::time::{sleep, timeout};
 
 use super::run_in;
@@ -71,7 +70,7 @@ impl Counter {
     ///
     /// When it does not count.
     pub async fn start(client: &Client, id: &str) -> Result<Self> {
-        client.write_file(id, PROGRAM_FILE, multipart::Part::text(PROGRAM)).await?;
+        client.write_file(id, PROGRAM_FILE, PROGRAM.into()).await?;
         run_in(client, id, "sh", &["-c", START]).await?;
         Ok(Self { last: read(client, id).await? })
     }

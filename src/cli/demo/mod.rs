@@ -9,7 +9,6 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use reqwest::multipart;
 
 use super::WarmUp;
 use super::client::{Client, CreateRequest, ExecRequest, Tracing};
@@ -110,7 +109,7 @@ async fn show(client: &Client, steps: &Steps) -> Result<()> {
 async fn work(client: &Client, steps: &Steps, id: &str) -> Result<()> {
     steps.begin("upload");
     let numbers: String = (1..=1000).map(|number| format!("{number}\n")).collect();
-    client.write_file(id, NUMBERS, multipart::Part::text(numbers)).await?;
+    client.write_file(id, NUMBERS, numbers.into()).await?;
 
     steps.begin("python");
     let output = run_in(client, id, "python3", &["-c", PROGRAM]).await?;

@@ -67,7 +67,9 @@ impl From<ControlError> for Farewell {
             (_, ErrorKind::Invalid | ErrorKind::NotFound | ErrorKind::Conflict) => {
                 CloseCode::Policy
             }
-            (_, ErrorKind::InvalidState) => CloseCode::Policy,
+            (_, ErrorKind::InvalidState | ErrorKind::TooMuch | ErrorKind::OutOfRange) => {
+                CloseCode::Policy
+            }
             (_, ErrorKind::Unavailable) => CloseCode::Again,
             (_, ErrorKind::Guest | ErrorKind::Silent | ErrorKind::NoSpace) => CloseCode::Error,
             (_, ErrorKind::Damaged | ErrorKind::Internal) => CloseCode::Error,

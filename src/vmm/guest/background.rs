@@ -13,7 +13,8 @@ use nestbox_proto::process::__buffa::oneof::process_selector::Selector;
 use nestbox_proto::process::ProcessSelector;
 use tokio::time::timeout;
 
-use super::process::{Channel, Control, Heard, Listen, config, exit_code, options_as, output, pty};
+use super::process::{Channel, Control, Heard, Listen, config, exit_code, output, pty};
+use super::tree::acting_as;
 use super::{Agent, AgentError};
 use crate::domain::exec::Exec;
 use crate::domain::process::{ProcessInfo, ProcessRef, Tag, TerminalSize};
@@ -71,7 +72,7 @@ impl Agent {
         terminal: Option<TerminalSize>,
         tag: Option<&Tag>,
     ) -> Result<u32, AgentError> {
-        let options = options_as(exec.user.as_deref());
+        let options = acting_as(exec.user.as_deref());
         let request = StartRequest {
             process: config(exec).into(),
             pty: terminal.map(pty).into(),

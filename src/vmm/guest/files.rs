@@ -1,18 +1,35 @@
-//! Files of a guest, streamed both ways.
+//! Contents of a guest's files, streamed both ways.
 
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
+use http::header;
+use reqwest::Response;
 
 use super::{Agent, AgentError, expect_success};
+use crate::domain::file::{FileHead, FileRange, Unpacked};
 
 /// A file on its way out of a guest.
 pub struct FileStream {
-    /// Size in bytes, if the agent said.
-    pub size: Option<u64>,
-    response: reqwest::Response,
+    /// What the agent says about it.
+    pub head: FileHead,
+    response: Response,
 }
 
 impl FileStream {
+    fn new(response: Response) -> Self {
+        let header = |name| {
+            let value = response.headers().get(name)?;
+            value.to_str().ok().map(str::to_owned)
+        };
+        let head = FileHead {
+            length: response.content_length(),
+            part: header(header::CONTENT_RANGE),
+            tag: header(header::ETAG),
+            modified: header(header::LAST_MODIFIED),
+        };
+        Self { head, response }
+    }
+
     /// The file's bytes, in pieces.
     pub fn into_stream(self) -> impl Stream<Item = std::io::Result<Bytes>> + 'static {
         self.response.bytes_stream().map_err(std::io::Error::other)
@@ -24,18 +41,25 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// [`AgentError::NotFound`] where nothing is, [`AgentError::Invalid`] for a directory.
+    /// [`AgentError::NotFound`] where nothing is, [`AgentError::Invalid`] for a directory,
+    /// [`AgentError::OutOfRange`].
     pub async fn read_file(
         &self,
         path: &str,
         user: Option<&str>,
+        part: &FileRange,
     ) -> Result<FileStream, AgentError> {
-        let request = self.http.get(self.url("/files")).query(&file_query(path, user));
-        let response = expect_success(self.send(request).await?).await?;
-        Ok(FileStream { size: response.content_length(), response })
+        let mut request = self.http.get(self.url("/files")).query(&file_query(path, user));
+        for (name, value) in [(header::RANGE, &part.range), (header::IF_RANGE, &part.condition)] {
+            if let Some(value) = value {
+                request = request.header(name, value);
+            }
+        }
+        Ok(FileStream::new(expect_success(self.send(request).await?).await?))
     }
 
-    /// Writes `content` to the file at `path`, making its parents, replacing what was there.
+    /// Writes `content` to the file at `path`, making its parents, replacing what was there. The
+    /// file is there under its name only when all of it is; `length` bytes, if that is known.
     ///
     /// # Errors
     ///
@@ -44,18 +68,70 @@ impl Agent {
         &self,
         path: &str,
         user: Option<&str>,
+        length: Option<u64>,
         content: S,
     ) -> Result<(), AgentError>
     where
         S: Stream<Item = std::io::Result<Bytes>> + Send + 'static,
     {
-        let request = self
+        let mut request = self
             .http
             .post(self.url("/files"))
             .query(&file_query(path, user))
-            .header("content-type", "application/octet-stream")
+            .header(header::CONTENT_TYPE, "application/octet-stream")
             .body(reqwest::Body::wrap_stream(content));
+        if let Some(length) = length {
+            request = request.header(header::CONTENT_LENGTH, length);
+        }
         expect_success(self.send(request).await?).await.map(drop)
+    }
+}
+
+/// What the agent says it has unpacked.
+#[derive(serde::Deserialize)]
+struct UnpackedBody {
+    entries: u64,
+    bytes: u64,
+}
+
+impl Agent {
+    /// Opens a directory for reading as a tar archive.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::NotFound`], [`AgentError::Invalid`] for what is no directory.
+    pub async fn read_archive(
+        &self,
+        path: &str,
+        user: Option<&str>,
+    ) -> Result<FileStream, AgentError> {
+        let request = self.http.get(self.url("/files/archive")).query(&file_query(path, user));
+        Ok(FileStream::new(expect_success(self.send(request).await?).await?))
+    }
+
+    /// Unpacks a tar archive into a directory, which is made if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Invalid`] for what is no archive and for entries that are not taken,
+    /// [`AgentError::NoSpace`]; what came before stays.
+    pub async fn write_archive<S>(
+        &self,
+        path: &str,
+        user: Option<&str>,
+        content: S,
+    ) -> Result<Unpacked, AgentError>
+    where
+        S: Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+    {
+        let request = self
+            .http
+            .put(self.url("/files/archive"))
+            .query(&file_query(path, user))
+            .body(reqwest::Body::wrap_stream(content));
+        let answer = expect_success(self.send(request).await?).await?;
+        let body = answer.json::<UnpackedBody>().await.map_err(|error| self.unreachable(error))?;
+        Ok(Unpacked { entries: body.entries, size: body.bytes })
     }
 }
 

@@ -9,6 +9,7 @@ mod files;
 mod follow;
 mod port;
 mod process;
+mod tree;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,13 +19,14 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use chrono::{SecondsFormat, Utc};
 use connectrpc::client::{ClientConfig, HttpClient};
 use nestbox_proto::background::BackgroundClient;
+use nestbox_proto::filesystem::FilesystemClient;
 use nestbox_proto::process::ProcessClient;
 use rand::RngCore;
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 
-pub use background::{Begin, Following};
 use crate::domain::port::GuestPort;
+pub use background::{Begin, Following};
 
 pub use crate::domain::port::AGENT_PORT;
 pub use files::FileStream;
@@ -57,9 +59,15 @@ pub enum AgentError {
     /// The file or directory is not there.
     #[error("{message}")]
     NotFound { message: String },
-    /// What was asked for is taken.
+    /// What was asked for is taken, or something is already where it is to be made.
     #[error("{message}")]
     Conflict { message: String },
+    /// The file has so many bytes, and none of those that were asked for.
+    #[error("the file has {length} bytes, and none of the range that was asked for")]
+    OutOfRange { length: u64 },
+    /// There is more to say than an answer holds.
+    #[error("{message}")]
+    TooMuch { message: String },
     /// The guest's disk is full.
     #[error("{message}")]
     NoSpace { message: String },
@@ -110,6 +118,7 @@ pub struct Agent {
     http: reqwest::Client,
     processes: ProcessClient<HttpClient>,
     background: BackgroundClient<HttpClient>,
+    files: FilesystemClient<HttpClient>,
 }
 
 impl Agent {
@@ -136,7 +145,8 @@ impl Agent {
             access_token: access_token.to_owned(),
             http,
             processes: ProcessClient::new(rpc.clone(), config.clone()),
-            background: BackgroundClient::new(rpc, config),
+            background: BackgroundClient::new(rpc.clone(), config.clone()),
+            files: FilesystemClient::new(rpc, config),
         }
     }
 
@@ -280,17 +290,28 @@ async fn expect_success(answer: reqwest::Response) -> Result<reqwest::Response, 
     if status.is_success() {
         return Ok(answer);
     }
+    if let Some(length) = length_of_refused(&answer) {
+        return Err(AgentError::OutOfRange { length });
+    }
     let text = answer.text().await.unwrap_or_default();
     let message = match serde_json::from_str::<ErrorBody>(&text) {
         Ok(body) => body.message,
         Err(_) => text,
     };
     Err(match status.as_u16() {
-        400 => AgentError::Invalid { message },
+        // Refused by the guest's kernel, whoever asks: nothing that the agent could do better.
+        400 | 403 => AgentError::Invalid { message },
         // The agent's other reason for this status is a wrong token, which is no caller's mistake.
         401 if message.starts_with("user not found") => AgentError::Invalid { message },
         404 => AgentError::NotFound { message },
         507 => AgentError::NoSpace { message },
         _ => AgentError::Failed { status: status.to_string(), message },
     })
+}
+
+/// How long the file is of which a range was asked for that it does not have.
+fn length_of_refused(answer: &reqwest::Response) -> Option<u64> {
+    let refused = answer.status() == http::StatusCode::RANGE_NOT_SATISFIABLE;
+    let range = answer.headers().get(http::header::CONTENT_RANGE).filter(|_| refused)?;
+    range.to_str().ok()?.strip_prefix("bytes */")?.parse().ok()
 }

@@ -3,9 +3,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
-use connectrpc::client::{CallOptions, ClientTransport, HttpClient, ServerStream};
+use connectrpc::client::{ClientTransport, HttpClient, ServerStream};
 use connectrpc::{ConnectError, ErrorCode};
 use nestbox_proto::process::__buffa::oneof::process_event::Event;
 use nestbox_proto::process::__buffa::oneof::process_event::data_event::Output;
@@ -21,6 +20,7 @@ use nestbox_proto::process::{
 use nix::sys::signal::Signal as Number;
 use tokio::time::timeout;
 
+use super::tree::acting_as;
 use super::{Agent, AgentError};
 use crate::domain::exec::{Exec, ExecInput, OutputStream, Signal};
 use crate::domain::process::{ProcessRef, TerminalSize};
@@ -124,7 +124,7 @@ impl Agent {
         exec: Exec,
         stdin: Stdin,
     ) -> Result<Start, AgentError> {
-        let options = options_as(exec.user.as_deref());
+        let options = acting_as(exec.user.as_deref());
         let request = StartRequest {
             process: config(exec).into(),
             stdin: Some(stdin == Stdin::Open),
@@ -280,17 +280,6 @@ impl Control {
 
     fn selector(&self) -> ProcessSelector {
         ProcessSelector { selector: Some(Selector::Pid(self.pid)), ..Default::default() }
-    }
-}
-
-/// Options of a request that acts as this user.
-pub(super) fn options_as(user: Option<&str>) -> CallOptions {
-    match user {
-        Some(user) => {
-            let credentials = BASE64_STANDARD.encode(format!("{user}:"));
-            CallOptions::default().with_header("authorization", format!("Basic {credentials}"))
-        }
-        None => CallOptions::default(),
     }
 }
 

@@ -278,6 +278,17 @@ impl Sandbox {
         self.api.post(&self.path("/files/read"), &json!({ "path": path })).await
     }
 
+    /// A request about a file, or with `rest` about something of it.
+    pub fn about_file(&self, method: Method, rest: &str, path: &str) -> RequestBuilder {
+        let target = self.path(&format!("/files{rest}"));
+        self.api.request(method, &target).query(&[("path", path)])
+    }
+
+    /// Sends a request that is answered with JSON.
+    pub async fn send(&self, request: RequestBuilder) -> Answer {
+        self.api.send(request).await
+    }
+
     /// What the API shows of it.
     pub async fn look(&self) -> Value {
         self.api.get(&self.path("")).await.expect(200)

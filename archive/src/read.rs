@@ -1,0 +1,191 @@
+//! An archive as it comes in, one entry after the other.
+
+use std::ffi::OsString;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use super::ArchiveError;
+use super::header::{BLOCK, Header, Kind, Long};
+
+/// The longest name that is kept, to be refused by what it begins with.
+const LONG_LIMIT: u64 = 64 * 1024;
+/// The most that one entry may have said about it.
+const EXTENDED_LIMIT: u64 = 1024 * 1024;
+
+/// Reads entries; as a [`Read`], the content of the last one.
+pub struct Reader<R> {
+    source: R,
+    /// Bytes of the last entry's content that were not read.
+    left: u64,
+    /// Bytes after them up to the next block.
+    padding: u64,
+}
+
+/// What an entry's own header has no room for.
+#[derive(Default)]
+struct Extra {
+    name: Option<Vec<u8>>,
+    target: Option<Vec<u8>>,
+    size: Option<u64>,
+    modified: Option<i64>,
+    sparse: bool,
+}
+
+impl<R: Read> Reader<R> {
+    /// Reads an archive from its beginning.
+    pub fn new(source: R) -> Self {
+        Self { source, left: 0, padding: 0 }
+    }
+
+    /// The next entry; `None` at the end. What was not read of the content before is skipped.
+    ///
+    /// # Errors
+    ///
+    /// [`ArchiveError::Stream`], [`ArchiveError::Malformed`].
+    pub fn next_entry(&mut self) -> Result<Option<Header>, ArchiveError> {
+        let mut extra = Extra::default();
+        loop {
+            self.skip()?;
+            let mut block = [0; BLOCK];
+            self.source.read_exact(&mut block).map_err(broken)?;
+            let Some(mut header) = Header::parse(&block)? else { return Ok(None) };
+            let (kind, size) = (header.kind, header.size);
+            self.expect(if kind == Kind::File { extra.size.unwrap_or(size) } else { size });
+            match kind {
+                Kind::Long(Long::Name) => extra.name = Some(self.long()?),
+                Kind::Long(Long::Target) => extra.target = Some(self.long()?),
+                Kind::Extended => extra.read(&self.whole(EXTENDED_LIMIT)?)?,
+                Kind::Global => {}
+                Kind::File
+                | Kind::Directory
+                | Kind::Symlink
+                | Kind::HardLink
+                | Kind::Device
+                | Kind::Unknown => {
+                    extra.complete(&mut header);
+                    return Ok(Some(header));
+                }
+            }
+        }
+    }
+
+    fn expect(&mut self, size: u64) {
+        let block = BLOCK as u64;
+        self.left = size;
+        self.padding = (block - size % block) % block;
+    }
+
+    fn skip(&mut self) -> Result<(), ArchiveError> {
+        let rest = std::mem::take(&mut self.left) + std::mem::take(&mut self.padding);
+        let skipped = io::copy(&mut (&mut self.source).take(rest), &mut io::sink());
+        match skipped {
+            Ok(skipped) if skipped == rest => Ok(()),
+            Ok(_) => Err(ArchiveError::Malformed("it ends in the middle")),
+            Err(error) => Err(ArchiveError::Stream(error)),
+        }
+    }
+
+    /// The whole content, if it is no longer than that.
+    fn whole(&mut self, limit: u64) -> Result<Vec<u8>, ArchiveError> {
+        if self.left > limit {
+            return Err(ArchiveError::Malformed("more is said about an entry than can be kept"));
+        }
+        let mut content = Vec::new();
+        self.read_to_end(&mut content).map_err(broken)?;
+        Ok(content)
+    }
+
+    fn long(&mut self) -> Result<Vec<u8>, ArchiveError> {
+        let mut name = self.whole(LONG_LIMIT)?;
+        let end = name.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+        name.truncate(end);
+        Ok(name)
+    }
+}
+
+impl<R: Read> Read for Reader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        if wanted == 0 {
+            return Ok(0);
+        }
+        match self.source.read(&mut buffer[..wanted])? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            read => {
+                self.left -= read as u64;
+                Ok(read)
+            }
+        }
+    }
+}
+
+/// Why bytes did not come.
+fn broken(error: io::Error) -> ArchiveError {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => ArchiveError::Malformed("it ends in the middle"),
+        _ => ArchiveError::Stream(error),
+    }
+}
+
+impl Extra {
+    /// Reads an extended header: records of `length key=value`, each with a line feed at its end.
+    fn read(&mut self, mut records: &[u8]) -> Result<(), ArchiveError> {
+        let wrong = || ArchiveError::Malformed("an extended header cannot be read");
+        while !records.is_empty() {
+            let space = records.iter().position(|&byte| byte == b' ').ok_or_else(wrong)?;
+            let length: usize =
+                text(&records[..space]).and_then(|n| n.parse().ok()).ok_or_else(wrong)?;
+            let record = records.get(space + 1..length).ok_or_else(wrong)?;
+            let record = record.strip_suffix(b"\n").ok_or_else(wrong)?;
+            let equals = record.iter().position(|&byte| byte == b'=').ok_or_else(wrong)?;
+            let (key, value) = (&record[..equals], &record[equals + 1..]);
+            match key {
+                b"path" => self.name = Some(value.to_vec()),
+                b"linkpath" => self.target = Some(value.to_vec()),
+                b"size" => {
+                    // No more than the next sum has room for.
+                    let size = text(value).and_then(|size| size.parse::<i64>().ok());
+                    let size = size.and_then(|size| u64::try_from(size).ok());
+                    self.size = Some(size.ok_or_else(wrong)?);
+                }
+                b"mtime" => {
+                    let whole = text(value).and_then(|time| time.split('.').next());
+                    self.modified = Some(whole.and_then(|s| s.parse().ok()).ok_or_else(wrong)?);
+                }
+                _ if key.starts_with(b"GNU.sparse.") => self.sparse = true,
+                _ => {}
+            }
+            records = &records[length..];
+        }
+        Ok(())
+    }
+
+    fn complete(self, header: &mut Header) {
+        if let Some(name) = self.name {
+            header.name = name;
+        }
+        if let Some(target) = self.target {
+            header.target = target;
+        }
+        if let Some(size) = self.size {
+            header.size = size;
+        }
+        if let Some(modified) = self.modified {
+            header.modified = modified;
+        }
+        if self.sparse {
+            header.kind = Kind::Unknown;
+        }
+    }
+}
+
+fn text(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(bytes).ok()
+}
+
+/// A name for people to read.
+pub fn shown(name: &[u8]) -> PathBuf {
+    const SHOWN: usize = 200;
+    OsString::from_vec(name[..name.len().min(SHOWN)].to_vec()).into()
+}

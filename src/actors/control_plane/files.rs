@@ -1,0 +1,216 @@
+//! Files of sandboxes: their contents, streamed, and the tree they are in.
+
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt, stream};
+
+use super::{ControlError, ControlPlane, to_the_end};
+use crate::actors::sandbox::Lease;
+use crate::domain::file::{FileEntry, FileHead, FileRange, Unpacked};
+use crate::domain::id::SandboxId;
+use crate::vmm::guest::{Agent, AgentError};
+
+/// The bytes of a file, in pieces.
+pub type Bytestream = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
+
+/// A file on its way out of a sandbox.
+pub struct FileContent {
+    /// What is known of it.
+    pub head: FileHead,
+    /// The bytes. Ends with an error if the sandbox goes away before the file is read.
+    pub stream: Bytestream,
+}
+
+impl ControlPlane {
+    /// Opens a file for reading, or a part of it.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Work`].
+    pub async fn read_file(
+        &self,
+        id: &SandboxId,
+        path: &str,
+        user: Option<&str>,
+        part: &FileRange,
+    ) -> Result<FileContent, ControlError> {
+        let mut lease = self.begin_work(id).await?;
+        let agent = lease.agent();
+        let file = lease.run(agent.read_file(path, user, part)).await?;
+        let head = file.head.clone();
+        Ok(FileContent { head, stream: leased(lease, Box::pin(file.into_stream())) })
+    }
+
+    /// Writes a file; it is there under its name only when all of it is. `length` is how many bytes
+    /// there are, if that is known.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Work`].
+    pub async fn write_file<S>(
+        &self,
+        id: &SandboxId,
+        path: &str,
+        user: Option<&str>,
+        length: Option<u64>,
+        content: S,
+    ) -> Result<(), ControlError>
+    where
+        S: Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+    {
+        let mut lease = self.begin_work(id).await?;
+        let agent = lease.agent();
+        Ok(lease.run(agent.write_file(path, user, length, content)).await?)
+    }
+
+    /// Opens a directory for reading as a tar archive.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Work`].
+    pub async fn read_archive(
+        &self,
+        id: &SandboxId,
+        path: &str,
+        user: Option<&str>,
+    ) -> Result<Bytestream, ControlError> {
+        let mut lease = self.begin_work(id).await?;
+        let agent = lease.agent();
+        let archive = lease.run(agent.read_archive(path, user)).await?;
+        Ok(leased(lease, Box::pin(archive.into_stream())))
+    }
+
+    /// Unpacks a tar archive into a directory.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Work`].
+    pub async fn write_archive<S>(
+        &self,
+        id: &SandboxId,
+        path: &str,
+        user: Option<&str>,
+        content: S,
+    ) -> Result<Unpacked, ControlError>
+    where
+        S: Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+    {
+        let mut lease = self.begin_work(id).await?;
+        let agent = lease.agent();
+        Ok(lease.run(agent.write_archive(path, user, content)).await?)
+    }
+
+    /// Describes what is at a path.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Work`].
+    pub async fn stat(
+        &self,
+        id: &SandboxId,
+        path: &str,
+        user: Option<&str>,
+    ) -> Result<FileEntry, ControlError> {
+        let mut lease = self.begin_work(id).await?;
+        let agent = lease.agent();
+        Ok(lease.run(agent.stat(path, user)).await?)
+    }
+
+    /// Lists what is below a directory, down to `depth` levels.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Work`].
+    pub async fn list_files(
+        &self,
+        id: &SandboxId,
+        path: &str,
+        depth: u32,
+        user: Option<&str>,
+    ) -> Result<Vec<FileEntry>, ControlError> {
+        let mut lease = self.begin_work(id).await?;
+        let agent = lease.agent();
+        Ok(lease.run(agent.list(path, depth, user)).await?)
+    }
+
+    /// Makes a directory and the parents it lacks.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Work`].
+    pub async fn make_dir(
+        &self,
+        id: &SandboxId,
+        path: String,
+        user: Option<String>,
+    ) -> Result<FileEntry, ControlError> {
+        let make = move |agent: Agent| async move { agent.make_dir(&path, user.as_deref()).await };
+        self.change(id, make).await
+    }
+
+    /// Moves a file or a directory.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Work`].
+    pub async fn move_file(
+        &self,
+        id: &SandboxId,
+        source: String,
+        destination: String,
+        user: Option<String>,
+    ) -> Result<FileEntry, ControlError> {
+        let rename = move |agent: Agent| async move {
+            agent.move_file(&source, &destination, user.as_deref()).await
+        };
+        self.change(id, rename).await
+    }
+
+    /// Removes a file, or a directory with all that is in it; idempotent.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Work`].
+    pub async fn remove_file(
+        &self,
+        id: &SandboxId,
+        path: String,
+        user: Option<String>,
+    ) -> Result<(), ControlError> {
+        let remove = move |agent: Agent| async move { agent.remove(&path, user.as_deref()).await };
+        self.change(id, remove).await
+    }
+
+    /// Changes something, to the end, even if the caller goes away.
+    async fn change<T, F>(
+        &self,
+        id: &SandboxId,
+        work: impl FnOnce(Agent) -> F + Send + 'static,
+    ) -> Result<T, ControlError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, AgentError>> + Send + 'static,
+    {
+        let mut lease = self.begin_work(id).await?;
+        to_the_end(async move {
+            let agent = lease.agent();
+            Ok(lease.run(work(agent)).await?)
+        })
+        .await
+    }
+}
+
+/// Bytes from a sandbox. The lease goes with them: it is not idle while they are read.
+fn leased(lease: Lease, bytes: Bytestream) -> Bytestream {
+    Box::pin(stream::unfold(Some((bytes, lease)), |state| async move {
+        let (mut bytes, lease) = state?;
+        tokio::select! {
+            biased;
+            () = lease.gone() => {
+                Some((Err(std::io::Error::other("the sandbox went away")), None))
+            }
+            piece = bytes.next() => piece.map(|piece| (piece, Some((bytes, lease)))),
+        }
+    }))
+}

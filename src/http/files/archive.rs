@@ -1,0 +1,55 @@
+//! `GET` and `PUT /files/archive`: a directory with all in it, as a tar archive.
+
+use actix_web::{HttpResponse, get, put, web};
+use serde::Serialize;
+
+use super::{FileQuery, check_path, upload};
+use crate::actors::control_plane::ControlPlane;
+use crate::domain::id::SandboxId;
+use crate::http::auth::Caller;
+use crate::http::error::{ApiError, only};
+
+#[derive(Serialize)]
+struct UnpackedView {
+    path: String,
+    /// Files, directories and links.
+    entries: u64,
+    /// Bytes of all files together.
+    size: u64,
+}
+
+#[get("/sandboxes/{id}/files/archive")]
+async fn pack(
+    _: Caller,
+    control: web::Data<ControlPlane>,
+    id: web::Path<SandboxId>,
+    query: web::Query<FileQuery>,
+) -> Result<HttpResponse, ApiError> {
+    check_path(&query.path)?;
+    let archive = control.read_archive(&id, &query.path, query.user.as_deref()).await?;
+    Ok(HttpResponse::Ok().content_type("application/x-tar").streaming(archive))
+}
+
+#[put("/sandboxes/{id}/files/archive")]
+async fn unpack(
+    _: Caller,
+    control: web::Data<ControlPlane>,
+    id: web::Path<SandboxId>,
+    query: web::Query<FileQuery>,
+    body: web::Payload,
+) -> Result<HttpResponse, ApiError> {
+    let FileQuery { path, user } = query.into_inner();
+    check_path(&path)?;
+    let (_, unpacked) = upload::pass(body, async |pieces| {
+        Ok(control.write_archive(&id, &path, user.as_deref(), pieces).await?)
+    })
+    .await?;
+    let view = UnpackedView { path, entries: unpacked.entries, size: unpacked.size };
+    Ok(HttpResponse::Ok().json(view))
+}
+
+/// The routes of this file.
+pub fn routes(config: &mut web::ServiceConfig) {
+    config.service(pack).service(unpack);
+    config.service(only("/sandboxes/{id}/files/archive", "GET, PUT"));
+}

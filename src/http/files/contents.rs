@@ -1,0 +1,177 @@
+//! Contents of files: `PUT` and `GET /files`; and the same as `write` and `read`.
+
+use actix_multipart::{Field, Multipart, MultipartError};
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderName};
+use actix_web::{HttpRequest, HttpResponse, get, put, routes, web};
+use futures::TryStreamExt;
+use serde::{Deserialize, Serialize};
+
+use super::{FileQuery, MAX_PATH, check_path, upload};
+use crate::actors::control_plane::ControlPlane;
+use crate::domain::file::FileRange;
+use crate::domain::id::SandboxId;
+use crate::http::auth::Caller;
+use crate::http::error::{ApiError, Code, only};
+
+/// Body of `files/read`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReadBody {
+    path: String,
+    user: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Written {
+    path: String,
+    /// In bytes.
+    size: u64,
+}
+
+#[get("/sandboxes/{id}/files")]
+async fn get_file(
+    _: Caller,
+    control: web::Data<ControlPlane>,
+    id: web::Path<SandboxId>,
+    query: web::Query<FileQuery>,
+    request: HttpRequest,
+) -> Result<HttpResponse, ApiError> {
+    send(&control, &id, &query.path, query.user.as_deref(), &request).await
+}
+
+#[routes]
+#[post("/sandboxes/{id}/files/read")]
+#[post("/sandboxes/{id}/files/stream/read")]
+async fn read(
+    _: Caller,
+    control: web::Data<ControlPlane>,
+    id: web::Path<SandboxId>,
+    body: web::Json<ReadBody>,
+    request: HttpRequest,
+) -> Result<HttpResponse, ApiError> {
+    send(&control, &id, &body.path, body.user.as_deref(), &request).await
+}
+
+#[put("/sandboxes/{id}/files")]
+async fn put_file(
+    _: Caller,
+    control: web::Data<ControlPlane>,
+    id: web::Path<SandboxId>,
+    query: web::Query<FileQuery>,
+    request: HttpRequest,
+    body: web::Payload,
+) -> Result<HttpResponse, ApiError> {
+    let FileQuery { path, user } = query.into_inner();
+    check_path(&path)?;
+    if request.headers().contains_key(header::CONTENT_RANGE) {
+        return Err(ApiError::invalid("a file is written as a whole: Content-Range is not taken"));
+    }
+    let length = header_text(&request, header::CONTENT_LENGTH).and_then(|text| text.parse().ok());
+    let (size, ()) = upload::pass(body, async |pieces| {
+        Ok(control.write_file(&id, &path, user.as_deref(), length, pieces).await?)
+    })
+    .await?;
+    Ok(HttpResponse::Ok().json(Written { path, size }))
+}
+
+#[routes]
+#[post("/sandboxes/{id}/files/write")]
+#[post("/sandboxes/{id}/files/stream/write")]
+async fn write(
+    _: Caller,
+    control: web::Data<ControlPlane>,
+    id: web::Path<SandboxId>,
+    mut form: Multipart,
+) -> Result<HttpResponse, ApiError> {
+    let (mut path, mut user) = (None, None);
+    while let Some(field) = form.try_next().await.map_err(malformed)? {
+        match field.name() {
+            Some("path") => path = Some(text(field).await?),
+            Some("user") => user = Some(text(field).await?),
+            Some("file") => {
+                let path = path.ok_or_else(|| {
+                    ApiError::invalid("the field path comes before the field file")
+                })?;
+                check_path(&path)?;
+                let (size, ()) = upload::pass(field, async |pieces| {
+                    Ok(control.write_file(&id, &path, user.as_deref(), None, pieces).await?)
+                })
+                .await?;
+                return Ok(HttpResponse::Ok().json(Written { path, size }));
+            }
+            other => {
+                let name = other.unwrap_or_default();
+                return Err(ApiError::invalid(format!("unknown field {name:?}")));
+            }
+        }
+    }
+    Err(ApiError::invalid("the fields path and file are needed"))
+}
+
+/// The routes of this file.
+pub fn routes(config: &mut web::ServiceConfig) {
+    config.service(get_file).service(put_file).service(read).service(write);
+    for path in ["read", "write", "stream/read", "stream/write"] {
+        config.service(only(&format!("/sandboxes/{{id}}/files/{path}"), "POST"));
+    }
+}
+
+/// Sends a file, or the part of it that the request asks for.
+async fn send(
+    control: &ControlPlane,
+    id: &SandboxId,
+    path: &str,
+    user: Option<&str>,
+    request: &HttpRequest,
+) -> Result<HttpResponse, ApiError> {
+    check_path(path)?;
+    let part = FileRange {
+        range: header_text(request, header::RANGE),
+        condition: header_text(request, header::IF_RANGE),
+    };
+    let file = control.read_file(id, path, user, &part).await?;
+    let head = file.head;
+    let status = if head.part.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
+    let mut response = HttpResponse::build(status);
+    response.content_type("application/octet-stream");
+    if head.tag.is_some() {
+        response.insert_header((header::ACCEPT_RANGES, "bytes"));
+    }
+    for (name, value) in [
+        (header::CONTENT_RANGE, head.part),
+        (header::ETAG, head.tag),
+        (header::LAST_MODIFIED, head.modified),
+    ] {
+        if let Some(value) = value {
+            response.insert_header((name, value));
+        }
+    }
+    if let Some(length) = head.length {
+        response.no_chunking(length);
+    }
+    Ok(response.streaming(file.stream))
+}
+
+/// A header that is there once, and is text.
+fn header_text(request: &HttpRequest, name: HeaderName) -> Option<String> {
+    let mut values = request.headers().get_all(name);
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    value.to_str().ok().map(str::to_owned)
+}
+
+fn malformed(error: MultipartError) -> ApiError {
+    ApiError::invalid(format!("the body is no valid multipart form: {error}"))
+}
+
+async fn text(mut field: Field) -> Result<String, ApiError> {
+    let mut bytes = Vec::new();
+    while let Some(piece) = field.try_next().await.map_err(malformed)? {
+        bytes.extend_from_slice(&piece);
+        if bytes.len() > MAX_PATH {
+            let message = format!("a text field is at most {MAX_PATH} bytes");
+            return Err(ApiError::new(Code::InvalidRequest, message));
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| ApiError::invalid("a text field is not UTF-8"))
+}

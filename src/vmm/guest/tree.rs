@@ -1,0 +1,153 @@
+//! The tree of a guest's files: what is where, and changes of that.
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use chrono::DateTime;
+use connectrpc::client::CallOptions;
+use connectrpc::{ConnectError, ErrorCode};
+use nestbox_proto::filesystem::{
+    EntryInfo, FileType, ListDirRequest, MakeDirRequest, MoveRequest, RemoveRequest, StatRequest,
+};
+
+use super::{Agent, AgentError};
+use crate::domain::file::{FileEntry, FileKind};
+
+/// Bytes of the longest list that is taken: some 60,000 entries.
+const LIST_LIMIT: usize = 16 << 20;
+
+impl Agent {
+    /// Describes what is at `path`, without following a symbolic link there.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::NotFound`], [`AgentError::Invalid`].
+    pub async fn stat(&self, path: &str, user: Option<&str>) -> Result<FileEntry, AgentError> {
+        let request = StatRequest { path: path.to_owned(), ..Default::default() };
+        let answer = self.files.stat_with_options(request, acting_as(user)).await;
+        self.one(answer.map_err(|error| self.refused(error))?.into_owned().entry.into_option())
+    }
+
+    /// Lists what is below a directory, down to `depth` levels, in the order of names, each
+    /// directory followed by what is in it.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::NotFound`], [`AgentError::Invalid`] for what is no directory,
+    /// [`AgentError::TooMuch`].
+    pub async fn list(
+        &self,
+        path: &str,
+        depth: u32,
+        user: Option<&str>,
+    ) -> Result<Vec<FileEntry>, AgentError> {
+        let request = ListDirRequest { path: path.to_owned(), depth, ..Default::default() };
+        let options = acting_as(user).with_max_message_size(LIST_LIMIT);
+        let answer = self.files.list_dir_with_options(request, options).await;
+        let answer = answer.map_err(|error| match error.code {
+            ErrorCode::ResourceExhausted => AgentError::TooMuch {
+                message: format!(
+                    "there is more below {path} than a list holds: ask for less depth"
+                ),
+            },
+            _ => self.refused(error),
+        })?;
+        Ok(answer.into_owned().entries.into_iter().map(entry).collect())
+    }
+
+    /// Makes a directory and the parents it lacks.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Conflict`], [`AgentError::Invalid`], [`AgentError::NoSpace`].
+    pub async fn make_dir(&self, path: &str, user: Option<&str>) -> Result<FileEntry, AgentError> {
+        let request = MakeDirRequest { path: path.to_owned(), ..Default::default() };
+        let answer = self.files.make_dir_with_options(request, acting_as(user)).await;
+        self.one(answer.map_err(|error| self.refused(error))?.into_owned().entry.into_option())
+    }
+
+    /// Moves a file or a directory, making the parents that its new place lacks. A file that is
+    /// there is replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::NotFound`], [`AgentError::Conflict`] if a directory is in the way,
+    /// [`AgentError::Invalid`], [`AgentError::NoSpace`].
+    pub async fn move_file(
+        &self,
+        source: &str,
+        destination: &str,
+        user: Option<&str>,
+    ) -> Result<FileEntry, AgentError> {
+        let request = MoveRequest {
+            source: source.to_owned(),
+            destination: destination.to_owned(),
+            ..Default::default()
+        };
+        let answer = self.files.move_with_options(request, acting_as(user)).await;
+        self.one(answer.map_err(|error| self.refused(error))?.into_owned().entry.into_option())
+    }
+
+    /// Removes a file, or a directory with all that is in it. What is not there is fine.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::Invalid`].
+    pub async fn remove(&self, path: &str, user: Option<&str>) -> Result<(), AgentError> {
+        let request = RemoveRequest { path: path.to_owned(), ..Default::default() };
+        let answer = self.files.remove_with_options(request, acting_as(user)).await;
+        answer.map(drop).map_err(|error| self.refused(error))
+    }
+
+    fn one(&self, found: Option<EntryInfo>) -> Result<FileEntry, AgentError> {
+        found.map(entry).ok_or_else(|| self.unreachable("the answer describes nothing"))
+    }
+
+    fn refused(&self, error: ConnectError) -> AgentError {
+        let message = error.message.clone().unwrap_or_default();
+        match error.code {
+            ErrorCode::NotFound => AgentError::NotFound { message },
+            ErrorCode::AlreadyExists => AgentError::Conflict { message },
+            ErrorCode::InvalidArgument | ErrorCode::FailedPrecondition => {
+                AgentError::Invalid { message }
+            }
+            ErrorCode::ResourceExhausted => AgentError::NoSpace { message },
+            ErrorCode::Internal => {
+                AgentError::Failed { status: error.code.as_str().to_owned(), message }
+            }
+            _ => self.unreachable(error),
+        }
+    }
+}
+
+/// The user of a call, whose home relative paths start at and who owns what is made.
+pub(super) fn acting_as(user: Option<&str>) -> CallOptions {
+    let options = CallOptions::default();
+    match user {
+        Some(user) => {
+            let credentials = BASE64_STANDARD.encode(format!("{user}:"));
+            options.with_header("authorization", format!("Basic {credentials}"))
+        }
+        None => options,
+    }
+}
+
+fn entry(found: EntryInfo) -> FileEntry {
+    let modified = found.modified_time.into_option().unwrap_or_default();
+    let nanos = u32::try_from(modified.nanos).unwrap_or(0);
+    FileEntry {
+        kind: match found.r#type.as_known() {
+            Some(FileType::FILE_TYPE_FILE) => FileKind::File,
+            Some(FileType::FILE_TYPE_DIRECTORY) => FileKind::Directory,
+            Some(FileType::FILE_TYPE_SYMLINK) => FileKind::Symlink,
+            Some(FileType::FILE_TYPE_UNSPECIFIED) | None => FileKind::Other,
+        },
+        name: found.name,
+        path: found.path,
+        size: u64::try_from(found.size).unwrap_or(0),
+        mode: found.mode,
+        permissions: found.permissions,
+        owner: found.owner,
+        group: found.group,
+        modified_at: DateTime::from_timestamp(modified.seconds, nanos).unwrap_or_default(),
+        symlink_target: found.symlink_target,
+    }
+}
