@@ -18,7 +18,8 @@ packages="qemu-system-x86 qemu-utils mmdebstrap e2fsprogs nftables iproute2 gcc 
 packages="$packages libdevmapper-dev libclang-dev pkg-config"
 if [ "${1:-}" = tests ]; then
     # postgresql: the same tests on it.
-    packages="$packages postgresql"
+    # chromium, chromium-driver: tests of the browser page. fonts-dejavu-core: letters for it.
+    packages="$packages postgresql chromium chromium-driver fonts-dejavu-core"
 fi
 
 find_missing() {

@@ -5,7 +5,8 @@ import { make, setText } from "./dom.js";
 import { bytes, mebibytes } from "./words.js";
 
 const PERIOD_MS = 3000;
-const POINTS = 120;
+/** An hour, as the daemon keeps it. */
+const POINTS = 360;
 const FEWEST = 30;
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -48,8 +49,8 @@ export class Metrics {
     }
 
     #show({ now, history }) {
-        this.#place.hidden = !now;
-        if (!now) return;
+        this.#place.hidden = typeof now?.cpu_percent !== "number";
+        if (this.#place.hidden) return;
         const points = [...history, now].slice(-POINTS);
         const total = now.memory_total_bytes;
         const cpu = `${Math.round(now.cpu_percent)} %`;

@@ -23,6 +23,12 @@ const PROGRAMS = {
 /** Characters in one message; far below the daemon's limit for messages. */
 const PIECE = 64 << 10;
 
+/** For so long after a connection what comes may be what came before. */
+const REPEAT_MS = 2000;
+
+/** What a terminal answers when a program asks what it is, or where its cursor is. */
+const REPORT = /^\x1b\[[?>]?[\d;]*[cRn]$/;
+
 const PAUSED = 4001;
 const DESTROYED = 4002;
 
@@ -33,6 +39,7 @@ export class TerminalPane {
     #socket = null;
     #phase = "none";
     #running = false;
+    #repeats = 0;
 
     constructor(id, parts) {
         this.#id = id;
@@ -89,7 +96,12 @@ export class TerminalPane {
         this.#phase = "opening";
         this.#say("Connecting again.");
         const screen = await this.#theScreen();
-        this.#open({ type: "connect", tag, ...screen.size() }, called, () => {});
+        const onStart = () => {
+            // The last of what it showed comes again.
+            screen.clear();
+            this.#repeats = performance.now() + REPEAT_MS;
+        };
+        this.#open({ type: "connect", tag, ...screen.size() }, called, onStart);
     }
 
     #open(first, called, onStart) {
@@ -134,9 +146,13 @@ export class TerminalPane {
     }
 
     async #refused(type) {
-        this.#fail(await whyNot(this.#id));
-        if (type === "connect") this.#away("The terminal is not connected.");
-        else this.#over("No terminal is open.");
+        const why = await whyNot(this.#id);
+        if (type === "connect") {
+            this.#away(`The terminal is not connected. ${why}`);
+        } else {
+            this.#fail(why);
+            this.#over("No terminal is open.");
+        }
     }
 
     /** The session is there, and we are not connected to it. */
@@ -167,6 +183,8 @@ export class TerminalPane {
     }
 
     #type(data) {
+        // What a program has asked the terminal before was answered then.
+        if (performance.now() < this.#repeats && REPORT.test(data)) return;
         const all = typeof data === "string" ? pieces(data, PIECE) : [data];
         for (const piece of all) this.#send({ type: "input", ...dataOf(piece) });
     }

@@ -1,0 +1,218 @@
+//! The page, in the words of somebody who looks at it.
+
+use std::cell::{Cell, RefCell};
+use std::ops::Deref;
+
+use serde_json::{Value, json};
+
+use super::driver::{Browser, Element, missing};
+use super::support::{Daemon, Lab, eventually, in_a_lab};
+
+/// What a person can press.
+const PRESSABLE: &str = "self::button or self::a or self::summary";
+
+/// The page in a browser of its own.
+pub struct Page {
+    browser: Browser,
+    url: String,
+    key: String,
+    clicks: Cell<u32>,
+}
+
+impl Deref for Page {
+    type Target = Browser;
+
+    fn deref(&self) -> &Browser {
+        &self.browser
+    }
+}
+
+/// Runs a test with a daemon and a browser, which has at most `vms` VMs at a time.
+pub fn on_the_page(vms: u32, test: impl AsyncFnOnce(&Page, &mut Daemon, &Lab) + Send + 'static) {
+    if let Some(reason) = missing() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    in_a_lab(vms, async move |lab| {
+        let mut daemon = lab.daemon().await;
+        let browser = Browser::start(lab).await;
+        let (url, key) = (format!("{}/test", daemon.url), daemon.key.clone());
+        let page = Page { browser, url, key, clicks: Cell::new(0) };
+        test(&page, &mut daemon, lab).await;
+        page.browser.close().await;
+        for id in daemon.ids().await {
+            daemon.sandbox(&id).destroy().await;
+        }
+        daemon.stop().await;
+    });
+}
+
+/// A condition of XPath: what is called so, by its text, its label or its heading.
+fn named(name: &str) -> String {
+    ["normalize-space(.)", "@aria-label", "normalize-space(h2)"]
+        .map(|text| format!("{text}=\"{name}\""))
+        .join(" or ")
+}
+
+impl Page {
+    /// Opens it as somebody who knows nothing.
+    pub async fn visit(&self) {
+        self.open(&self.url).await;
+        self.says("API key").await;
+    }
+
+    /// Opens it with the link that the daemon prints.
+    pub async fn enter(&self) {
+        self.open(&format!("{}#key={}", self.url, self.key)).await;
+        self.says("Connected").await;
+    }
+
+    /// The API key.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Whether something that can be seen says so.
+    async fn is_said(&self, text: &str) -> bool {
+        let shown = self.script("return document.body.innerText", json!([])).await;
+        shown.as_str().expect("a text").contains(text)
+    }
+
+    /// Waits until it is to be read.
+    pub async fn says(&self, text: &str) {
+        eventually(&format!("the page says {text:?}"), || self.is_said(text)).await;
+    }
+
+    /// Waits until it is not to be read any more.
+    pub async fn says_no_more(&self, text: &str) {
+        eventually(&format!("the page no longer says {text:?}"), || async {
+            !self.is_said(text).await
+        })
+        .await;
+    }
+
+    /// Waits for what can be pressed under this name.
+    async fn pressable(&self, name: &str) -> Element {
+        let off = "@disabled or @aria-disabled='true'";
+        self.wait_for(name, &format!("//*[{PRESSABLE}][{}][not({off})]", named(name))).await
+    }
+
+    async fn wait_for(&self, what: &str, xpath: &str) -> Element {
+        let found = RefCell::new(Vec::new());
+        eventually(&format!("{what} can be seen"), || async {
+            *found.borrow_mut() = self.seen(xpath).await;
+            !found.borrow().is_empty()
+        })
+        .await;
+        found.into_inner().remove(0)
+    }
+
+    /// How often something was clicked on.
+    pub fn clicks(&self) -> u32 {
+        self.clicks.get()
+    }
+
+    /// Clicks on a sandbox in the list.
+    pub async fn choose(&self, id: &str) {
+        let link = self.wait_for(id, &format!("//nav//a[contains(., \"{id}\")]")).await;
+        assert!(self.try_click(&link).await, "nothing is before {id}");
+        eventually("it is shown", || async { self.address().await.ends_with(id) }).await;
+    }
+
+    /// Clicks on what is called so.
+    pub async fn click(&self, name: &str) {
+        self.clicks.set(self.clicks.get() + 1);
+        eventually(&format!("{name} can be clicked"), || async {
+            let element = self.pressable(name).await;
+            self.try_click(&element).await
+        })
+        .await;
+    }
+
+    /// Writes into the field with this label.
+    pub async fn write(&self, label: &str, text: &str) {
+        let xpath = format!("//label[contains(normalize-space(.), \"{label}\")]//input");
+        let field = self.wait_for(label, &xpath).await;
+        self.fill(&field, text).await;
+    }
+
+    /// The id of the sandbox that is looked at.
+    pub async fn sandbox_id(&self) -> String {
+        let address = self.address().await;
+        address.split_once("#/").expect("a sandbox is chosen").1.to_owned()
+    }
+
+    /// Waits until the panel shows this state.
+    pub async fn shows_state(&self, state: &str) {
+        let script = "return document.querySelector('.panel:not([hidden]) [data-of=state]')\
+                      ?.textContent ?? ''";
+        eventually(&format!("the state is {state}"), || async {
+            self.script(script, json!([])).await == state
+        })
+        .await;
+    }
+
+    /// The lines of the terminal that are not empty.
+    pub async fn terminal(&self) -> Vec<String> {
+        let script = "return [...document.querySelectorAll('.panel:not([hidden]) .xterm-rows > div')]\
+                      .map((row) => row.textContent.replaceAll('\\u00a0', ' ').trimEnd())";
+        let lines = self.script(script, json!([])).await;
+        let lines = lines.as_array().expect("a list").iter();
+        let lines = lines.map(|line| line.as_str().expect("a text").to_owned());
+        lines.filter(|line| !line.is_empty()).collect()
+    }
+
+    /// Waits until the last lines of the terminal are these.
+    pub async fn terminal_ends(&self, with: &[&str]) {
+        let mut shown = Vec::new();
+        for _ in 0..2400 {
+            shown = self.terminal().await;
+            if shown.ends_with(&with.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>()) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        panic!("the terminal does not end with {with:?}: {shown:#?}");
+    }
+
+    /// What the keyboard is at: an element's label or its text.
+    pub async fn focus(&self) -> String {
+        let script = "const at = document.activeElement; return at.getAttribute('aria-label') \
+                      ?? at.labels?.[0]?.innerText ?? at.innerText";
+        self.script(script, json!([])).await.as_str().unwrap_or_default().trim().to_owned()
+    }
+
+    /// Presses Tab until the keyboard is there.
+    pub async fn tab_to(&self, name: &str) {
+        let mut seen = Vec::new();
+        for _ in 0..80 {
+            let at = self.focus().await;
+            if at.starts_with(name) {
+                return;
+            }
+            seen.push(at);
+            self.keys(&super::keys::TAB.to_string()).await;
+        }
+        panic!("Tab does not lead to {name:?}: {seen:?}");
+    }
+
+    /// The lines of `Timings`, newest first: action and how long it took.
+    pub async fn timings(&self) -> Vec<(String, String)> {
+        let script = "return [...document.querySelectorAll('#timings tbody tr')]\
+                      .map((row) => [row.cells[1].textContent, row.cells[3].textContent])";
+        let rows: Value = self.script(script, json!([])).await;
+        serde_json::from_value(rows).expect("pairs")
+    }
+
+    /// Panics if the browser has complained: of the policy, of a script, of a file that is missing.
+    /// What the daemon has refused is no complaint.
+    pub async fn is_content(&self) {
+        let refused = |text: &String| {
+            text.contains("Failed to load resource") && text.contains("/v1/")
+                || text.contains("Error during WebSocket handshake")
+        };
+        let complaints: Vec<String> =
+            self.complaints().await.into_iter().filter(|text| !refused(text)).collect();
+        assert!(complaints.is_empty(), "{complaints:#?}");
+    }
+}

@@ -1,0 +1,41 @@
+//! The terminal: a real one, which is found again.
+
+use crate::page::on_the_page;
+
+#[test]
+fn a_terminal_is_a_real_one_and_is_found_again_after_the_page_was_left() {
+    on_the_page(1, async |page, daemon, _| {
+        let sandbox = daemon.create().await;
+        page.enter().await;
+        page.choose(&sandbox.id).await;
+        page.click("Shell").await;
+        page.says("Shell is open").await;
+        page.keys("test -t 0 && echo is $((1+1)) $TERM; stty size\n").await;
+        page.says("is 2 xterm-256color").await;
+        let wide = sandbox.sh("cat /dev/null; echo").await;
+        assert_eq!(wide, "");
+        // Ctrl+C reaches the program.
+        page.keys("sleep 1000\n").await;
+        page.chord('\u{E009}', 'c').await;
+        page.keys("echo after $((40+2))\n").await;
+        page.says("after 42").await;
+
+        page.keys("kept=still\n").await;
+        page.reload().await;
+        page.says("Shell is open").await;
+        page.keys("echo $kept here\n").await;
+        page.says("still here").await;
+
+        page.click("End").await;
+        page.says("Shell has ended with exit code").await;
+        page.click("Python prompt").await;
+        page.terminal_ends(&[">>>"]).await;
+        page.keys("exit()\n").await;
+        page.says("Python has ended with exit code 0").await;
+        page.click("Shell").await;
+        page.says("Shell is open").await;
+        sandbox.destroy().await;
+        page.says("and the terminal with it").await;
+        page.is_content().await;
+    });
+}
