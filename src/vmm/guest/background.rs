@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use connectrpc::client::{ClientTransport, HttpClient, ServerStream};
-use connectrpc::{ConnectError, ErrorCode};
+use connectrpc::ErrorCode;
 use nestbox_proto::background::__buffa::oneof::follow_event::Event;
 use nestbox_proto::background::__buffa::oneof::follow_request::Begin as WireBegin;
 use nestbox_proto::background::__buffa::view::FollowResponseView;
@@ -150,23 +150,6 @@ impl Agent {
                 let tag = start.tag.and_then(|tag| tag.parse().ok());
                 return Ok(Following { control, tag, events });
             }
-        }
-    }
-
-    fn refused(&self, error: ConnectError) -> AgentError {
-        let message = error.message.clone().unwrap_or_default();
-        match error.code {
-            ErrorCode::NotFound => AgentError::NotFound { message },
-            ErrorCode::InvalidArgument => AgentError::Invalid { message },
-            ErrorCode::AlreadyExists => AgentError::Conflict { message },
-            ErrorCode::ResourceExhausted => AgentError::NoSpace { message },
-            // It came with the image's snapshot, and lives as long as the sandbox.
-            ErrorCode::Unimplemented => AgentError::Failed {
-                status: error.code.as_str().to_owned(),
-                message: "it is older than the daemon and cannot do this: make a new sandbox"
-                    .into(),
-            },
-            _ => self.unreachable(error),
         }
     }
 }

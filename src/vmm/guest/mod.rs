@@ -18,6 +18,7 @@ use std::time::Duration;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use chrono::{SecondsFormat, Utc};
 use connectrpc::client::{ClientConfig, HttpClient};
+use connectrpc::{ConnectError, ErrorCode};
 use nestbox_proto::background::BackgroundClient;
 use nestbox_proto::filesystem::FilesystemClient;
 use nestbox_proto::process::ProcessClient;
@@ -264,6 +265,28 @@ impl Agent {
             .send()
             .await
             .map_err(|source| self.unreachable(source))
+    }
+
+    /// What the agent's refusal of an rpc means.
+    fn refused(&self, error: ConnectError) -> AgentError {
+        let message = error.message.clone().unwrap_or_default();
+        let status = || error.code.as_str().to_owned();
+        match error.code {
+            ErrorCode::NotFound => AgentError::NotFound { message },
+            ErrorCode::AlreadyExists => AgentError::Conflict { message },
+            ErrorCode::InvalidArgument | ErrorCode::FailedPrecondition => {
+                AgentError::Invalid { message }
+            }
+            ErrorCode::ResourceExhausted => AgentError::NoSpace { message },
+            ErrorCode::Internal => AgentError::Failed { status: status(), message },
+            // It came with the image's snapshot, and lives as long as the sandbox.
+            ErrorCode::Unimplemented => AgentError::Failed {
+                status: status(),
+                message: "it is older than the daemon and cannot do this: make a new sandbox"
+                    .into(),
+            },
+            _ => self.unreachable(error),
+        }
     }
 
     fn unreachable(

@@ -3,7 +3,7 @@
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use chrono::DateTime;
 use connectrpc::client::CallOptions;
-use connectrpc::{ConnectError, ErrorCode};
+use connectrpc::ErrorCode;
 use nestbox_proto::filesystem::{
     EntryInfo, FileType, ListDirRequest, MakeDirRequest, MoveRequest, RemoveRequest, StatRequest,
 };
@@ -99,22 +99,6 @@ impl Agent {
 
     fn one(&self, found: Option<EntryInfo>) -> Result<FileEntry, AgentError> {
         found.map(entry).ok_or_else(|| self.unreachable("the answer describes nothing"))
-    }
-
-    fn refused(&self, error: ConnectError) -> AgentError {
-        let message = error.message.clone().unwrap_or_default();
-        match error.code {
-            ErrorCode::NotFound => AgentError::NotFound { message },
-            ErrorCode::AlreadyExists => AgentError::Conflict { message },
-            ErrorCode::InvalidArgument | ErrorCode::FailedPrecondition => {
-                AgentError::Invalid { message }
-            }
-            ErrorCode::ResourceExhausted => AgentError::NoSpace { message },
-            ErrorCode::Internal => {
-                AgentError::Failed { status: error.code.as_str().to_owned(), message }
-            }
-            _ => self.unreachable(error),
-        }
     }
 }
 
