@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use connectrpc::client::{ClientTransport, HttpClient, ServerStream};
 use connectrpc::ErrorCode;
+use connectrpc::client::{ClientTransport, HttpClient, ServerStream};
 use nestbox_proto::background::__buffa::oneof::follow_event::Event;
 use nestbox_proto::background::__buffa::oneof::follow_request::Begin as WireBegin;
 use nestbox_proto::background::__buffa::view::FollowResponseView;

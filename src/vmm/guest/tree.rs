@@ -2,8 +2,8 @@
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use chrono::DateTime;
-use connectrpc::client::CallOptions;
 use connectrpc::ErrorCode;
+use connectrpc::client::CallOptions;
 use nestbox_proto::filesystem::{
     EntryInfo, FileType, ListDirRequest, MakeDirRequest, MoveRequest, RemoveRequest, StatRequest,
 };
