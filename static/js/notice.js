@@ -3,14 +3,15 @@
 import { byId, make } from "./dom.js";
 
 const SHOWN_MS = 5000;
-const MOST = 4;
+const MOST_NOTICES = 2;
+const MOST_ALERTS = 4;
 
 /** Says something that went well; it goes by itself. */
 export function say(text) {
     const notice = make("p", { className: "notice" }, text);
     byId("notices").append(notice);
     setTimeout(() => notice.remove(), SHOWN_MS);
-    atMost(byId("notices"));
+    atMost(byId("notices"), MOST_NOTICES);
 }
 
 /** Says what went wrong; it stays until it is dismissed. */
@@ -20,9 +21,9 @@ export function complain(text) {
     const alert = make("div", { className: "notice bad" }, make("p", {}, text), dismiss);
     dismiss.addEventListener("click", () => alert.remove());
     alerts.append(alert);
-    atMost(alerts);
+    atMost(alerts, MOST_ALERTS);
 }
 
-function atMost(list) {
-    while (list.children.length > MOST) list.firstElementChild.remove();
+function atMost(list, most) {
+    while (list.children.length > most) list.firstElementChild.remove();
 }

@@ -43,6 +43,8 @@ export async function makeScreen(place, { onInput, onSize, onLeave }) {
         theme: theme(place),
         fontFamily: "ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace",
         fontSize: 14,
+        // Less, and rows cut off underscores in some fonts.
+        lineHeight: 1.2,
         scrollback: 5000,
         cursorBlink: !matchMedia("(prefers-reduced-motion: reduce)").matches,
         // What programs print may be chosen for another background.
@@ -54,7 +56,8 @@ export async function makeScreen(place, { onInput, onSize, onLeave }) {
     terminal.textarea.setAttribute("aria-label", "Terminal input");
     terminal.onData(onInput);
     terminal.onBinary((text) => onInput(Uint8Array.from(text, (char) => char.charCodeAt(0))));
-    terminal.onResize(onSize);
+    // It tells more than that, which the daemon would not take.
+    terminal.onResize(({ cols, rows }) => onSize({ cols, rows }));
     terminal.attachCustomKeyEventHandler((event) => {
         if (event.key !== "F6" || !event.shiftKey) return true;
         if (event.type === "keydown") onLeave();

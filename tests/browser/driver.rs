@@ -181,7 +181,9 @@ impl Browser {
     /// Clicks into an input and replaces what is in it.
     pub async fn fill(&self, element: &Element, text: &str) {
         self.post(&element.path("/clear"), json!({})).await;
-        self.post(&element.path("/value"), json!({ "text": text })).await;
+        if !text.is_empty() {
+            self.post(&element.path("/value"), json!({ "text": text })).await;
+        }
     }
 
     /// Chooses files in an input that a person would see the browser's dialog of.

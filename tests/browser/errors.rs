@@ -78,7 +78,8 @@ fn what_the_api_refuses_is_shown_in_its_words() {
         page.says_no_more(refused).await;
         page.write("Directory", "/no/such").await;
         page.click("Go").await;
-        page.says("/no/such").await;
+        let path = format!("/v1/sandboxes/{}/files/list?path=/no/such&depth=1", sandbox.id);
+        page.says(&daemon.get(&path).await.is_error(404, "not_found").message()[1..]).await;
         sandbox.snapshot("taken").await;
         page.click("Snapshot…").await;
         page.write("Name", "taken").await;

@@ -86,7 +86,7 @@ async fn moves_files(page: &Page, sandbox: &Sandbox, lab: &Lab) {
     fs::write(&here, &content).expect("a file");
     page.click("Files").await;
     page.choose_files(".panel:not([hidden]) input[type=file]", &[&here]).await;
-    page.says("a file & more.bin").await;
+    page.offers("Download a file & more.bin").await;
     assert!(sandbox.read("/home/user/a file & more.bin").await == content, "the upload differs");
 
     page.click("Download a file & more.bin").await;
@@ -107,7 +107,7 @@ async fn moves_files(page: &Page, sandbox: &Sandbox, lab: &Lab) {
                 const place = document.querySelector('.panel:not([hidden]) [data-of=drop]'); \
                 place.dispatchEvent(new DragEvent('drop', { dataTransfer: data, cancelable: true }))";
     page.script(drop, json!([])).await;
-    page.says("drop.txt").await;
+    page.offers("Download drop.txt").await;
     assert_eq!(sandbox.read("/home/user/box/drop.txt").await, b"dropped");
     page.click("Up").await;
     page.says("a file & more.bin").await;

@@ -2,11 +2,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::ops::Deref;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::driver::{Browser, Element, missing};
-use super::support::{Daemon, Lab, eventually, in_a_lab};
+use super::support::{Daemon, Lab, PATIENCE, eventually, in_a_lab};
 
 /// What a person can press.
 const PRESSABLE: &str = "self::button or self::a or self::summary";
@@ -97,6 +98,11 @@ impl Page {
         self.wait_for(name, &format!("//*[{PRESSABLE}][{}][not({off})]", named(name))).await
     }
 
+    /// Waits until something under this name can be pressed.
+    pub async fn offers(&self, name: &str) {
+        self.pressable(name).await;
+    }
+
     async fn wait_for(&self, what: &str, xpath: &str) -> Element {
         let found = RefCell::new(Vec::new());
         eventually(&format!("{what} can be seen"), || async {
@@ -162,17 +168,33 @@ impl Page {
         lines.filter(|line| !line.is_empty()).collect()
     }
 
+    /// Waits until the terminal is as a condition says; gives what that has found.
+    async fn terminal_shows<T>(&self, what: &str, find: impl Fn(&[String]) -> Option<T>) -> T {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let shown = self.terminal().await;
+            if let Some(found) = find(&shown) {
+                return found;
+            }
+            assert!(Instant::now() < end, "the terminal does not show {what}: {shown:#?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Waits until the last lines of the terminal are these.
     pub async fn terminal_ends(&self, with: &[&str]) {
-        let mut shown = Vec::new();
-        for _ in 0..2400 {
-            shown = self.terminal().await;
-            if shown.ends_with(&with.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>()) {
-                return;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        }
-        panic!("the terminal does not end with {with:?}: {shown:#?}");
+        let ends = |shown: &[String]| {
+            let last = shown.get(shown.len().checked_sub(with.len())?..)?;
+            (last == with).then_some(())
+        };
+        self.terminal_shows(&format!("{with:?} at its end"), ends).await;
+    }
+
+    /// Waits for a line of the terminal that begins and ends so.
+    pub async fn terminal_says(&self, start: &str, end: &str) -> String {
+        let says = |line: &&String| line.starts_with(start) && line.ends_with(end);
+        let find = |shown: &[String]| shown.iter().find(says).cloned();
+        self.terminal_shows(&format!("a line with {start:?} and {end:?}"), find).await
     }
 
     /// What the keyboard is at: an element's label or its text.

@@ -1,6 +1,17 @@
 //! The terminal: a real one, which is found again.
 
-use crate::page::on_the_page;
+use serde_json::json;
+
+use crate::page::{Page, on_the_page};
+use crate::support::eventually;
+
+/// Columns that the terminal's programs know of.
+async fn columns(page: &Page, word: &str) -> u32 {
+    page.keys(&format!("clear; echo {word} $(stty size) end\n")).await;
+    let said = page.terminal_says(&format!("{word} "), " end").await;
+    let columns = said.split(' ').nth(2).expect("rows and columns");
+    columns.parse().unwrap_or_else(|error| panic!("{said}: {error}"))
+}
 
 #[test]
 fn a_terminal_is_a_real_one_and_is_found_again_after_the_page_was_left() {
@@ -10,10 +21,16 @@ fn a_terminal_is_a_real_one_and_is_found_again_after_the_page_was_left() {
         page.choose(&sandbox.id).await;
         page.click("Shell").await;
         page.says("Shell is open").await;
-        page.keys("test -t 0 && echo is $((1+1)) $TERM; stty size\n").await;
+        page.keys("test -t 0 && echo is $((1+1)) $TERM\n").await;
         page.says("is 2 xterm-256color").await;
-        let wide = sandbox.sh("cat /dev/null; echo").await;
-        assert_eq!(wide, "");
+        let before = columns(page, "one").await;
+        let narrow =
+            json!({ "width": 700, "height": 900, "deviceScaleFactor": 1, "mobile": false });
+        page.devtools("Emulation.setDeviceMetricsOverride", narrow).await;
+        eventually("it is told that it is narrower", || async {
+            columns(page, "two").await < before
+        })
+        .await;
         // Ctrl+C reaches the program.
         page.keys("sleep 1000\n").await;
         page.chord('\u{E009}', 'c').await;

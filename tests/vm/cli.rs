@@ -67,8 +67,6 @@ fn files_are_copied_both_ways() {
         let content: Vec<u8> =
             (0..100_000u32).map(|number| (number.wrapping_mul(number) >> 7) as u8).collect();
         let (here, back) = (lab.path("here"), lab.path("back"));
-        let script = "#!/bin/sh\necho ran\n";
-        let noise: Vec<u8> = (0..300_000u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
         fs::write(&here, &content).expect("a file");
         lab.cli_ok(&["cp", &here.display().to_string(), &format!("{id}:/tmp/there")]);
         lab.cli_ok(&["cp", &format!("{id}:/tmp/there"), &back.display().to_string()]);
