@@ -32,14 +32,21 @@ fn a_terminal_is_a_real_one_and_is_found_again_after_the_page_was_left() {
         })
         .await;
         // Ctrl+C reaches the program.
-        page.keys("sleep 1000\n").await;
+        page.keys("echo asleep $((1+2)); sleep 1000\n").await;
+        // Else the shell itself may hear it, and sleep afterwards.
+        page.says("asleep 3").await;
         page.chord('\u{E009}', 'c').await;
+        page.says("^C").await;
         page.keys("echo after $((40+2))\n").await;
         page.says("after 42").await;
 
-        page.keys("kept=still\n").await;
+        // What is typed has arrived before the page is left.
+        page.keys("kept=still; echo set $((40+3))\n").await;
+        page.says("set 43").await;
         page.reload().await;
         page.says("Shell is open").await;
+        // What it showed last comes again.
+        page.says("set 43").await;
         page.keys("echo $kept here\n").await;
         page.says("still here").await;
 
