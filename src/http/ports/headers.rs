@@ -6,6 +6,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::access::{TOKEN_HEADER, cookies, token_of};
 use crate::http::auth::API_KEY_HEADER;
+use crate::http::websocket::KEY_PREFIX;
 
 /// For the next hop only (RFC 9110, 7.6.1), beside those that `Connection` names. A body's length
 /// and coding are said anew by whoever sends it on; an expectation has been met here.
@@ -22,9 +23,6 @@ const HOP_BY_HOP: [&str; 10] = [
     "transfer-encoding",
 ];
 const UPGRADE: &str = "upgrade";
-
-/// What precedes an API key among the subprotocols of a WebSocket.
-const KEY_PREFIX: &str = "nestbox.key.";
 
 /// How much of a body a request has.
 #[derive(Debug, Clone, PartialEq, Eq)]

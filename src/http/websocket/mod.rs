@@ -33,7 +33,7 @@ pub use inlet::{Frames, Message, Messages, broken, frames};
 pub use life::Life;
 pub use listener::listen;
 pub use outlet::{Body, Gone, Lane, Outlet, open};
-pub use subprotocol::offered_key;
+pub use subprotocol::{KEY_PREFIX, offered_key};
 
 /// Bytes of the largest message that a client may send.
 pub const MESSAGE_LIMIT: usize = 1 << 20;

@@ -9,8 +9,8 @@ use crate::http::error::ApiError;
 /// What all our WebSockets speak.
 const NESTBOX: &str = "nestbox";
 
-/// What precedes the key.
-const KEY_PREFIX: &str = "nestbox.key.";
+/// What precedes the key. Whoever passes subprotocols on leaves those out that begin so.
+pub const KEY_PREFIX: &str = "nestbox.key.";
 
 /// The API key that is offered with a WebSocket.
 pub fn offered_key(headers: &HeaderMap) -> Option<&str> {
