@@ -27,7 +27,7 @@ pub struct CreateArgs {
 #[derive(Debug, Args)]
 pub struct SandboxArgs {
     /// Image or snapshot to create it from; vCPUs and memory of a snapshot are its own
-    #[arg(long, short, value_name = "NAME", default_value = "debian")]
+    #[arg(long, value_name = "NAME", default_value = "debian")]
     template: String,
     /// Number of virtual CPUs
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

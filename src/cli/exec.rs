@@ -3,14 +3,16 @@
 use std::io;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 
-use super::client::{Client, ExecAnswer, ExecRequest};
-use super::exit;
+use super::client::{BackgroundRequest, Client, ExecAnswer, ExecRequest};
 use super::output::{Format, tell, write};
 use super::pairs::{env_pair, map};
 use super::resolve::resolve;
+use super::session::{End, Input, Target, attach, follow};
+use super::signals::Signals;
+use super::{exit, shell};
 
 /// Arguments of `exec`.
 #[derive(Debug, Args)]
@@ -19,12 +21,21 @@ pub struct ExecArgs {
     id: String,
     #[command(flatten)]
     command: CommandArgs,
+    #[command(flatten)]
+    terminal: TerminalArgs,
     /// Environment variable for the command; without a value, the one it has here
     #[arg(long = "env", short, value_name = "KEY[=VALUE]", value_parser = env_pair)]
     envs: Vec<(String, String)>,
-    /// Seconds after which the command and its children are killed
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Seconds after which the command and its children are killed; its output comes at its end
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..),
+        conflicts_with_all = ["interactive", "tty"])]
     timeout_sec: Option<u32>,
+    /// Let it run in the background, and print its process id: see ps, logs and kill
+    #[arg(long, short, conflicts_with_all = ["interactive", "tty", "timeout_sec"])]
+    detach: bool,
+    /// Name for the process beside its id
+    #[arg(long, value_name = "TAG", requires = "detach")]
+    tag: Option<String>,
 }
 
 /// How a command is started; also part of `run`.
@@ -39,6 +50,43 @@ pub struct CommandArgs {
     /// The command and its arguments, run as they are; for a shell: sh -c '...'
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<String>,
+}
+
+/// What a command has of our terminal; also part of `run`.
+#[derive(Debug, Args)]
+pub struct TerminalArgs {
+    /// Pass our standard input on
+    #[arg(long, short)]
+    interactive: bool,
+    /// Run it on a terminal; with -i, which it takes anyway
+    #[arg(long, short)]
+    tty: bool,
+}
+
+/// How a command is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    Piped(Input),
+    Terminal,
+    /// Not while it runs: its result is one JSON object.
+    Whole,
+}
+
+impl TerminalArgs {
+    /// Which one these flags ask for.
+    ///
+    /// # Errors
+    ///
+    /// That what a person types at has no result in JSON.
+    pub fn way(&self, format: Format) -> Result<Way> {
+        match (format, self.tty, self.interactive) {
+            (Format::Json, false, false) => Ok(Way::Whole),
+            (Format::Json, _, _) => bail!("--json is not for -i and -t"),
+            (Format::Text, true, _) => Ok(Way::Terminal),
+            (Format::Text, false, true) => Ok(Way::Piped(Input::Ours)),
+            (Format::Text, false, false) => Ok(Way::Piped(Input::Closed)),
+        }
+    }
 }
 
 impl CommandArgs {
@@ -66,9 +114,45 @@ impl ExecArgs {
 }
 
 pub(super) async fn run(client: &Client, format: Format, args: ExecArgs) -> Result<ExitCode> {
+    let way = match args.timeout_sec {
+        Some(_) => Way::Whole,
+        None => args.terminal.way(format)?,
+    };
     let id = resolve(client, &args.id).await?;
-    let answer = client.exec(&id, &args.into_request()).await?;
-    Ok(ExitCode::from(pass_on(&answer, format)?))
+    if args.detach {
+        let tag = args.tag.clone();
+        let request = BackgroundRequest { exec: args.into_request(), background: true, tag };
+        let started = client.exec_background(&id, &request).await?;
+        format.print(&started, || format!("{}\n", started.pid))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let end = execute(client, &id, args.into_request(), way, format, &mut Signals::listen()?).await;
+    Ok(ExitCode::from(shell::after(end?, &id)))
+}
+
+/// Runs a command and passes on what it writes.
+///
+/// # Errors
+///
+/// That it did not run to its end, and why.
+pub(super) async fn execute(
+    client: &Client,
+    id: &str,
+    request: ExecRequest,
+    way: Way,
+    format: Format,
+    signals: &mut Signals,
+) -> Result<End> {
+    match way {
+        Way::Piped(input) => follow(client, id, request, input, signals).await,
+        Way::Terminal => attach(client, id, Target::New(request.into()), signals).await,
+        Way::Whole => tokio::select! {
+            answer = client.exec(id, &request) => {
+                Ok(End::Exited(pass_on(&answer?, format)?.into()))
+            }
+            signal = signals.next() => Ok(End::Signalled(signal)),
+        },
+    }
 }
 
 /// Prints what the command printed, or all of the answer as JSON; gives its exit code.
@@ -76,7 +160,7 @@ pub(super) async fn run(client: &Client, format: Format, args: ExecArgs) -> Resu
 /// # Errors
 ///
 /// When the answer is malformed or our own output cannot be written to.
-pub(super) fn pass_on(answer: &ExecAnswer, format: Format) -> Result<u8> {
+fn pass_on(answer: &ExecAnswer, format: Format) -> Result<u8> {
     match format {
         Format::Json => format.print(answer, String::new)?,
         Format::Text => {

@@ -14,11 +14,11 @@ pub const NESTBOX_FAILED: u8 = 125;
 pub(super) const HELP: &str = "\
 Exit codes:
   0    success
-  124  exec: the command was killed because its time was over
+  124  exec --timeout-sec: the command was killed because its time was over
   125  nestbox itself failed: wrong arguments, no daemon, no such sandbox, ...
-  126  exec, run: the command cannot be executed
-  127  exec, run: there is no such command
-  N    exec, run: the command's own exit code; 128 + signal when a signal ended it";
+  126  exec, run, shell: the command cannot be executed
+  127  exec, run, shell: there is no such command
+  N    exec, run, shell: the command's own exit code; 128 + signal when a signal ended it, or us";
 
 /// The exit code for a command that ended with `code` in its sandbox. What no process can end with
 /// is a failure of ours.

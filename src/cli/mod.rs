@@ -17,17 +17,23 @@ mod fork;
 mod get;
 mod image;
 mod key;
+mod kill;
+mod logs;
 mod ls;
 mod output;
 mod pairs;
 mod pause;
 mod port_forward;
 mod progress;
+mod ps;
 mod resolve;
 mod resume;
 mod rm;
 mod run;
+mod session;
 mod several;
+mod shell;
+mod signals;
 mod snapshot;
 mod top;
 mod trace;
@@ -98,6 +104,14 @@ pub enum Command {
     Get(get::GetArgs),
     /// Run a command in a sandbox
     Exec(exec::ExecArgs),
+    /// Open a shell in a sandbox on a terminal, or come back to one
+    Shell(shell::ShellArgs),
+    /// List what runs in the background of a sandbox, or did
+    Ps(ps::PsArgs),
+    /// Show what a process in the background has written
+    Logs(logs::LogsArgs),
+    /// End a process in the background, or send it a signal
+    Kill(kill::KillArgs),
     /// Freeze sandboxes to disk, with all that runs in them
     Pause(several::SeveralArgs),
     /// Let frozen sandboxes go on where they were
@@ -175,6 +189,10 @@ async fn dispatch(Cli { global, command }: Cli, warm_up: WarmUp) -> Result<ExitC
         Command::Ls(args) => ls::run(&client()?, format, args).await,
         Command::Get(args) => get::run(&client()?, format, args).await,
         Command::Exec(args) => exec::run(&client()?, format, args).await,
+        Command::Shell(args) => shell::run(&client()?, args).await,
+        Command::Ps(args) => ps::run(&client()?, format, args).await,
+        Command::Logs(args) => logs::run(&client()?, format, args).await,
+        Command::Kill(args) => kill::run(&client()?, args).await,
         Command::Pause(args) => pause::run(&client()?, format, args).await,
         Command::Resume(args) => resume::run(&client()?, format, args).await,
         Command::Fork(args) => fork::run(&client()?, format, args).await,

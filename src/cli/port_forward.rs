@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use super::client::{Client, Socket};
 use super::output::{Format, printable, tell};
 use super::resolve::resolve;
-use super::run::Signals;
+use super::signals::Signals;
 use crate::domain::port::{GuestPort, InvalidPort};
 
 /// Bytes sent in one message at most.

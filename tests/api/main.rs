@@ -7,6 +7,7 @@ mod auth;
 mod bad_input;
 mod browser;
 mod capacity;
+mod cli;
 mod create;
 mod events;
 mod exec;

@@ -71,6 +71,48 @@ pub struct ExecRequest {
     pub timeout_sec: Option<u32>,
 }
 
+/// A command that shall run in the background.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct BackgroundRequest {
+    #[serde(flatten)]
+    pub exec: ExecRequest,
+    /// Always true.
+    pub background: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+}
+
+/// A command that runs in the background.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Started {
+    pub pid: u32,
+    pub tag: Option<String>,
+}
+
+/// What is known of a process in the background. The state is a text, so that a newer daemon's
+/// states show too.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: u32,
+    pub tag: Option<String>,
+    pub cmd: String,
+    pub args: Vec<String>,
+    pub terminal: bool,
+    pub state: String,
+    pub exit_code: Option<i64>,
+    pub started_at: DateTime<Utc>,
+    /// Number that the next byte of its output gets.
+    pub next_seq: u64,
+    /// Everything else, to be passed on.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+pub struct Processes {
+    pub processes: Vec<Process>,
+}
+
 /// What came of a command.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ExecAnswer {

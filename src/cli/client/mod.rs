@@ -1,6 +1,7 @@
 //! The REST API as the command line uses it.
 
 mod body;
+mod session;
 mod stream;
 
 use reqwest::header::{HeaderMap, HeaderValue};
@@ -8,12 +9,15 @@ use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
 use super::discover::Daemon;
-use body::{Envelope, Inner, Page};
+use body::{Envelope, Inner, Page, Processes};
 
 pub(super) use body::{
-    CreateRequest, Entry, Event, EventMessage, EventNotice, EventPage, EventQuery, ExecAnswer,
-    ExecRequest, Forked, Keys, ListQuery, NewKey, Sample, Sandbox, Snapshot, SnapshotRequest, Span,
-    Storage, Tracing, Unpacked, Usage, Written,
+    BackgroundRequest, CreateRequest, Entry, Event, EventMessage, EventNotice, EventPage,
+    EventQuery, ExecAnswer, ExecRequest, Forked, Keys, ListQuery, NewKey, Process, Sample, Sandbox,
+    Snapshot, SnapshotRequest, Span, Started, Storage, Tracing, Unpacked, Usage, Written,
+};
+pub(super) use session::{
+    Closing, Data, Heard, Listener, SessionMessage, SessionRequest, Size, Speaker, StartRequest,
 };
 pub(super) use stream::{Socket, Stream};
 
@@ -206,6 +210,28 @@ impl Client {
     /// Runs a command in a sandbox and waits for its end.
     pub async fn exec(&self, id: &str, request: &ExecRequest) -> Result<ExecAnswer, ClientError> {
         self.json(self.request(Method::POST, &["sandboxes", id, "exec"]).json(request)).await
+    }
+
+    /// Starts a command in the background of a sandbox.
+    pub async fn exec_background(
+        &self,
+        id: &str,
+        request: &BackgroundRequest,
+    ) -> Result<Started, ClientError> {
+        self.json(self.request(Method::POST, &["sandboxes", id, "exec"]).json(request)).await
+    }
+
+    /// Lists what runs in the background of a sandbox, or did.
+    pub async fn processes(&self, id: &str) -> Result<Vec<Process>, ClientError> {
+        let list: Processes =
+            self.json(self.request(Method::GET, &["sandboxes", id, "processes"])).await?;
+        Ok(list.processes)
+    }
+
+    /// Ends a process; waits until it has ended.
+    pub async fn stop_process(&self, id: &str, process: &str) -> Result<(), ClientError> {
+        let path = ["sandboxes", id, "processes", process];
+        self.send(self.request(Method::DELETE, &path)).await.map(drop)
     }
 
     /// Opens a file of a sandbox; the response's body is its content.

@@ -38,7 +38,11 @@ impl Client {
         self.socket(&["sandboxes", id, "tunnels", &port.to_string()], &[]).await
     }
 
-    async fn socket(&self, path: &[&str], query: &[(&str, String)]) -> Result<Socket, ClientError> {
+    pub(super) async fn socket(
+        &self,
+        path: &[&str],
+        query: &[(&str, String)],
+    ) -> Result<Socket, ClientError> {
         let request = self.request(Method::GET, path).query(query).build();
         let mut url = request.map_err(|error| self.broken(error))?.url().clone();
         let bad = || ClientError::BadUrl { url: self.url.clone() };
