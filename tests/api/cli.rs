@@ -48,6 +48,8 @@ struct Person {
     child: Child,
     /// The program's end, so that it can be looked at.
     terminal: File,
+    /// The terminal's settings before the program began.
+    before: String,
 }
 
 impl Person {
@@ -61,20 +63,18 @@ impl Person {
         command.args(["--ctty", "--wait"]).arg(program.get_program()).args(args);
         command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
         command.stdin(end()).stdout(end()).stderr(end());
-        let person = Self {
+        let before = stty(&terminal, &["cols", "100", "rows", "40"]) + &stty(&terminal, &["-g"]);
+        Self {
             screen: watch(pair.master.try_clone().unwrap()),
             keys: File::from(pair.master),
             child: command.spawn().unwrap(),
             terminal,
-        };
-        person.stty(&["cols", "100", "rows", "40"]);
-        person
+            before,
+        }
     }
 
-    fn stty(&self, args: &[&str]) -> String {
-        let mut command = Command::new("stty");
-        command.args(args).stdin(self.terminal.try_clone().unwrap());
-        text(&command.output().unwrap().stdout)
+    fn is_as_before(&self) -> bool {
+        stty(&self.terminal, &["-g"]) == self.before
     }
 
     fn types(&mut self, keys: &str) {
@@ -104,6 +104,12 @@ impl Drop for Person {
     }
 }
 
+fn stty(terminal: &File, args: &[&str]) -> String {
+    let mut command = Command::new("stty");
+    command.args(args).stdin(terminal.try_clone().unwrap());
+    text(&command.output().unwrap().stdout)
+}
+
 /// Remembers all that a screen shows.
 fn watch(master: OwnedFd) -> Arc<Mutex<Vec<u8>>> {
     let screen = Arc::new(Mutex::new(Vec::new()));
@@ -122,18 +128,17 @@ async fn a_shell_is_as_if_it_ran_here() {
     let nest = Nest::start().await;
     let id = nest.create(json!({})).await;
     let mut person = Person::runs(&nest, &["shell", &id, "-e", "WORD=bird"]);
-    let before = person.stty(&["-g"]);
     person.types("echo $WORD-$((1+1))\r");
     person.sees("bird-2").await;
-    assert_ne!(person.stty(&["-g"]), before, "each key is passed on as it is");
+    assert!(!person.is_as_before(), "each key is passed on as it is");
     person.types("stty size\r");
     person.sees("40 100\r\n").await;
-    person.stty(&["cols", "70", "rows", "20"]);
+    stty(&person.terminal, &["cols", "70", "rows", "20"]);
     person.types("sleep 0.3; stty size\r");
     person.sees("20 70\r\n").await;
     person.types("exit 7\r");
     assert_eq!(person.exit_code().await, 7);
-    assert_eq!(person.stty(&["-g"]), before, "the terminal is as it was");
+    assert!(person.is_as_before(), "the terminal is as it was");
 }
 
 #[actix_web::test]
@@ -153,14 +158,13 @@ async fn a_terminal_is_left_and_come_back_to() {
     let nest = Nest::start().await;
     let id = nest.create(json!({})).await;
     let mut person = Person::runs(&nest, &["exec", "-it", &id, "--", "sh", "-c", "echo on; cat"]);
-    let before = person.stty(&["-g"]);
     person.sees("on\r\n").await;
     person.types("one\r");
     person.sees("one\r\none\r\n").await;
     person.types("\u{10}\u{11}");
     let told = person.sees("comes back").await;
     assert_eq!(person.exit_code().await, 0);
-    assert_eq!(person.stty(&["-g"]), before);
+    assert!(person.is_as_before());
     let process = told.split("--connect ").nth(1).unwrap().split('`').next().unwrap();
     assert!(process_lives(process.parse().unwrap()));
 
@@ -176,13 +180,12 @@ async fn a_pause_says_how_to_come_back_and_so_does_a_signal_restore_the_terminal
     let nest = Nest::start().await;
     let id = nest.create(json!({})).await;
     let mut person = Person::runs(&nest, &["exec", "-it", &id, "--", "sh", "-c", "echo on; cat"]);
-    let before = person.stty(&["-g"]);
     person.sees("on\r\n").await;
     assert_eq!(nest.pause(&id).await.status, 200);
     let told = person.sees("goes on where it was").await;
     assert!(told.contains(&format!("nestbox resume {id}")), "{told}");
     assert_eq!(person.exit_code().await, 125);
-    assert_eq!(person.stty(&["-g"]), before);
+    assert!(person.is_as_before());
 
     assert_eq!(nest.resume(&id).await.status, 200);
     let process = told.split("--connect ").nth(1).unwrap().split('`').next().unwrap();
@@ -193,7 +196,7 @@ async fn a_pause_says_how_to_come_back_and_so_does_a_signal_restore_the_terminal
     let program = person.child.id() as i32;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(program), nix::sys::signal::SIGTERM).unwrap();
     assert_eq!(person.exit_code().await, 143);
-    assert_eq!(person.stty(&["-g"]), before);
+    assert!(person.is_as_before());
 }
 
 #[actix_web::test]
