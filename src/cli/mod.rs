@@ -20,6 +20,7 @@ mod key;
 mod kill;
 mod logs;
 mod ls;
+mod mcp;
 mod output;
 mod pairs;
 mod pause;
@@ -133,6 +134,8 @@ pub enum Command {
     Events(events::EventsArgs),
     /// Show what sandboxes take of the host, on a terminal again and again
     Top(top::TopArgs),
+    /// Serve agents that speak the Model Context Protocol, on standard input and output
+    Mcp(mcp::McpArgs),
     /// Print a script that completes command lines: source it, or put it where your shell looks
     Completions(completions::CompletionsArgs),
     /// Manage API keys
@@ -203,6 +206,7 @@ async fn dispatch(Cli { global, command }: Cli, warm_up: WarmUp) -> Result<ExitC
         Command::Run(args) => run::run(&client()?, format, args).await,
         Command::Events(args) => events::run(&client()?, format, args).await,
         Command::Top(args) => top::run(&client()?, format, args).await,
+        Command::Mcp(args) => mcp::run(client()?, args).await,
         Command::Completions(args) => completions::run(&args),
         Command::Key(command) => key::run(&client()?, format, command).await,
     }

@@ -20,6 +20,7 @@ mod fork;
 mod idempotency;
 mod life;
 mod list;
+mod mcp;
 mod nest;
 mod observe;
 mod pause;

@@ -1,0 +1,211 @@
+//! The Model Context Protocol, spoken by hand to the real program.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
+use serde_json::{Value, json};
+
+use crate::nest::{Nest, PATIENCE, eventually, process_lives};
+
+/// An agent, and the program that it has started.
+struct Agent {
+    child: Child,
+    to: Option<ChildStdin>,
+    /// Each line that the program has written.
+    lines: Receiver<String>,
+    last_id: u64,
+}
+
+impl Agent {
+    /// Starts the program and agrees with it on how to speak.
+    async fn of(nest: &Nest) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nestbox"));
+        command.arg("mcp").env("NESTBOX_URL", &nest.url).env("NESTBOX_API_KEY", &nest.key);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (say, lines) = channel();
+        let from = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            from.lines().map_while(Result::ok).try_for_each(|l| say.send(l))
+        });
+        let to = child.stdin.take();
+        let mut agent = Self { child, to, lines, last_id: 0 };
+        let hello = json!({"protocolVersion": "2025-06-18", "capabilities": {},
+            "clientInfo": {"name": "a test", "version": "1"}});
+        let answer = agent.ask("initialize", hello).await;
+        assert_eq!(answer["result"]["serverInfo"]["name"], "nestbox", "{answer}");
+        agent.say(&json!({"jsonrpc": "2.0", "method": "notifications/initialized"}));
+        agent
+    }
+
+    fn say(&mut self, message: &Value) {
+        writeln!(self.to.as_mut().unwrap(), "{message}").unwrap();
+    }
+
+    fn begin(&mut self, method: &str, params: Value) -> u64 {
+        self.last_id += 1;
+        let id = self.last_id;
+        self.say(&json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}));
+        id
+    }
+
+    async fn ask(&mut self, method: &str, params: Value) -> Value {
+        let id = self.begin(method, params);
+        let look = async || self.lines.try_recv().ok();
+        let line = eventually("an answer", look).await;
+        let answer: Value = serde_json::from_str(&line).expect("nothing but the protocol");
+        assert_eq!(answer["id"], id, "{answer}");
+        answer
+    }
+
+    /// Calls a tool; gives whether it failed, and its text.
+    async fn call(&mut self, tool: &str, arguments: Value) -> (bool, String) {
+        let answer = self.ask("tools/call", json!({"name": tool, "arguments": arguments})).await;
+        let result = &answer["result"];
+        let text = result["content"][0]["text"].as_str().unwrap_or_else(|| panic!("{answer}"));
+        (result["isError"] == true, text.to_owned())
+    }
+
+    async fn ok(&mut self, tool: &str, arguments: Value) -> String {
+        let (failed, text) = self.call(tool, arguments).await;
+        assert!(!failed, "{tool}: {text}");
+        text
+    }
+
+    async fn refused(&mut self, tool: &str, arguments: Value) -> String {
+        let (failed, text) = self.call(tool, arguments).await;
+        assert!(failed, "{tool}: {text}");
+        text
+    }
+
+    async fn create(&mut self) -> String {
+        let told = self.ok("create_sandbox", json!({"envs": {"A": "bird"}})).await;
+        told.split_whitespace().nth(2).unwrap().to_owned()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[actix_web::test]
+async fn an_agent_finds_tools_that_say_what_they_take() {
+    let nest = Nest::start().await;
+    let mut agent = Agent::of(&nest).await;
+    let answer = agent.ask("tools/list", json!({})).await;
+    let tools = answer["result"]["tools"].as_array().unwrap();
+    let mut names: Vec<_> = tools.iter().map(|tool| tool["name"].as_str().unwrap()).collect();
+    names.sort_unstable();
+    let want = [
+        "create_sandbox",
+        "destroy_sandbox",
+        "list_sandboxes",
+        "pause_sandbox",
+        "read_file",
+        "resume_sandbox",
+        "run_code",
+        "run_command",
+        "write_file",
+    ];
+    assert_eq!(names, want);
+    for tool in tools {
+        assert!(tool["description"].as_str().unwrap().len() > 20, "{tool}");
+        for (name, field) in tool["inputSchema"]["properties"].as_object().into_iter().flatten() {
+            assert!(field["description"].is_string(), "{name} of {tool}");
+        }
+    }
+}
+
+#[actix_web::test]
+async fn an_agent_works_in_a_sandbox_from_create_to_destroy() {
+    let nest = Nest::start().await;
+    let mut agent = Agent::of(&nest).await;
+    let id = agent.create().await;
+    assert_eq!(nest.sandbox(&id).await["timeout_sec"], 3600, "none stays for ever");
+
+    let code = json!({"sandbox_id": id, "language": "python", "code": "print(6*7)"});
+    assert_eq!(agent.ok("run_code", code).await, "stdout:\n42\nexit code: 0");
+    let command = json!({"sandbox_id": id, "command": "echo $A; echo oh >&2; exit 3"});
+    let want = "stdout:\nbird\nstderr:\noh\nexit code: 3";
+    assert_eq!(agent.ok("run_command", command).await, want, "a code is a result, no failure");
+    let slow = json!({"sandbox_id": id, "command": "sleep 60", "timeout_sec": 1});
+    assert!(agent.ok("run_command", slow).await.contains("its time was over"));
+    let long = json!({"sandbox_id": id, "command": "seq 100000"});
+    let shown = agent.ok("run_command", long).await;
+    assert!(shown.len() < 40_000 && shown.contains("left out") && shown.contains("\n100000\n"));
+
+    let path = nest.path("note");
+    let file = json!({"sandbox_id": id, "path": path, "content": "hello"});
+    assert!(agent.ok("write_file", file).await.starts_with("5 bytes"));
+    let read = json!({"sandbox_id": id, "path": path});
+    assert_eq!(agent.ok("read_file", read.clone()).await, "hello");
+    let bytes = json!({"sandbox_id": id, "path": path, "content": "/w==", "encoding": "base64"});
+    agent.ok("write_file", bytes).await;
+    assert!(agent.refused("read_file", read).await.contains("not text"));
+
+    let sandbox = json!({"sandbox_id": id});
+    assert!(agent.ok("pause_sandbox", sandbox.clone()).await.contains("paused"));
+    assert_eq!(nest.state(&id).await, "paused");
+    assert!(agent.ok("resume_sandbox", sandbox.clone()).await.contains("running"));
+    assert!(agent.ok("list_sandboxes", json!({})).await.contains(&id));
+    agent.ok("destroy_sandbox", sandbox).await;
+    assert_eq!(agent.ok("list_sandboxes", json!({})).await, "There are none.");
+}
+
+#[actix_web::test]
+async fn code_runs_without_a_sandbox_too_and_leaves_none() {
+    let nest = Nest::start().await;
+    let mut agent = Agent::of(&nest).await;
+    let code = json!({"language": "bash", "code": "echo $((2 + 3))"});
+    assert_eq!(agent.ok("run_code", code).await, "stdout:\n5\nexit code: 0");
+    assert_eq!(agent.ok("list_sandboxes", json!({})).await, "There are none.");
+}
+
+#[actix_web::test]
+async fn what_goes_wrong_is_said_to_the_agent() {
+    let nest = Nest::start().await;
+    let mut agent = Agent::of(&nest).await;
+    let unknown = json!({"sandbox_id": "a".repeat(20), "command": "true"});
+    assert!(agent.refused("run_command", unknown).await.contains("no sandbox"));
+    let none = json!({"template": "none"});
+    assert!(agent.refused("create_sandbox", none).await.contains("none"));
+    let id = agent.create().await;
+    let missing = json!({"sandbox_id": id, "path": nest.path("missing")});
+    assert!(!agent.refused("read_file", missing).await.is_empty());
+    let bad = json!({"sandbox_id": id, "path": "x", "content": "?", "encoding": "base64"});
+    assert!(agent.refused("write_file", bad).await.contains("base64"));
+    let wrong = json!({"language": "cobol", "code": ""});
+    assert!(agent.refused("run_code", wrong).await.contains("cobol"));
+    let unknown = json!({"sandbox_id": id, "command": "true", "shell": "zsh"});
+    assert!(agent.refused("run_command", unknown).await.contains("shell"));
+    assert!(agent.ok("list_sandboxes", json!({})).await.contains(&id));
+}
+
+#[actix_web::test]
+async fn a_call_that_is_cancelled_ends_the_command() {
+    let nest = Nest::start().await;
+    let mut agent = Agent::of(&nest).await;
+    let id = agent.create().await;
+    let marker = nest.path("marker");
+    let line = format!("echo $$ > {marker}; exec sleep 100");
+    let arguments = json!({"sandbox_id": id, "command": line});
+    let call = agent.begin("tools/call", json!({"name": "run_command", "arguments": arguments}));
+    let look = async || std::fs::read_to_string(&marker).ok()?.trim().parse::<i32>().ok();
+    let pid = eventually("the command runs", look).await;
+    agent.say(&json!({"jsonrpc": "2.0", "method": "notifications/cancelled",
+        "params": {"requestId": call}}));
+    eventually("the command ends", async || (!process_lives(pid)).then_some(())).await;
+}
+
+#[actix_web::test]
+async fn the_end_of_its_input_ends_the_program() {
+    let nest = Nest::start().await;
+    let mut agent = Agent::of(&nest).await;
+    agent.to = None;
+    let status = eventually("it ends", async || agent.child.try_wait().unwrap()).await;
+    assert!(status.success());
+    assert!(agent.lines.recv_timeout(PATIENCE).is_err(), "nothing more is said");
+}
