@@ -40,6 +40,50 @@ pub struct FileEntry {
     pub symlink_target: Option<String>,
 }
 
+/// What happened to a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// It has come: made, or moved here.
+    Create,
+    /// Its content was changed.
+    Write,
+    /// It was removed.
+    Remove,
+    /// It was moved away.
+    Rename,
+    /// Its mode, owner or times were changed.
+    Chmod,
+}
+
+/// Something that happened below a directory that is watched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileChange {
+    /// What.
+    pub kind: ChangeKind,
+    /// To what, from the directory; `.` is the directory itself.
+    pub name: String,
+    /// How it is now, if it is there.
+    pub entry: Option<FileEntry>,
+}
+
+/// How far down a directory is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Only what is in it.
+    Here,
+    /// All below, also in directories that are made later.
+    Below,
+}
+
+/// What is heard of a directory that is watched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WatchNews {
+    /// Something happened.
+    Change(FileChange),
+    /// More happened than could be told, and nothing more will be.
+    Lost,
+}
+
 /// What came out of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unpacked {

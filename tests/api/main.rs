@@ -15,6 +15,7 @@ mod exec_stream;
 mod exec_trouble;
 mod file_contents;
 mod file_tree;
+mod file_watch;
 mod files;
 mod fork;
 mod idempotency;

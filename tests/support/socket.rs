@@ -197,6 +197,17 @@ impl Socket {
         }
     }
 
+    /// Waits for the close frame, whatever comes before it; gives its code.
+    pub async fn close_code(mut self) -> u16 {
+        loop {
+            match self.next().await {
+                Said::Message(_) => {}
+                Said::Closed(code, _) => return code,
+                Said::Nothing => panic!("the connection ended without a word"),
+            }
+        }
+    }
+
     /// Hangs up without a word.
     pub fn vanish(self) {
         drop(self);

@@ -17,6 +17,7 @@ mod processes;
 mod sink;
 mod snapshots;
 mod usage;
+mod watch;
 mod work;
 
 use std::collections::{BTreeMap, HashSet};
@@ -48,6 +49,7 @@ pub use keys::{CallerId, NewKey};
 pub use ports::{PortStream, PortWatch};
 pub use sink::DatabaseSink;
 pub use usage::UsageReport;
+pub use watch::FileFeed;
 
 // What passes through from the host's edge to the API.
 pub use crate::actors::sandbox::Sample;

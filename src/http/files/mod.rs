@@ -4,11 +4,13 @@
 //! - `contents`: writing and reading one file
 //! - `tree`: list, stat, mkdir, move, delete
 //! - `upload`: bytes on their way from a client to a guest
+//! - `watch`: what happens in a directory
 
 mod archive;
 mod contents;
 mod tree;
 mod upload;
+mod watch;
 
 use actix_web::web;
 use serde::Deserialize;
@@ -20,7 +22,8 @@ const MAX_PATH: usize = 4096;
 
 /// The routes of this folder.
 pub fn routes(config: &mut web::ServiceConfig) {
-    config.configure(archive::routes).configure(contents::routes).configure(tree::routes);
+    config.configure(archive::routes).configure(contents::routes);
+    config.configure(tree::routes).configure(watch::routes);
 }
 
 /// Which file, and for whom.

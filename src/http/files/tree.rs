@@ -52,8 +52,8 @@ struct ListView {
 }
 
 /// One file, directory or symbolic link.
-#[derive(Serialize)]
-struct EntryView {
+#[derive(Debug, Serialize)]
+pub(super) struct EntryView {
     name: String,
     path: String,
     /// Of a link, that of what it leads to.
@@ -70,7 +70,7 @@ struct EntryView {
     symlink_target: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum KindView {
     File,

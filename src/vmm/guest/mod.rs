@@ -10,6 +10,7 @@ mod follow;
 mod port;
 mod process;
 mod tree;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -32,6 +33,7 @@ pub use background::{Begin, Following};
 pub use crate::domain::port::AGENT_PORT;
 pub use files::FileStream;
 pub use follow::Wires;
+pub use watch::Watching;
 
 /// Carries the token that the agent expects.
 const ACCESS_TOKEN: &str = "x-access-token";

@@ -114,7 +114,7 @@ pub(super) fn acting_as(user: Option<&str>) -> CallOptions {
     }
 }
 
-fn entry(found: EntryInfo) -> FileEntry {
+pub(super) fn entry(found: EntryInfo) -> FileEntry {
     let modified = found.modified_time.into_option().unwrap_or_default();
     let nanos = u32::try_from(modified.nanos).unwrap_or(0);
     FileEntry {

@@ -1,0 +1,108 @@
+//! `GET /v1/sandboxes/{id}/files/watch`: what happens to the files of a directory, over a WebSocket.
+
+use actix_web::{HttpRequest, HttpResponse, get, web};
+use actix_web_actors::ws::CloseCode;
+use serde::{Deserialize, Serialize};
+
+use super::check_path;
+use super::tree::EntryView;
+use crate::actors::control_plane::{ControlPlane, FileFeed};
+use crate::domain::file::{ChangeKind, FileChange, Reach, WatchNews};
+use crate::domain::id::SandboxId;
+use crate::http::auth::Caller;
+use crate::http::error::{ApiError, only};
+use crate::http::websocket::{Farewell, Gone, Lane, Sockets, frames, handshake, listen, upgraded};
+
+/// Query of `files/watch`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WatchQuery {
+    path: String,
+    user: Option<String>,
+    /// Whether directories below are watched too, also those that are made later.
+    #[serde(default)]
+    recursive: bool,
+}
+
+/// What the daemon says.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum ServerMessage {
+    /// What happens from now on follows.
+    Start,
+    Create(ChangeView),
+    Write(ChangeView),
+    Remove(ChangeView),
+    Rename(ChangeView),
+    Chmod(ChangeView),
+}
+
+#[derive(Debug, Serialize)]
+struct ChangeView {
+    /// From the directory; `.` is the directory itself.
+    name: String,
+    /// How it is now, if it is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entry: Option<EntryView>,
+}
+
+impl From<FileChange> for ServerMessage {
+    fn from(FileChange { kind, name, entry }: FileChange) -> Self {
+        let view = ChangeView { name, entry: entry.map(EntryView::from) };
+        match kind {
+            ChangeKind::Create => Self::Create(view),
+            ChangeKind::Write => Self::Write(view),
+            ChangeKind::Remove => Self::Remove(view),
+            ChangeKind::Rename => Self::Rename(view),
+            ChangeKind::Chmod => Self::Chmod(view),
+        }
+    }
+}
+
+#[get("/sandboxes/{id}/files/watch")]
+async fn watch(
+    _: Caller,
+    control: web::Data<ControlPlane>,
+    sockets: web::Data<Sockets>,
+    id: web::Path<SandboxId>,
+    query: web::Query<WatchQuery>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
+    let answer = handshake(&request)?;
+    check_path(&query.path)?;
+    let reach = if query.recursive { Reach::Below } else { Reach::Here };
+    // Before the upgrade: who may not, and what is no directory, is told so by a status.
+    let feed = control.watch_files(&id, &query.path, reach, query.user.as_deref()).await?;
+    let body = listen(&sockets, &request, frames(payload), |lane| tell(feed, lane));
+    Ok(upgraded(answer, body))
+}
+
+/// The routes of this file.
+pub fn routes(config: &mut web::ServiceConfig) {
+    config.service(watch).service(only("/sandboxes/{id}/files/watch", "GET"));
+}
+
+/// Says what happens, as fast as the client takes it.
+async fn tell(mut feed: FileFeed, lane: Lane) -> Result<Farewell, Gone> {
+    lane.say(text(&ServerMessage::Start)).await?;
+    loop {
+        let news = tokio::select! {
+            news = feed.next() => news,
+            () = lane.gone() => return Err(Gone),
+        };
+        match news {
+            Ok(WatchNews::Change(change)) => lane.say(text(&change.into())).await?,
+            Ok(WatchNews::Lost) => {
+                let error = "changes came faster than they were taken, and some are lost: watch \
+                             again, and then look what is there";
+                return Ok(Farewell::new(CloseCode::Again, error));
+            }
+            Err(error) => return Ok(error.into()),
+        }
+    }
+}
+
+fn text(message: &ServerMessage) -> String {
+    serde_json::to_string(message).expect("a message has only string keys")
+}
