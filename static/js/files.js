@@ -14,6 +14,7 @@ export class FilesPane {
     #parts;
     #path = HOME;
     #shown = false;
+    #looks = 0;
 
     constructor(id, parts, root) {
         this.#id = id;
@@ -57,20 +58,28 @@ export class FilesPane {
         }
     }
 
-    #look(path) {
-        return this.#try(async () => {
-            setText(this.#parts["files-state"], "Reading.");
-            try {
-                const query = new URLSearchParams({ path, depth: "1" });
-                const list = sandboxPath(this.#id, `/files/list?${query}`);
-                const { entries } = await call("GET", list);
-                this.#path = path;
-                this.#parts.go.elements.path.value = path;
-                this.#list(entries);
-            } finally {
-                setText(this.#parts["files-state"], "");
-            }
-        });
+    /** Shows a directory. Of several that are asked for at once the last one counts. */
+    async #look(path) {
+        const turn = ++this.#looks;
+        const isLast = () => turn === this.#looks;
+        const field = this.#parts.go.elements.path;
+        const written = field.value;
+        this.#fail("");
+        setText(this.#parts["files-state"], "Reading.");
+        try {
+            const query = new URLSearchParams({ path, depth: "1" });
+            const list = sandboxPath(this.#id, `/files/list?${query}`);
+            const { entries } = await call("GET", list);
+            if (!isLast()) return;
+            this.#path = path;
+            // Somebody may be writing already where to go next.
+            if (field.value === written) field.value = path;
+            this.#list(entries);
+        } catch (error) {
+            if (isLast()) this.#fail(error.message);
+        } finally {
+            if (isLast()) setText(this.#parts["files-state"], "");
+        }
     }
 
     #list(entries) {

@@ -41,7 +41,6 @@ fn the_key_of_a_link_leaves_the_address_bar_and_is_kept_until_it_is_forgotten() 
 }
 
 #[test]
-#[ignore = "now and then it waits for a word that does not come, and nobody knows yet why"]
 fn what_the_api_refuses_is_shown_in_its_words() {
     on_the_page(1, async |page, daemon, _| {
         let sandbox = daemon.create().await;

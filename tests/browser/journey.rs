@@ -11,7 +11,6 @@ use crate::support::{Lab, Sandbox, eventually};
 const CLICKS: u32 = 3;
 
 #[test]
-#[ignore = "now and then it waits for a word that does not come, and nobody knows yet why"]
 fn a_first_visitor_gets_to_a_python_prompt_and_can_do_all_there_is() {
     on_the_page(3, async |page, daemon, lab| {
         page.visit().await;

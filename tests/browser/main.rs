@@ -6,6 +6,7 @@
 
 mod driver;
 mod errors;
+mod files;
 mod journey;
 mod keyboard;
 mod keys;
