@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use nestbox::domain::egress::Policy;
 use nestbox::domain::id::SandboxId;
 use nestbox::domain::sandbox::SandboxState;
 use nestbox::domain::shape::Shape;
@@ -102,6 +103,7 @@ fn new_sandbox() -> NewSandbox {
         envs: BTreeMap::new(),
         metadata: BTreeMap::new(),
         public_ports: BTreeSet::new(),
+        network: Policy::off(),
         hypervisor: "simulated".to_owned(),
         access_token: "token".to_owned(),
         api_key_id: "key-1".to_owned(),

@@ -10,6 +10,7 @@ mod m20261123_000003_sandboxes;
 mod m20261123_000004_snapshots;
 mod m20261125_000005_ports;
 mod m20261125_000006_events;
+mod m20261126_000007_network;
 
 pub use sea_orm_migration::MigratorTrait;
 use sea_orm_migration::prelude::*;
@@ -27,6 +28,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000004_snapshots::Migration),
             Box::new(m20261125_000005_ports::Migration),
             Box::new(m20261125_000006_events::Migration),
+            Box::new(m20261126_000007_network::Migration),
         ]
     }
 }

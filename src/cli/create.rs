@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::client::{Client, CreateRequest};
+use super::network::EgressArgs;
 use super::output::Format;
 use super::pairs::{env_pair, map, pair};
 use super::trace::{TraceArgs, tell_trace};
@@ -47,6 +48,8 @@ pub struct SandboxArgs {
     /// Port of it that anybody may reach
     #[arg(long = "public-port", value_name = "PORT")]
     public_ports: Vec<GuestPort>,
+    #[command(flatten)]
+    egress: EgressArgs,
 }
 
 impl From<SandboxArgs> for CreateRequest {
@@ -59,6 +62,7 @@ impl From<SandboxArgs> for CreateRequest {
             envs: map(args.envs),
             metadata: map(args.metadata),
             public_ports: args.public_ports,
+            network: args.egress.into_request(),
         }
     }
 }

@@ -21,6 +21,7 @@ mod kill;
 mod logs;
 mod ls;
 mod mcp;
+mod network;
 mod output;
 mod pairs;
 mod pause;
@@ -124,6 +125,8 @@ pub enum Command {
     Snapshot(snapshot::SnapshotCommand),
     /// Copy files and directories into or out of a sandbox
     Cp(cp::CpArgs),
+    /// Show what a sandbox may reach, or change it
+    Network(network::NetworkArgs),
     /// Have ports here lead to servers in a sandbox, until it is interrupted
     PortForward(port_forward::PortForwardArgs),
     /// Destroy sandboxes
@@ -201,6 +204,7 @@ async fn dispatch(Cli { global, command }: Cli, warm_up: WarmUp) -> Result<ExitC
         Command::Fork(args) => fork::run(&client()?, format, args).await,
         Command::Snapshot(command) => snapshot::run(&client()?, format, command).await,
         Command::Cp(args) => cp::run(&client()?, format, args).await,
+        Command::Network(args) => network::run(&client()?, format, args).await,
         Command::PortForward(args) => port_forward::run(client()?, format, args).await,
         Command::Rm(args) => rm::run(&client()?, format, args).await,
         Command::Run(args) => run::run(&client()?, format, args).await,

@@ -1,6 +1,7 @@
 //! What Nestbox is about, without any input or output: ids, names, shapes, the state machine of a
-//! sandbox, addresses of a slot. Everything here is a value or a pure function.
+//! sandbox, what it may reach, addresses of a slot. Everything here is a value or a pure function.
 
+pub mod egress;
 pub mod exec;
 pub mod file;
 pub mod id;

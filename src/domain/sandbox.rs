@@ -149,6 +149,8 @@ pub enum Command {
     Snapshot,
     /// Make others that begin as it is now.
     Fork,
+    /// Change what it may reach.
+    Network,
     /// End it because its time is over.
     Expire,
     /// End it and give back everything it holds.
@@ -162,6 +164,8 @@ pub enum Capture {
     Snapshot,
     /// What it is now is frozen for others that begin so.
     Fork,
+    /// What it may reach is changed.
+    Network,
 }
 
 impl fmt::Display for Capture {
@@ -169,6 +173,7 @@ impl fmt::Display for Capture {
         f.write_str(match self {
             Self::Snapshot => "snapshot",
             Self::Fork => "fork",
+            Self::Network => "network change",
         })
     }
 }
@@ -222,42 +227,44 @@ pub fn admit(state: SandboxState, pending: Option<Capture>, command: Command) ->
     match state {
         Pending | Starting => match command {
             Destroy => Admission::Accept,
-            Work | Pause | Resume | Snapshot | Fork | Expire => refused(Refusal::NotYet(state)),
+            Work | Pause | Resume | Snapshot | Fork | Network | Expire => {
+                refused(Refusal::NotYet(state))
+            }
         },
         Running => match command {
             Work | Destroy => Admission::Accept,
             Resume => Admission::AlreadySo,
-            Pause | Snapshot | Fork | Expire => unless_pending,
+            Pause | Snapshot | Fork | Network | Expire => unless_pending,
         },
         Pausing => match command {
             Destroy => Admission::Accept,
             Pause => Admission::AlreadySo,
-            Resume | Snapshot => refused(Refusal::NotPausedYet(state)),
+            Resume | Snapshot | Network => refused(Refusal::NotPausedYet(state)),
             Work | Fork | Expire => refused(Refusal::Frozen(state)),
         },
         Paused => match command {
             Destroy => Admission::Accept,
             Pause => Admission::AlreadySo,
-            Resume | Snapshot => unless_pending,
+            Resume | Snapshot | Network => unless_pending,
             Work | Fork | Expire => refused(Refusal::Frozen(state)),
         },
         Resuming => match command {
             Destroy => Admission::Accept,
             Resume => Admission::AlreadySo,
-            Work | Pause | Snapshot | Fork | Expire => refused(Refusal::NotYet(state)),
+            Work | Pause | Snapshot | Fork | Network | Expire => refused(Refusal::NotYet(state)),
         },
         Stopping | Stopped => match command {
             Destroy | Expire => Admission::AlreadySo,
-            Work | Pause | Resume | Snapshot | Fork => refused(Refusal::Gone(state)),
+            Work | Pause | Resume | Snapshot | Fork | Network => refused(Refusal::Gone(state)),
         },
         Error => match command {
             Destroy => Admission::Accept,
             Expire => Admission::AlreadySo,
-            Work | Pause | Resume | Snapshot | Fork => refused(Refusal::Gone(state)),
+            Work | Pause | Resume | Snapshot | Fork | Network => refused(Refusal::Gone(state)),
         },
         Missing => match command {
             Destroy => Admission::Accept,
-            Work | Pause | Resume | Snapshot | Fork | Expire => {
+            Work | Pause | Resume | Snapshot | Fork | Network | Expire => {
                 refused(Refusal::Unreachable(state))
             }
         },

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::sandbox::{Admission, Capture, Command, Refusal, SandboxState, UnknownState, admit};
 
-const PENDING: [Option<Capture>; 3] = [None, Some(Capture::Snapshot), Some(Capture::Fork)];
+const PENDING: [Option<Capture>; 4] =
+    [None, Some(Capture::Snapshot), Some(Capture::Fork), Some(Capture::Network)];
 
 #[test]
 fn names_read_back() {
@@ -34,7 +35,7 @@ fn work_is_done_in_running_only_whatever_else_is_under_way() {
 fn a_refusal_names_the_state_and_what_is_under_way() {
     use Command::*;
     for (state, pending) in everything() {
-        for command in [Work, Pause, Resume, Snapshot, Fork, Expire] {
+        for command in [Work, Pause, Resume, Snapshot, Fork, Network, Expire] {
             let Admission::Refused(refusal) = admit(state, pending, command) else { continue };
             let text = refusal.to_string();
             assert!(text.contains(state.as_str()), "{command:?}: {text}");
@@ -86,7 +87,10 @@ impl Model {
             (Command::Work, Up { .. }) => self,
             (Command::Pause, Up { captured: false }) => Freezing,
             (Command::Resume, Cold { captured: false }) => Thawing,
-            (Command::Snapshot, Up { captured: false } | Cold { captured: false })
+            (
+                Command::Snapshot | Command::Network,
+                Up { captured: false } | Cold { captured: false },
+            )
             | (Command::Fork, Up { captured: false }) => self.captured(true),
             (Command::Expire, Up { captured: false }) => Going,
             (Command::Destroy, Going | Over { wanted: true }) => return None,
@@ -137,7 +141,7 @@ impl Model {
 
 fn event() -> impl Strategy<Value = Event> {
     use Command::*;
-    let command = prop::sample::select(vec![Work, Pause, Resume, Snapshot, Fork, Expire]);
+    let command = prop::sample::select(vec![Work, Pause, Resume, Snapshot, Fork, Network, Expire]);
     prop_oneof![
         6 => command.prop_map(Event::Ask),
         1 => Just(Event::Ask(Destroy)),
@@ -163,6 +167,7 @@ impl Life {
             Command::Resume => self.state = SandboxState::Resuming,
             Command::Snapshot => self.pending = Some(Capture::Snapshot),
             Command::Fork => self.pending = Some(Capture::Fork),
+            Command::Network => self.pending = Some(Capture::Network),
             Command::Expire | Command::Destroy => self.stop(SandboxState::Stopping),
         }
     }

@@ -134,7 +134,7 @@ impl fmt::Display for SlotIndex {
 }
 
 /// An IPv4 network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Network {
     /// First address, with all host bits zero.
     pub base: Ipv4Addr,
@@ -143,6 +143,16 @@ pub struct Network {
 }
 
 impl Network {
+    /// All there is.
+    pub const ALL: Network = Network { base: Ipv4Addr::UNSPECIFIED, prefix_len: 0 };
+
+    /// The network with that prefix, of at most 32 bits, in which an address lies.
+    pub fn around(address: Ipv4Addr, prefix_len: u8) -> Self {
+        let host_bits = 32 - u32::from(prefix_len);
+        let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
+        Self { base: Ipv4Addr::from_bits(address.to_bits() & mask), prefix_len }
+    }
+
     /// The address at an offset from the first one. The offset is less than the network's size.
     const fn nth(self, offset: u32) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.base.to_bits() + offset)
@@ -153,6 +163,12 @@ impl Network {
         let host_bits = 32 - u32::from(self.prefix_len);
         let network_of = |a: Ipv4Addr| a.to_bits().checked_shr(host_bits).unwrap_or(0);
         network_of(address) == network_of(self.base)
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.base, self.prefix_len)
     }
 }
 

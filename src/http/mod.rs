@@ -13,6 +13,7 @@ mod exec_stream;
 mod files;
 mod fork;
 mod health;
+mod network;
 mod observe;
 mod page;
 mod pause;
@@ -104,6 +105,7 @@ pub fn create_app(
                 .configure(sandboxes::routes)
                 .configure(pause::routes)
                 .configure(fork::routes)
+                .configure(network::routes)
                 .configure(snapshots::routes)
                 .configure(exec_stream::routes)
                 .configure(exec::routes)

@@ -13,6 +13,7 @@ use super::error::{ApiError, only};
 use super::page;
 use super::trace::Traced;
 use crate::actors::control_plane::{ControlPlane, CreateSandbox, Storage, Trace};
+use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::port::GuestPort;
@@ -44,6 +45,9 @@ struct CreateBody {
     metadata: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     public_ports: BTreeSet<GuestPort>,
+    /// What it may reach; everything if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<Policy>,
 }
 
 /// A sandbox, as the API shows it.
@@ -198,6 +202,7 @@ fn create_sandbox(
         envs: body.envs,
         metadata: body.metadata,
         public_ports: body.public_ports,
+        network: body.network.unwrap_or_default(),
         idempotency,
     })
 }

@@ -17,6 +17,7 @@ use super::hypervisor::{Engine, HypervisorError};
 use super::record::{Life, RecordError};
 use super::trace::Trace;
 use super::usage::{Readiness, Usage};
+use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::shape::Shape;
@@ -111,6 +112,8 @@ pub struct MachineSpec {
     pub shape: Shape,
     /// Environment of its processes, beside what a snapshot's processes had already.
     pub envs: BTreeMap<String, String>,
+    /// What it may reach, from its first packet on.
+    pub network: Policy,
     /// What its agent will expect with every request.
     pub access_token: String,
     /// Its life at the time of the start.
@@ -309,6 +312,16 @@ pub trait Machine: Send + Sync {
     /// [`MachineError::Record`].
     fn keep(&self, life: &Life) -> Result<(), MachineError>;
 
+    /// What it may reach.
+    fn network(&self) -> Policy;
+
+    /// Changes what it may reach, at once. Connections that it may not have any more end.
+    ///
+    /// # Errors
+    ///
+    /// It reaches what it did before; [`MachineError::Network`], [`MachineError::Record`].
+    async fn set_network(&self, policy: &Policy) -> Result<(), MachineError>;
+
     /// What it takes on disk.
     ///
     /// # Errors
@@ -369,6 +382,16 @@ pub trait Frozen: Send + Sync {
     ///
     /// [`MachineError::Record`].
     fn keep(&self, life: &Life) -> Result<(), MachineError>;
+
+    /// What it may reach when it is resumed.
+    fn network(&self) -> Policy;
+
+    /// Changes what it may reach when it is resumed.
+    ///
+    /// # Errors
+    ///
+    /// Nothing has changed; [`MachineError::Record`].
+    fn set_network(&self, policy: &Policy) -> Result<(), MachineError>;
 
     /// What it takes on disk.
     ///

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::hypervisor::Engine;
 use super::memory::BuildId;
 use super::process::ProcessId;
+use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::sandbox::SandboxState;
@@ -98,6 +99,9 @@ pub struct Record {
     pub access_token: String,
     /// Environment that its agent gives to processes.
     pub envs: BTreeMap<String, String>,
+    /// What it may reach.
+    #[serde(default)]
+    pub network: Policy,
     /// Where it all is.
     pub home: Home,
     /// Build of the snapshot that it was last restored from or captured in.
@@ -230,6 +234,7 @@ mod tests {
             engine: Engine::QemuTcg,
             access_token: "secret".to_owned(),
             envs: BTreeMap::new(),
+            network: Policy::off(),
             home: Home::Vm,
             snapshot: None,
             slot: None,

@@ -23,6 +23,7 @@ mod life;
 mod list;
 mod mcp;
 mod nest;
+mod network;
 mod observe;
 mod pause;
 mod ports;

@@ -51,7 +51,8 @@ pub fn run(command: &str) -> String {
 
 /// Settings for a daemon with a data directory and some ready slots.
 pub fn config(data_dir: &Path, pool_size: usize) -> NetworkConfig {
-    NetworkConfig { pool_size, ..NetworkConfig::new(data_dir.to_owned()) }
+    let name_servers = Some(vec![Outside::ADDRESS]);
+    NetworkConfig { pool_size, name_servers, ..NetworkConfig::new(data_dir.to_owned()) }
 }
 
 /// All that a daemon's networks could leave behind on a machine.

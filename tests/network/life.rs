@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
+use nestbox::domain::egress::Policy;
 use nestbox::domain::slot::{SLOT_COUNT, SlotIndex};
 use nestbox::vmm::network::{NetworkError, SlotPool};
 use tempfile::TempDir;
@@ -265,11 +266,16 @@ fn slots_in_use_survive_a_shutdown_and_are_adopted() {
         );
 
         let pool = SlotPool::start(config(data.path(), 1), &[index, other]).await.expect("a start");
-        let adopted = pool.adopt(index).await.expect("the slot is whole");
+        let adopted = pool.adopt(index, &Policy::default()).await.expect("the slot is whole");
         assert!(adopted.generation() > generation);
         drop(tap);
         adopted.release().await.expect("a clean release");
-        pool.adopt(other).await.expect("the slot is whole").release().await.expect("released");
+        pool.adopt(other, &Policy::default())
+            .await
+            .expect("the slot is whole")
+            .release()
+            .await
+            .expect("released");
         pool.shutdown().await.expect("a clean shutdown");
         assert!(claims().is_empty());
         assert!(!run("nft list tables").contains("nestbox"));
@@ -285,7 +291,7 @@ fn a_slot_that_is_not_whole_is_not_adopted() {
         let index = slot.index();
         slot.detach();
         run(&format!("ip link del {}", index.host_link_name()));
-        let error = pool.adopt(index).await.expect_err("its link is gone");
+        let error = pool.adopt(index, &Policy::default()).await.expect_err("its link is gone");
         assert!(
             matches!(error, NetworkError::NotAdoptable { missing: "link to the host", .. }),
             "{error}"
@@ -337,7 +343,7 @@ fn what_a_killed_daemon_left_is_reaped_by_its_next_start_except_what_is_adopted(
 
         let pool = SlotPool::start(config(data.path(), 0), &[held]).await.expect("a start");
         assert_eq!(claims(), [held.to_string()]);
-        let adopted = pool.adopt(held).await.expect("the slot is whole");
+        let adopted = pool.adopt(held, &Policy::default()).await.expect("the slot is whole");
         let guest = Guest::attach(&adopted).await;
         drop(guest);
         adopted.release().await.expect("a clean release");
@@ -372,7 +378,7 @@ fn a_slot_that_vanished_with_a_reboot_is_discarded() {
     on_own_machine(|| async {
         let data = data_dir();
         let pool = SlotPool::start(config(data.path(), 0), &[slot(5)]).await.expect("a start");
-        let error = pool.adopt(slot(5)).await.expect_err("there is nothing");
+        let error = pool.adopt(slot(5), &Policy::default()).await.expect_err("there is nothing");
         assert!(matches!(error, NetworkError::NotAdoptable { .. }), "{error}");
         pool.discard(slot(5)).await.expect("nothing is left");
         assert!(claims().is_empty());
@@ -404,7 +410,7 @@ fn other_daemons_slots_are_left_alone_unless_their_data_directory_is_gone() {
 
         let pool = start(&ours, 0).await;
         assert_eq!(claims().len(), 5, "their data directory is there, so they may come back");
-        let error = pool.adopt(their_slot).await.expect_err("it is theirs");
+        let error = pool.adopt(their_slot, &Policy::default()).await.expect_err("it is theirs");
         assert!(matches!(error, NetworkError::ClaimedElsewhere { .. }), "{error}");
         assert!(link_exists(their_slot));
         pool.shutdown().await.expect("a clean shutdown");

@@ -1,8 +1,14 @@
 //! The network layer against the real kernel. Needs root; each test has a machine of its own.
 
+#[path = "../support/dns.rs"]
+mod dns;
+mod egress;
+#[path = "../support/hello.rs"]
+mod hello;
 mod lab;
 mod life;
 mod measure;
+mod names;
 #[path = "../support/own_machine.rs"]
 mod own_machine;
 mod reach;

@@ -4,9 +4,12 @@
 use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
+use nestbox::domain::egress::Policy;
 use nestbox::vmm::network::SlotPool;
+use serde_json::json;
 use tempfile::TempDir;
 
+use crate::egress::policy;
 use crate::lab::{config, eventually, on_own_machine};
 
 const ROUNDS: usize = 50;
@@ -55,6 +58,34 @@ fn measure_acquire_build_and_release() {
             slot.release().await.expect("released");
         }
         report("acquire a ready slot", acquire);
+        pool.shutdown().await.expect("a clean shutdown");
+    });
+}
+
+#[test]
+#[ignore = "a measurement, not a test"]
+fn measure_changes_of_a_policy() {
+    on_own_machine(|| async {
+        let data = TempDir::new().expect("a data directory");
+        let pool = SlotPool::start(config(data.path(), 0), &[]).await.expect("the pool");
+        let slot = pool.acquire().await.expect("a slot");
+        for (what, rules) in [
+            ("deny two networks", json!({ "deny": ["10.0.0.0/8", "192.168.0.0/16"] })),
+            ("allow a name", json!({ "allow": ["example.com"] })),
+        ] {
+            let (mut limit, mut open) = (vec![], vec![]);
+            for _ in 0..ROUNDS {
+                let start = Instant::now();
+                slot.limit(&policy(rules.clone())).await.expect("limited");
+                limit.push(start.elapsed());
+                let start = Instant::now();
+                slot.limit(&Policy::default()).await.expect("opened");
+                open.push(start.elapsed());
+            }
+            report(what, limit);
+            report("open all again", open);
+        }
+        slot.release().await.expect("released");
         pool.shutdown().await.expect("a clean shutdown");
     });
 }

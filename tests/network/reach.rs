@@ -11,23 +11,23 @@ use crate::lab::{
     Guest, Outside, config, echo, greeting, inside, on_own_machine, run, serve_tcp, serve_udp,
 };
 
-const TCP: u16 = 8000;
-const UDP: u16 = 5353;
-const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+pub const TCP: u16 = 8000;
+pub const UDP: u16 = 5353;
+pub const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
 /// A refusal has to arrive in less; a lost packet is only sent again after a second.
 const AT_ONCE: Duration = Duration::from_millis(700);
 
-struct Bench {
-    pool: SlotPool,
-    outside: Outside,
-    _data: TempDir,
+pub struct Bench {
+    pub pool: SlotPool,
+    pub outside: Outside,
+    data: TempDir,
 }
 
 impl Bench {
     /// A machine with services on all its addresses, one of them on a second network, and an
     /// internet with the same services.
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let outside = Outside::new();
         run("ip link add lan0 type veth peer name lan1");
         run("ip addr add 10.99.0.1/24 dev lan0");
@@ -41,11 +41,16 @@ impl Bench {
             serve_tcp((ANY, TCP));
             serve_udp((ANY, UDP));
         });
-        Self { pool, outside, _data: data }
+        Self { pool, outside, data }
+    }
+
+    /// Where the daemon keeps its things.
+    pub fn data(&self) -> std::path::PathBuf {
+        self.data.path().to_owned()
     }
 
     /// A guest with the same services.
-    async fn guest(&self) -> (Slot, Guest) {
+    pub async fn guest(&self) -> (Slot, Guest) {
         let slot = self.pool.acquire().await.expect("a slot");
         let guest = Guest::attach(&slot).await;
         guest.run(|| {
@@ -57,7 +62,7 @@ impl Bench {
 }
 
 /// Asserts that neither TCP nor UDP gets through from a guest, and that the guest learns it at once.
-fn assert_refused(guest: &Guest, address: Ipv4Addr) {
+pub fn assert_refused(guest: &Guest, address: Ipv4Addr) {
     for (name, attempt) in [
         ("TCP", guest.run(move || timed(|| greeting((address, TCP)).map(|_| ())))),
         ("UDP", guest.run(move || timed(|| echo((address, UDP))))),

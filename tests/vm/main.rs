@@ -9,6 +9,7 @@ mod compat;
 mod confinement;
 mod crash;
 mod disks;
+mod egress;
 mod events;
 mod exec;
 mod exec_stream;

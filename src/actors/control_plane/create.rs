@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::sink::expiry;
 use super::{CallerId, ControlError, ControlPlane, SETTLE_LIMIT, SETTLE_PAUSE, keys, to_the_end};
+use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::port::GuestPort;
@@ -34,6 +35,8 @@ pub struct CreateSandbox {
     pub metadata: BTreeMap<String, String>,
     /// Ports that anybody may reach.
     pub public_ports: BTreeSet<GuestPort>,
+    /// What it may reach.
+    pub network: Policy,
     /// The caller's name for this request.
     pub idempotency: Option<Idempotency>,
 }
@@ -74,6 +77,7 @@ impl ControlPlane {
             envs: request.envs,
             metadata: request.metadata,
             public_ports: request.public_ports,
+            network: request.network,
             hypervisor: self.machines.engine().engine.as_str().to_owned(),
             access_token: keys::random_token(),
             api_key_id: caller.0,
@@ -166,6 +170,7 @@ fn machine_spec(new: NewSandbox, origin: Origin) -> MachineSpec {
         template: new.template,
         shape: new.shape,
         envs: new.envs,
+        network: new.network,
         access_token: new.access_token,
         life: Life {
             state: SandboxState::Starting,

@@ -84,6 +84,7 @@ impl ControlPlane {
             envs: parent.envs.clone(),
             metadata: parent.metadata.clone(),
             public_ports: parent.public_ports.clone(),
+            network: parent.network.clone(),
             hypervisor: parent.hypervisor.clone(),
             access_token: keys::random_token(),
             api_key_id: caller.0.clone(),

@@ -11,6 +11,7 @@ mod files;
 mod follow;
 mod fork;
 mod keys;
+mod network;
 mod pause;
 mod ports;
 mod processes;
@@ -69,6 +70,8 @@ pub struct ControlPlane {
     metrics: Arc<Metrics>,
     /// Held while a key is deleted: of two at once, neither would see that the other takes the last.
     key_removal: Arc<tokio::sync::Mutex<()>>,
+    /// Held while a record follows what a sandbox may reach: of two changes the later one stays.
+    network_records: Arc<tokio::sync::Mutex<()>>,
     /// Held while the record of a snapshot follows its files.
     snapshot_records: Arc<tokio::sync::Mutex<()>>,
 }
@@ -87,6 +90,7 @@ impl ControlPlane {
             machines,
             metrics,
             key_removal: Arc::default(),
+            network_records: Arc::default(),
             snapshot_records: Arc::default(),
         }
     }
@@ -222,6 +226,7 @@ impl ControlPlane {
     /// [`ControlError::Store`]; [`ControlError::Machine`] if the snapshots cannot be found.
     pub async fn reconcile(&self, adoption: &Adoption) -> Result<Vec<SandboxId>, ControlError> {
         self.reconcile_snapshots().await?;
+        self.reconcile_networks(&adoption.adopted).await?;
         let found: HashSet<SandboxId> =
             adoption.adopted.iter().chain(adoption.lost.keys()).cloned().collect();
         let reason = "it was not there any more when the daemon started";

@@ -127,6 +127,7 @@ pub(super) fn spec() -> MachineSpec {
         template: template(),
         shape: Shape::DEFAULT,
         envs: Default::default(),
+        network: Default::default(),
         access_token: "token".to_owned(),
         life: Life {
             state: SandboxState::Starting,

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use crate::domain::egress::Policy;
 use crate::vmm::machine::{Found, Frozen, Machine, MachineError, Storage};
 use crate::vmm::record::Life;
 
@@ -41,6 +42,30 @@ impl Body {
         match self {
             Self::Machine(machine) => machine.keep(life),
             Self::Frozen(frozen) => frozen.keep(life),
+        }
+    }
+
+    /// What it may reach.
+    pub fn network(&self) -> Policy {
+        match self {
+            Self::Machine(machine) => machine.network(),
+            Self::Frozen(frozen) => frozen.network(),
+        }
+    }
+
+    /// Changes what it may reach.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::set_network`].
+    pub async fn set_network(&self, policy: &Policy) -> Result<(), MachineError> {
+        match self {
+            Self::Machine(machine) => machine.set_network(policy).await,
+            Self::Frozen(frozen) => {
+                let (frozen, policy) = (frozen.clone(), policy.clone());
+                let set = tokio::task::spawn_blocking(move || frozen.set_network(&policy)).await;
+                set.expect("writing a record does not panic")
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::actor::{
     BeginWork, Beginning, Destroy, Expire, Fork, Lasting, Outfit, Pause, Resume, SandboxActor,
-    Snapshot,
+    SetNetwork, Snapshot,
 };
 use super::body::{Body, Presence};
 use super::lease::{Lease, WorkError};
@@ -21,6 +21,7 @@ use super::usage::{Sample, UsageLog};
 use crate::actors::mailbox::{CallError, Reply, Shared, call, post};
 use crate::actors::metrics::Metrics;
 use crate::actors::supervisor::{Exit, ExitSignal};
+use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::sandbox::{Admission, Command, SandboxState, admit};
@@ -113,6 +114,20 @@ impl SandboxHandle {
     /// running.
     pub async fn fork(&self, trace: Trace) -> Result<ForkPoint, OperationError> {
         self.ask(Command::Fork, |reply| Fork(trace, reply)).await
+    }
+
+    /// What it may reach, as its host enforces it; none if nothing is left of it.
+    pub fn network(&self) -> Option<Policy> {
+        Some(self.body.get()?.network())
+    }
+
+    /// Changes what it may reach.
+    ///
+    /// # Errors
+    ///
+    /// It reaches what it did before. [`OperationError::Refused`] unless it is running or paused.
+    pub async fn set_network(&self, policy: Policy) -> Result<(), OperationError> {
+        self.ask(Command::Network, |reply| SetNetwork(policy, reply)).await
     }
 
     /// What it takes on disk; none if nothing is left of it.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::ClientError;
+use crate::domain::egress::{Rule, Verdict};
 use crate::domain::port::GuestPort;
 use crate::domain::sandbox::SandboxState;
 
@@ -28,6 +29,17 @@ pub struct CreateRequest {
     pub metadata: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub public_ports: Vec<GuestPort>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkRequest>,
+}
+
+/// What a sandbox may reach. Without a default, the lists say it.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+pub struct NetworkRequest {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default: Option<Verdict>,
+    pub allow: Vec<Rule>,
+    pub deny: Vec<Rule>,
 }
 
 /// A sandbox as the API shows it. The state is a text, so that a newer daemon's states show too.

@@ -9,12 +9,14 @@ use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
 use super::discover::Daemon;
+use crate::domain::egress::Policy;
 use body::{Envelope, Inner, Page, Processes};
 
 pub(super) use body::{
     BackgroundRequest, CreateRequest, Entry, Event, EventMessage, EventNotice, EventPage,
-    EventQuery, ExecAnswer, ExecRequest, Forked, Keys, ListQuery, NewKey, Process, Sample, Sandbox,
-    Snapshot, SnapshotRequest, Span, Started, Storage, Tracing, Unpacked, Usage, Written,
+    EventQuery, ExecAnswer, ExecRequest, Forked, Keys, ListQuery, NetworkRequest, NewKey, Process,
+    Sample, Sandbox, Snapshot, SnapshotRequest, Span, Started, Storage, Tracing, Unpacked, Usage,
+    Written,
 };
 pub(super) use session::{
     Closing, Data, Heard, Listener, SessionMessage, SessionRequest, Size, Speaker, StartRequest,
@@ -126,6 +128,20 @@ impl Client {
             Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(()),
             other => other.map(drop),
         }
+    }
+
+    /// Says what a sandbox may reach.
+    pub async fn network(&self, id: &str) -> Result<Policy, ClientError> {
+        self.json(self.request(Method::GET, &["sandboxes", id, "network"])).await
+    }
+
+    /// Changes what a sandbox may reach.
+    pub async fn set_network(
+        &self,
+        id: &str,
+        wanted: &NetworkRequest,
+    ) -> Result<Policy, ClientError> {
+        self.json(self.request(Method::PUT, &["sandboxes", id, "network"]).json(wanted)).await
     }
 
     /// Freezes a sandbox to disk; it is no error when it is frozen already.

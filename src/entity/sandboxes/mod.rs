@@ -14,6 +14,7 @@ use std::num::NonZeroU32;
 use chrono::{DateTime, Utc};
 
 use super::cursor::Cursor;
+use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::port::GuestPort;
@@ -42,6 +43,8 @@ pub struct NewSandbox {
     pub metadata: BTreeMap<String, String>,
     /// Ports that anybody may reach.
     pub public_ports: BTreeSet<GuestPort>,
+    /// What it may reach.
+    pub network: Policy,
     /// The hypervisor that runs it.
     pub hypervisor: String,
     /// What its guest agent asks for in every request.
@@ -84,6 +87,8 @@ pub struct Sandbox {
     pub metadata: BTreeMap<String, String>,
     /// Ports that anybody may reach.
     pub public_ports: BTreeSet<GuestPort>,
+    /// What it may reach.
+    pub network: Policy,
     /// What opens its other ports; none until somebody has asked for it.
     pub ports_token: Option<String>,
     /// Where it is in its life.

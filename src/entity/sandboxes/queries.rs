@@ -9,8 +9,9 @@ use sea_orm::{
     QueryTrait,
 };
 
-use super::row::{Column, Entity, Model};
+use super::row::{Column, Entity, Model, policy};
 use super::{Change, Filter, Insert, NewSandbox, Page, Publish, Sandbox, Window};
+use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::sandbox::SandboxState;
 use crate::entity::columns::{micros, no_nul};
@@ -284,6 +285,19 @@ impl<'a> Sandboxes<'a> {
             .build(self.database.backend());
         self.database.write("keep the token of a sandbox's ports", update).await?;
         Ok(self.find(id).await?.and_then(|found| found.ports_token))
+    }
+
+    /// Notes what a sandbox may reach from now on. A sandbox that is not there is left so.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Busy`], [`StoreError::Query`].
+    pub async fn set_network(&self, id: &SandboxId, network: &Policy) -> Result<(), StoreError> {
+        let update = Entity::update_many()
+            .col_expr(Column::Network, Expr::value(policy(network)))
+            .filter(Column::Id.eq(id.as_str()))
+            .build(self.database.backend());
+        self.database.write("note what a sandbox may reach", update).await.map(drop)
     }
 
     /// Lets a caller's name for a request be used again: what it stood for could not be made.

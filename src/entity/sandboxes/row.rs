@@ -4,6 +4,7 @@ use sea_orm::entity::prelude::*;
 use sea_orm::{IntoActiveModel, Set};
 
 use super::{Idempotency, NewSandbox, Sandbox};
+use crate::domain::egress::Policy;
 use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
 use crate::entity::columns::{Row, json_map, micros, no_nul};
@@ -25,6 +26,8 @@ pub struct Model {
     pub metadata: Json,
     #[sea_orm(column_type = "JsonBinary")]
     pub public_ports: Json,
+    #[sea_orm(column_type = "JsonBinary")]
+    pub network: Json,
     pub ports_token: Option<String>,
     pub state: String,
     pub reason: Option<String>,
@@ -66,6 +69,7 @@ impl TryFrom<&NewSandbox> for Model {
             envs: json_map("envs", &new.envs)?,
             metadata: json_map("metadata", &new.metadata)?,
             public_ports: new.public_ports.iter().map(|port| Json::from(port.get())).collect(),
+            network: policy(&new.network),
             ports_token: None,
             state: SandboxState::Pending.as_str().to_owned(),
             reason: None,
@@ -83,6 +87,11 @@ impl TryFrom<&NewSandbox> for Model {
             stopped_at: None,
         })
     }
+}
+
+/// A policy as a JSON column.
+pub(super) fn policy(policy: &Policy) -> Json {
+    serde_json::to_value(policy).expect("a policy has only string keys")
 }
 
 impl Model {
@@ -110,6 +119,7 @@ impl TryFrom<Model> for Sandbox {
             envs: row.text_map("envs", model.envs)?,
             metadata: row.text_map("metadata", model.metadata)?,
             public_ports: row.json("public_ports", model.public_ports)?,
+            network: row.json("network", model.network)?,
             ports_token: model.ports_token,
             state: row.parse("state", &model.state)?,
             slot: unsigned("slot", model.slot)?,

@@ -175,6 +175,10 @@ impl Host {
             let shared = cgroup.set_share(record.get().shape.vcpus, run.share);
             shared.map_err(|error| MachineError::Cgroup { source: Box::new(error) })?;
         }
+        // Before the guest runs: its first packet is the first that the policy is asked about.
+        let policy = record.get().network;
+        let limited = run.trace.span("network", slot.limit(&policy)).await;
+        limited.map_err(|error| MachineError::Network { source: Box::new(error) })?;
         run.trace.span("thaw", vm.thaw()).await?;
         let agent = Agent::new((slot.address(), AGENT_PORT).into(), &spec.access_token);
         let now = record.get();
@@ -219,6 +223,7 @@ impl Host {
             engine: self.hypervisor.engine(),
             access_token: spec.access_token,
             envs,
+            network: spec.network,
             home: Home::Vm,
             snapshot: Some(manifest.build),
             slot: None,

@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 use super::Host;
 use super::machine::HostMachine;
 use super::parts::{Parts, snapshot_dir};
+use crate::domain::egress::Policy;
 use crate::domain::name::TemplateName;
 use crate::vmm::machine::{Existing, Frozen, Machine, MachineError, Run, SnapshotInfo, Storage};
 use crate::vmm::record::{Home, Life, RecordFile};
@@ -89,6 +90,15 @@ async fn resume(
 impl Frozen for HostFrozen {
     fn keep(&self, life: &Life) -> Result<(), MachineError> {
         Ok(self.record.update(|record| record.life = life.clone())?)
+    }
+
+    fn network(&self) -> Policy {
+        self.record.get().network
+    }
+
+    fn set_network(&self, policy: &Policy) -> Result<(), MachineError> {
+        // A paused sandbox outlives a crash of the host, and so does what it may reach.
+        Ok(self.record.commit(|record| record.network = policy.clone())?)
     }
 
     async fn storage(&self) -> Result<Storage, MachineError> {

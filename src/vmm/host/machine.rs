@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 use super::Host;
 use super::frozen::HostFrozen;
 use super::parts::Parts;
+use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::shape::Shape;
@@ -81,6 +82,32 @@ impl Machine for HostMachine {
 
     fn keep(&self, life: &Life) -> Result<(), MachineError> {
         Ok(self.record.update(|record| record.life = life.clone())?)
+    }
+
+    fn network(&self) -> Policy {
+        self.record.get().network
+    }
+
+    async fn set_network(&self, policy: &Policy) -> Result<(), MachineError> {
+        let (parts, policy) = (self.parts.clone(), policy.clone());
+        let work = async move {
+            let parts = parts.lock().await;
+            let (Some(record), Some(slot)) = (&parts.record, &parts.slot) else {
+                // It was destroyed while this waited for its turn.
+                return Err(MachineError::Cancelled);
+            };
+            let former = record.get().network;
+            // First the record: a later daemon enforces what is in it.
+            record.update(|record| record.network = policy.clone())?;
+            match slot.limit(&policy).await {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    record.update(|record| record.network = former)?;
+                    Err(MachineError::Network { source: Box::new(error) })
+                }
+            }
+        };
+        self.host.run(work).await
     }
 
     async fn storage(&self) -> Result<Storage, MachineError> {

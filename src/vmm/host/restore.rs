@@ -104,6 +104,9 @@ impl Host {
         let slot = parts.slot.insert(slot);
         record.update(|record| record.slot = Some(slot.index().get()))?;
         let now = record.get();
+        // Before there is a guest: its first packet is the first that the policy is asked about.
+        let limited = run.trace.span("network", slot.limit(&now.network)).await;
+        limited.map_err(|error| MachineError::Network { source: Box::new(error) })?;
         let limits = Limits {
             memory_bytes: (u64::from(now.shape.memory_mib) + MEMORY_OVERHEAD_MIB) << 20,
             pids: MAX_PIDS,

@@ -244,6 +244,8 @@ fn spec(kind: &Kind) -> MachineSpec {
         template: kind.image.clone(),
         shape: kind.shape,
         envs: Default::default(),
+        // As most creates want it: nothing is to change when it becomes a sandbox.
+        network: Default::default(),
         access_token: String::new(),
         life: Life::nobodys(),
     }

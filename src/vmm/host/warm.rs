@@ -241,6 +241,7 @@ impl Host {
             engine: self.hypervisor.engine(),
             access_token: String::new(),
             envs: Default::default(),
+            network: Default::default(),
             home: Home::Vm,
             snapshot: None,
             slot: None,

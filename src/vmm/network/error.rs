@@ -77,6 +77,14 @@ pub enum NetworkError {
         source: Box<nftables::helper::NftablesError>,
     },
 
+    /// Nobody could be made to answer the guest's questions for names.
+    #[error("cannot serve names in slot {slot}")]
+    NameGuard { slot: SlotIndex, source: io::Error },
+
+    /// The guest has asked for so many names that the addresses do not fit the filter.
+    #[error("too many addresses of names are allowed in slot {slot} at a time")]
+    TooManyNames { slot: SlotIndex },
+
     /// Some of a slot is still there; each cause names a part.
     #[error("slot {slot} is not removed completely: {}", list(causes))]
     Incomplete { slot: SlotIndex, causes: Vec<NetworkError> },

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::NetworkError;
 use super::rules;
-use super::vocabulary;
+use super::ruleset;
 
 const PLACE: &str = "the host";
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -29,7 +29,7 @@ pub(super) fn prepare() -> Result<(), NetworkError> {
 /// Restores what somebody else on the machine may have taken away: reloading a firewall often begins
 /// with removing every table there is.
 pub(super) fn ensure() -> Result<Filter, NetworkError> {
-    let filter = if vocabulary::is_loaded(PLACE)? {
+    let filter = if ruleset::is_loaded(PLACE)? {
         Filter::WasLoaded
     } else {
         rules::of_host().replace(PLACE)?;
@@ -41,7 +41,7 @@ pub(super) fn ensure() -> Result<Filter, NetworkError> {
 
 /// Removes the host's packet filter. Forwarding stays on: others may have come to rely on it.
 pub(super) fn clean_up() -> Result<(), NetworkError> {
-    vocabulary::unload(PLACE)
+    ruleset::unload(PLACE)
 }
 
 fn ensure_forwarding() -> Result<(), NetworkError> {

@@ -18,13 +18,16 @@
 //! a namespace is never used for anything else. This module knows no VM and no sandbox.
 
 mod claim;
+mod egress;
 mod error;
 mod host;
 mod link;
+mod names;
 mod namespace;
 mod pool;
 mod resolver;
 mod rules;
+mod ruleset;
 mod setup;
 mod slot;
 mod tap;

@@ -8,6 +8,7 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,8 +24,10 @@ use super::NetworkError;
 use super::claim::{Claims, Presence};
 use super::host::{self, Filter};
 use super::namespace::{self, on_thread};
+use super::resolver::resolvers;
 use super::setup::{self, BuildFailure};
 use super::slot::Slot;
+use crate::domain::egress::Policy;
 use crate::domain::slot::{SLOT_COUNT, SlotIndex};
 
 /// How many slots are built or removed at a time. The kernel does most of both under one lock, so
@@ -47,12 +50,14 @@ pub struct NetworkConfig {
     /// How often to look whether somebody took the host's packet filter away. Each look starts `nft`
     /// once, which is some milliseconds of work.
     pub keep_period: Duration,
+    /// Whom the resolver of sandboxes with rules about names asks; the host's name servers if absent.
+    pub name_servers: Option<Vec<Ipv4Addr>>,
 }
 
 impl NetworkConfig {
     /// Settings for a data directory, with as many ready slots as bursts of creates need.
     pub fn new(state_dir: PathBuf) -> Self {
-        Self { state_dir, pool_size: 8, keep_period: Duration::from_secs(30) }
+        Self { state_dir, pool_size: 8, keep_period: Duration::from_secs(30), name_servers: None }
     }
 }
 
@@ -84,6 +89,7 @@ pub(super) struct Shared {
     claims: Claims,
     pool_size: usize,
     keep_period: Duration,
+    name_servers: Option<Vec<Ipv4Addr>>,
     state: Mutex<State>,
     /// Wakes the filler.
     taken: Notify,
@@ -135,6 +141,7 @@ impl SlotPool {
             claims,
             pool_size: config.pool_size,
             keep_period: config.keep_period,
+            name_servers: config.name_servers,
             state: Mutex::new(State {
                 phase: Phase::Open,
                 ready: VecDeque::new(),
@@ -175,19 +182,26 @@ impl SlotPool {
             Some(index) => index,
             None => self.shared.build().await?,
         };
-        Ok(Slot::new(index, self.shared.clone()))
+        Ok(Slot::new(index, self.shared.clone(), Policy::default()))
     }
 
-    /// Takes over the slot of a VM that outlived its daemon.
+    /// Takes over the slot of a VM that outlived its daemon, with the policy of its guest.
     ///
     /// # Errors
     ///
     /// [`NetworkError::NotAdoptable`] when a part of it is missing,
     /// [`NetworkError::ClaimedElsewhere`] when it is another daemon's. The slot is left as it is.
-    pub async fn adopt(&self, index: SlotIndex) -> Result<Slot, NetworkError> {
-        let shared = self.shared.clone();
-        on_thread("nestbox-adopt", move || setup::adopt(&shared.claims, index)).await?;
-        Ok(Slot::new(index, self.shared.clone()))
+    pub async fn adopt(&self, index: SlotIndex, policy: &Policy) -> Result<Slot, NetworkError> {
+        let (shared, rules) = (self.shared.clone(), policy.clone());
+        on_thread("nestbox-adopt", move || setup::adopt(&shared.claims, index, &rules)).await?;
+        let slot = Slot::new(index, self.shared.clone(), policy.clone());
+        match slot.guard_names().await {
+            Ok(()) => Ok(slot),
+            Err(error) => {
+                slot.detach();
+                Err(error)
+            }
+        }
     }
 
     /// Removes what is left of a slot that could not be adopted. Its VM has to be gone.
@@ -239,6 +253,11 @@ impl SlotPool {
 }
 
 impl Shared {
+    /// Whom resolvers in namespaces ask. Reads small files.
+    pub(super) fn name_servers(&self) -> Vec<Ipv4Addr> {
+        self.name_servers.clone().unwrap_or_else(resolvers)
+    }
+
     /// Removes a slot in use.
     pub(super) async fn release(self: Arc<Self>, index: SlotIndex) -> Result<(), NetworkError> {
         // A task of its own, so that it is not lost with a caller that stops waiting.

@@ -6,12 +6,14 @@
 
 use nftables::types::{NfChainPolicy, NfChainType, NfHook};
 
+use super::egress;
+use super::ruleset::{Hook, Ruleset};
 use super::vocabulary::{
-    Hook, Ruleset, accept, clamp_segment_size, comes_from, destination_in, destination_is, drop,
-    goes_not_to, goes_to, is_for_this_machine, is_invalid, is_ipv6, is_reply, is_tcp_syn,
-    is_translated, masquerade, refuse, source_in, source_is, source_is_not, source_not_in,
-    translate_to,
+    accept, clamp_segment_size, comes_from, destination_in, destination_is, drop, goes_not_to,
+    goes_to, is_for_this_machine, is_invalid, is_ipv6, is_reply, is_tcp_syn, is_translated,
+    masquerade, refuse, source_in, source_is, source_is_not, source_not_in, translate_to,
 };
+use crate::domain::egress::Policy;
 use crate::domain::slot::{
     ACCESS_NETWORK, GUEST_ADDRESS, LINK_LOCAL_NETWORK, LINK_NETWORK, Network, SlotIndex, TAP_NAME,
     UPLINK_NAME,
@@ -21,7 +23,7 @@ use crate::domain::slot::{
 const SANDBOXES: &str = "nb*";
 
 /// Where no guest may go: the metadata service of clouds, other guests, ends of links.
-const FORBIDDEN: [Network; 3] = [LINK_LOCAL_NETWORK, ACCESS_NETWORK, LINK_NETWORK];
+pub(super) const FORBIDDEN: [Network; 3] = [LINK_LOCAL_NETWORK, ACCESS_NETWORK, LINK_NETWORK];
 
 const RAW: i32 = -300;
 const MANGLE: i32 = -150;
@@ -29,38 +31,37 @@ const DESTINATION_NAT: i32 = -100;
 const FILTER: i32 = 0;
 const SOURCE_NAT: i32 = 100;
 
-/// The table of a slot's namespace.
-pub(super) fn of_slot(slot: SlotIndex) -> Ruleset {
+/// The table of a slot's namespace, with what the policy of its guest allows of the world.
+pub(super) fn of_slot(slot: SlotIndex, policy: &Policy) -> Ruleset {
     let from_guest = || comes_from(TAP_NAME);
     let from_host = || comes_from(UPLINK_NAME);
 
-    let mut forward = vec![
-        vec![is_invalid(), drop()],
-        // Also the guest's answers to the host, which lies in a forbidden network.
-        vec![is_reply(), accept()],
-    ];
+    let mut forward = vec![vec![is_invalid(), drop()]];
+    forward.extend(egress::forward(policy));
+    // Also the guest's answers to the host, which lies in a forbidden network.
+    forward.push(vec![is_reply(), accept()]);
     forward.extend(refuse(&[from_guest(), destination_in(&FORBIDDEN)]));
-    forward.extend([
-        vec![from_guest(), goes_to(UPLINK_NAME), accept()],
-        vec![from_host(), goes_to(TAP_NAME), is_translated(), accept()],
-    ]);
+    if policy.is_open() {
+        forward.push(vec![from_guest(), goes_to(UPLINK_NAME), accept()]);
+    }
+    forward.push(vec![from_host(), goes_to(TAP_NAME), is_translated(), accept()]);
     forward.extend(refuse(&[]));
 
-    Ruleset::new()
+    let mut inwards =
+        vec![vec![from_host(), destination_is(slot.access_address()), translate_to(GUEST_ADDRESS)]];
+    inwards.extend(egress::redirections(policy));
+
+    let mut input = egress::input(policy);
+    // Nothing else in the namespace serves anybody, least of all the guest.
+    input.extend(refuse(&[]));
+
+    egress::branches(Ruleset::new(), policy)
         .chain(
             filter("spoofing", NfHook::Prerouting, RAW, NfChainPolicy::Accept),
             vec![vec![is_ipv6(), drop()], vec![from_guest(), source_is_not(GUEST_ADDRESS), drop()]],
         )
-        .chain(
-            nat("inwards", NfHook::Prerouting, DESTINATION_NAT),
-            vec![vec![
-                from_host(),
-                destination_is(slot.access_address()),
-                translate_to(GUEST_ADDRESS),
-            ]],
-        )
-        // Nothing in the namespace serves anybody, least of all the guest.
-        .chain(filter("input", NfHook::Input, FILTER, NfChainPolicy::Drop), refuse(&[]).into())
+        .chain(nat("inwards", NfHook::Prerouting, DESTINATION_NAT), inwards)
+        .chain(filter("input", NfHook::Input, FILTER, NfChainPolicy::Drop), input)
         .chain(filter("forward", NfHook::Forward, FILTER, NfChainPolicy::Drop), forward)
         .chain(
             nat("outwards", NfHook::Postrouting, SOURCE_NAT),

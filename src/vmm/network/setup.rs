@@ -13,6 +13,7 @@ use super::link::{self, Netlink};
 use super::namespace;
 use super::rules;
 use super::tap;
+use crate::domain::egress::Policy;
 use crate::domain::slot::{
     GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX_LEN, LINK_PREFIX_LEN,
     SlotIndex, TAP_NAME, UPLINK_NAME,
@@ -78,14 +79,21 @@ pub(super) fn remove(claims: &Claims, slot: SlotIndex) -> Result<(), NetworkErro
 
 /// Checks that a slot of a VM that outlived its daemon is whole, claims it if need be, and loads the
 /// namespace's packet filter anew, because the daemon may be newer than the slot.
-pub(super) fn adopt(claims: &Claims, slot: SlotIndex) -> Result<(), NetworkError> {
+pub(super) fn adopt(claims: &Claims, slot: SlotIndex, policy: &Policy) -> Result<(), NetworkError> {
     let missing = |missing| move |source| NetworkError::NotAdoptable { slot, missing, source };
     claims.ensure(slot)?;
     link::index_of(&slot.host_link_name()).map_err(missing("link to the host"))?;
     namespace::enter_slot(slot).map_err(missing("namespace"))?;
     link::index_of(UPLINK_NAME).map_err(missing("uplink"))?;
     link::index_of(TAP_NAME).map_err(missing("tap device"))?;
-    rules::of_slot(slot).replace(&place(slot))
+    rules::of_slot(slot, policy).replace(&place(slot))
+}
+
+/// Replaces the packet filter of a slot's namespace by one for another policy, in one step.
+pub(super) fn limit(slot: SlotIndex, policy: &Policy) -> Result<(), NetworkError> {
+    let failed = |source| NetworkError::Namespace { slot, action: "enter", source };
+    namespace::enter_slot(slot).map_err(failed)?;
+    rules::of_slot(slot, policy).replace(&place(slot))
 }
 
 fn place(slot: SlotIndex) -> String {
@@ -123,7 +131,7 @@ fn build_parts(slot: SlotIndex, home: &File, undo: &mut Vec<Undo>) -> Result<(),
     let inside = namespace::create(slot)?;
 
     // The rules are there before anything that they apply to.
-    rules::of_slot(slot).load(&place(slot))?;
+    rules::of_slot(slot, &Policy::default()).load(&place(slot))?;
     for (path, value) in SETTINGS {
         host::set(Path::new(path), value)?;
     }

@@ -9,9 +9,11 @@ use std::sync::Arc;
 use nix::time::{ClockId, clock_gettime};
 
 use super::NetworkError;
+use super::names::NameGuard;
 use super::namespace::{self, on_thread};
 use super::pool::Shared;
-use super::tap;
+use super::{setup, tap};
+use crate::domain::egress::Policy;
 use crate::domain::slot::SlotIndex;
 
 /// Which use of a slot's number this is: it grows with every use, also from one daemon to the next
@@ -35,6 +37,14 @@ impl fmt::Display for Generation {
     }
 }
 
+/// What holds for the guest now.
+#[derive(Debug)]
+struct Enforced {
+    policy: Policy,
+    /// There while the policy has rules about names.
+    names: Option<NameGuard>,
+}
+
 /// The network of one VM. [`Slot::release`] is the way out when the VM is gone, [`Slot::detach`]
 /// when the VM is to outlive this daemon; a dropped slot is removed by the pool's janitor, unless the
 /// pool is shut down.
@@ -42,14 +52,16 @@ pub struct Slot {
     index: SlotIndex,
     generation: Generation,
     namespace: std::path::PathBuf,
+    enforced: tokio::sync::Mutex<Enforced>,
     /// `None` once somebody else is responsible.
     pool: Option<Arc<Shared>>,
 }
 
 impl Slot {
-    pub(super) fn new(index: SlotIndex, pool: Arc<Shared>) -> Self {
+    pub(super) fn new(index: SlotIndex, pool: Arc<Shared>, policy: Policy) -> Self {
+        let enforced = tokio::sync::Mutex::new(Enforced { policy, names: None });
         let namespace = namespace::path(index);
-        Self { index, generation: Generation::now(), namespace, pool: Some(pool) }
+        Self { index, generation: Generation::now(), namespace, enforced, pool: Some(pool) }
     }
 
     /// The number, from which a later daemon adopts the slot.
@@ -89,6 +101,66 @@ impl Slot {
         on_thread("nestbox-tap", open).await
     }
 
+    /// Has the policy decide what the guest reaches from now on, in new connections and in those that
+    /// there are. A slot that was just acquired reaches everything; the same policy again costs
+    /// nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`NetworkError::Namespace`], [`NetworkError::Filter`], [`NetworkError::NameGuard`]; what held
+    /// before holds on.
+    pub async fn limit(&self, policy: &Policy) -> Result<(), NetworkError> {
+        let mut now = self.enforced.lock().await;
+        if now.policy == *policy {
+            return Ok(());
+        }
+        let rules = {
+            let (slot, policy) = (self.index, policy.clone());
+            on_thread("nestbox-egress", move || setup::limit(slot, &policy))
+        };
+        match (now.names.take(), policy.has_names()) {
+            (Some(names), true) => {
+                let changed = names.change(policy, rules).await;
+                now.names = Some(names);
+                changed?;
+            }
+            (None, true) => {
+                let names = self.start_names(policy).await?;
+                match rules.await {
+                    Ok(()) => now.names = Some(names),
+                    Err(error) => {
+                        names.stop().await;
+                        return Err(error);
+                    }
+                }
+            }
+            (names, false) => match (rules.await, names) {
+                (Ok(()), Some(names)) => names.stop().await,
+                (Ok(()), None) => {}
+                (Err(error), names) => {
+                    now.names = names;
+                    return Err(error);
+                }
+            },
+        }
+        now.policy = policy.clone();
+        Ok(())
+    }
+
+    /// Serves names to a guest whose rules are there already.
+    pub(super) async fn guard_names(&self) -> Result<(), NetworkError> {
+        let mut now = self.enforced.lock().await;
+        if now.policy.has_names() && now.names.is_none() {
+            now.names = Some(self.start_names(&now.policy).await?);
+        }
+        Ok(())
+    }
+
+    async fn start_names(&self, policy: &Policy) -> Result<NameGuard, NetworkError> {
+        let servers = self.pool.as_ref().map(|pool| pool.name_servers()).unwrap_or_default();
+        NameGuard::start(self.index, policy, servers).await
+    }
+
     /// Removes the slot, of which the VM has to be gone. Once this has been polled, removal goes on
     /// even if the caller stops waiting.
     ///
@@ -96,6 +168,10 @@ impl Slot {
     ///
     /// [`NetworkError::Incomplete`] when something is left; the janitor keeps trying then.
     pub async fn release(mut self) -> Result<(), NetworkError> {
+        // Before the namespace, of which nobody may be in the way.
+        if let Some(names) = self.enforced.get_mut().names.take() {
+            names.stop().await;
+        }
         match self.pool.take() {
             Some(pool) => pool.release(self.index).await,
             None => Ok(()),

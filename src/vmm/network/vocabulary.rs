@@ -4,131 +4,20 @@
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
-use nftables::batch::Batch;
 use nftables::expr::{
     CT, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload, PayloadField,
     Prefix, RT, RTKey, SetItem, TcpOption,
 };
-use nftables::helper::{self, NftablesError};
-use nftables::schema::{Chain, NfListObject, NfObject, Nftables, Rule, Table};
 use nftables::stmt::{
-    Accept, Drop, Mangle, Match, NAT, NATFamily, Operator, Reject, RejectType, Statement,
+    Accept, Drop, JumpTarget, Mangle, Match, NAT, NATFamily, Operator, Reject, RejectType,
+    Statement,
 };
-use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
+use nftables::types::RejectCode;
 
-use super::NetworkError;
 use crate::domain::slot::Network;
-
-/// Name of our table, on the host and in each namespace.
-pub(super) const TABLE: &str = "nestbox";
 
 /// A condition or a verdict.
 pub(super) type Term = Statement<'static>;
-
-/// Where a chain hooks in, and what becomes of a packet that no rule decided about.
-pub(super) struct Hook {
-    pub(super) name: &'static str,
-    pub(super) kind: NfChainType,
-    pub(super) hook: NfHook,
-    /// Netfilter's order among chains of the same hook: connection tracking is at -200, destination
-    /// translation at -100, filters at 0, source translation at 100.
-    pub(super) priority: i32,
-    pub(super) policy: NfChainPolicy,
-}
-
-/// Our table as it should be.
-pub(super) struct Ruleset(Batch<'static>);
-
-impl Ruleset {
-    pub(super) fn new() -> Self {
-        let mut batch = Batch::new();
-        batch.add(table());
-        Self(batch)
-    }
-
-    /// Adds a chain with its rules.
-    pub(super) fn chain(mut self, hook: Hook, rules: Vec<Vec<Term>>) -> Self {
-        self.0.add(NfListObject::Chain(Chain {
-            family: NfFamily::INet,
-            table: TABLE.into(),
-            name: hook.name.into(),
-            _type: Some(hook.kind),
-            hook: Some(hook.hook),
-            prio: Some(hook.priority),
-            policy: Some(hook.policy),
-            ..Chain::default()
-        }));
-        for terms in rules {
-            self.0.add(NfListObject::Rule(Rule {
-                family: NfFamily::INet,
-                table: TABLE.into(),
-                chain: hook.name.into(),
-                expr: terms.into(),
-                ..Rule::default()
-            }));
-        }
-        self
-    }
-
-    /// Loads the table into the namespace of the calling thread, where there is none yet. Blocks
-    /// while `nft` runs, a child of this thread and therefore in its namespace.
-    pub(super) fn load(self, place: &str) -> Result<(), NetworkError> {
-        helper::apply_ruleset(&self.0.to_nftables()).map_err(|e| filter_error("load", place, e))
-    }
-
-    /// Like [`Ruleset::load`], in the place of what may be there, in one step: no packet sees a state
-    /// in between. Takes three times as long, because the kernel waits until no processor uses the
-    /// old table.
-    pub(super) fn replace(self, place: &str) -> Result<(), NetworkError> {
-        let mut batch = removal();
-        let Nftables { objects } = self.0.to_nftables();
-        batch.add_all(objects.into_owned());
-        helper::apply_ruleset(&batch.to_nftables()).map_err(|e| filter_error("load", place, e))
-    }
-}
-
-/// Removes our table, whether it is there or not: deleting one that is missing is an error, adding
-/// one that exists is none.
-fn removal() -> Batch<'static> {
-    let mut batch = Batch::new();
-    batch.add(table());
-    batch.delete(table());
-    batch
-}
-
-/// Removes our table from the namespace of the calling thread; not there is done.
-pub(super) fn unload(place: &str) -> Result<(), NetworkError> {
-    helper::apply_ruleset(&removal().to_nftables()).map_err(|e| filter_error("remove", place, e))
-}
-
-/// Whether our table is in the namespace of the calling thread.
-pub(super) fn is_loaded(place: &str) -> Result<bool, NetworkError> {
-    let listing = helper::get_current_ruleset_with_args(
-        helper::DEFAULT_NFT,
-        ["list", "tables", "inet"].iter().copied(),
-    )
-    .map_err(|e| filter_error("list", place, e))?;
-    let ours = |table: &Table<'_>| table.name == TABLE && table.family == NfFamily::INet;
-    Ok(listing
-        .objects
-        .iter()
-        .any(|object| matches!(object, NfObject::ListObject(NfListObject::Table(t)) if ours(t))))
-}
-
-fn table() -> NfListObject<'static> {
-    NfListObject::Table(Table { family: NfFamily::INet, name: TABLE.into(), handle: None })
-}
-
-fn filter_error(action: &'static str, place: &str, source: NftablesError) -> NetworkError {
-    let diagnosis = match &source {
-        NftablesError::NftFailed { stderr, .. } => stderr.trim().replace('\n', " "),
-        NftablesError::NftExecution { .. } => "is the package nftables installed?".to_owned(),
-        NftablesError::NftOutputEncoding { .. } | NftablesError::NftInvalidJson(_) => {
-            "nft gave an unknown answer".to_owned()
-        }
-    };
-    NetworkError::Filter { action, place: place.to_owned(), diagnosis, source: Box::new(source) }
-}
 
 /// The packet came in through a link of this name; `*` at the end stands for anything.
 pub(super) fn comes_from(link: &'static str) -> Term {
@@ -207,6 +96,78 @@ pub(super) fn destination_in(networks: &[Network]) -> Term {
     compare(field("ip", "daddr"), Operator::EQ, set_of(networks))
 }
 
+/// The packet's source is in a set of [`super::ruleset::Ruleset::addresses`].
+pub(super) fn source_in_set(name: &str) -> Term {
+    compare(field("ip", "saddr"), Operator::EQ, text(format!("@{name}")))
+}
+
+/// The packet's destination is in a set of [`super::ruleset::Ruleset::addresses`].
+pub(super) fn destination_in_set(name: &str) -> Term {
+    compare(field("ip", "daddr"), Operator::EQ, text(format!("@{name}")))
+}
+
+/// A protocol with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Transport {
+    Tcp,
+    Udp,
+}
+
+impl Transport {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// The packet is sent to one of the ports.
+pub(super) fn to_port(transport: Transport, ports: &[u16]) -> Term {
+    compare(field(transport.as_str(), "dport"), Operator::EQ, ports_of(ports))
+}
+
+/// The packet is sent from one of the ports.
+pub(super) fn from_port(transport: Transport, ports: &[u16]) -> Term {
+    compare(field(transport.as_str(), "sport"), Operator::EQ, ports_of(ports))
+}
+
+/// The packet goes the way of the one that began the connection.
+pub(super) fn goes_forth() -> Term {
+    compare(ct("direction"), Operator::EQ, text("original"))
+}
+
+/// The packet goes against the one that began the connection.
+pub(super) fn comes_back() -> Term {
+    compare(ct("direction"), Operator::EQ, text("reply"))
+}
+
+/// The packet belongs to a connection that was let through.
+pub(super) fn is_established() -> Term {
+    ct_state(&["established"])
+}
+
+/// The packet's connection was marked with that number.
+pub(super) fn is_marked(mark: u32) -> Term {
+    compare(ct("mark"), Operator::EQ, Expression::Number(mark))
+}
+
+/// Marks the packet's connection.
+pub(super) fn mark(mark: u32) -> Term {
+    Statement::Mangle(Mangle { key: ct("mark"), value: Expression::Number(mark) })
+}
+
+/// Has the rules of a [`super::ruleset::Ruleset::branch`] decide, and no others.
+pub(super) fn goto(branch: &'static str) -> Term {
+    Statement::Goto(JumpTarget { target: branch.into() })
+}
+
+/// Has the packet's connection end at a port of this machine.
+pub(super) fn redirect_to(port: u16) -> Term {
+    let port = Some(Expression::Number(port.into()));
+    Statement::Redirect(Some(NAT { addr: None, family: None, port, flags: None }))
+}
+
 /// Lets the packet through.
 pub(super) fn accept() -> Term {
     Statement::Accept(Some(Accept {}))
@@ -280,9 +241,17 @@ fn field(protocol: &'static str, field: &'static str) -> Expression<'static> {
 
 fn set_of(networks: &[Network]) -> Expression<'static> {
     let prefix = |network: &Network| {
+        if network.prefix_len == 32 {
+            return SetItem::Element(text(network.base.to_string()));
+        }
         let addr = Box::new(text(network.base.to_string()));
         let prefix = Prefix { addr, len: u32::from(network.prefix_len) };
         SetItem::Element(Expression::Named(NamedExpression::Prefix(prefix)))
     };
     Expression::Named(NamedExpression::Set(networks.iter().map(prefix).collect()))
+}
+
+fn ports_of(ports: &[u16]) -> Expression<'static> {
+    let port = |port: &u16| SetItem::Element(Expression::Number((*port).into()));
+    Expression::Named(NamedExpression::Set(ports.iter().map(port).collect()))
 }

@@ -8,6 +8,7 @@ use chrono::Utc;
 use super::guest::Guest;
 use super::steps::{Fault, Obstacle, Step};
 use super::{Host, Phase, Present};
+use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::vmm::guest::Agent;
@@ -85,6 +86,15 @@ impl Machine for SimulatedMachine {
         Ok(())
     }
 
+    fn network(&self) -> Policy {
+        self.host.network(&self.id)
+    }
+
+    async fn set_network(&self, policy: &Policy) -> Result<(), MachineError> {
+        self.host.change(&self.id, |present| present.network = policy.clone());
+        Ok(())
+    }
+
     async fn storage(&self) -> Result<Storage, MachineError> {
         self.host.storage(&self.id)
     }
@@ -155,6 +165,15 @@ impl Frozen for SimulatedFrozen {
         Ok(())
     }
 
+    fn network(&self) -> Policy {
+        self.host.network(&self.id)
+    }
+
+    fn set_network(&self, policy: &Policy) -> Result<(), MachineError> {
+        self.host.change(&self.id, |present| present.network = policy.clone());
+        Ok(())
+    }
+
     async fn storage(&self) -> Result<Storage, MachineError> {
         self.host.storage(&self.id)
     }
@@ -194,6 +213,10 @@ impl Host {
     fn look<T>(&self, id: &SandboxId, look: impl FnOnce(&Present) -> T) -> Result<T, MachineError> {
         let gone = || MachineError::Snapshot { source: "nothing is left of it".into() };
         self.present().get(id).map(look).ok_or_else(gone)
+    }
+
+    fn network(&self, id: &SandboxId) -> Policy {
+        self.look(id, |present| present.network.clone()).unwrap_or_default()
     }
 
     fn storage(&self, id: &SandboxId) -> Result<Storage, MachineError> {

@@ -29,6 +29,7 @@ use super::machine::{
 use super::process::VmProcess;
 use super::record::Life;
 use super::usage::Readiness;
+use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::sandbox::SandboxState;
@@ -60,6 +61,8 @@ struct Present {
     phase: Phase,
     access_token: String,
     slot: u32,
+    /// Kept and shown, for there is no network to enforce it in.
+    network: Policy,
     life: Life,
     /// The image that it all began with.
     image: TemplateName,
@@ -193,6 +196,7 @@ impl Host {
             phase: Phase::Running,
             access_token: spec.access_token,
             slot: self.slots.fetch_add(1, Ordering::SeqCst),
+            network: spec.network,
             life: spec.life,
             image,
             shape: spec.shape,

@@ -4,6 +4,8 @@ mod api;
 mod census;
 mod daemon;
 mod disk;
+#[path = "../../support/dns.rs"]
+mod dns;
 mod engine;
 mod lab;
 #[path = "../../support/own_machine.rs"]
@@ -23,6 +25,7 @@ pub use api::{Answer, Sandbox};
 pub use census::Census;
 pub use daemon::{Daemon, Options};
 pub use disk::{SmallDisk, raw_copy};
+pub use dns::serve_dns;
 pub use engine::Engine;
 pub use lab::{Lab, in_a_lab, run};
 pub use programs::{hypervisor_script, path_with};

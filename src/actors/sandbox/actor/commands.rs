@@ -10,6 +10,7 @@ use crate::actors::sandbox::body::Body;
 use crate::actors::sandbox::lease::{Lease, WorkError};
 use crate::actors::sandbox::ledger::Idleness;
 use crate::actors::sandbox::refused::{OperationError, Refused};
+use crate::domain::egress::Policy;
 use crate::domain::name::TemplateName;
 use crate::domain::sandbox::{Admission, Command, Refusal, SandboxState, admit};
 use crate::vmm::machine::{Existing, ForkPoint, SnapshotInfo};
@@ -46,6 +47,11 @@ pub(in crate::actors::sandbox) struct Snapshot {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(in crate::actors::sandbox) struct Fork(pub Trace, pub Reply<Outcome<ForkPoint>>);
+
+/// Asks to change what it may reach.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(in crate::actors::sandbox) struct SetNetwork(pub Policy, pub Reply<Outcome<()>>);
 
 /// Asks to end it all.
 #[derive(Message)]
@@ -164,6 +170,22 @@ impl Handler<Fork> for SandboxActor {
             }
             (Admission::Accept | Admission::AlreadySo, _) => {
                 unreachable!("a running sandbox has a machine, and each fork is another")
+            }
+        }
+    }
+}
+
+impl Handler<SetNetwork> for SandboxActor {
+    type Result = ();
+
+    fn handle(&mut self, SetNetwork(policy, reply): SetNetwork, ctx: &mut Context<Self>) {
+        match (self.admit(Command::Network), self.body.get()) {
+            (Admission::Accept, Some(body)) => self.set_network(body, policy, reply, ctx),
+            (Admission::Refused(refusal), _) => {
+                let _ = reply.send(Err(self.refused(refusal).into()));
+            }
+            (Admission::Accept | Admission::AlreadySo, _) => {
+                unreachable!("what is running or paused has a body, and each change is another")
             }
         }
     }

@@ -30,7 +30,7 @@ use crate::vmm::machine::{Found, Machine, MachineError, MachineSpec, Machines};
 use crate::vmm::record::Life;
 use crate::vmm::trace::Trace;
 
-pub(super) use commands::{BeginWork, Destroy, Expire, Fork, Pause, Resume, Snapshot};
+pub(super) use commands::{BeginWork, Destroy, Expire, Fork, Pause, Resume, SetNetwork, Snapshot};
 
 /// What every sandbox of a host works with.
 #[derive(Clone)]

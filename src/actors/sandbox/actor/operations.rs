@@ -14,6 +14,7 @@ use super::{Ended, SandboxActor};
 use crate::actors::mailbox::Reply;
 use crate::actors::sandbox::body::Body;
 use crate::actors::sandbox::refused::OperationError;
+use crate::domain::egress::Policy;
 use crate::domain::name::TemplateName;
 use crate::domain::sandbox::{Capture, SandboxState};
 use crate::vmm::machine::{
@@ -147,6 +148,21 @@ impl SandboxActor {
         let address = ctx.address();
         self.tasks.spawn(async move {
             address.do_send(Captured::new(machine.fork(&run).await, reply));
+        });
+    }
+
+    pub(super) fn set_network(
+        &mut self,
+        body: Body,
+        policy: Policy,
+        reply: Reply<Outcome<()>>,
+        ctx: &mut Context<Self>,
+    ) {
+        self.begin(Doing::Capture(Capture::Network), Trace::default());
+        let address = ctx.address();
+        self.tasks.spawn(async move {
+            let outcome = body.set_network(&policy).await.map_err(CaptureError::RunsOn);
+            address.do_send(Captured::new(outcome, reply));
         });
     }
 

@@ -1,0 +1,160 @@
+//! The resolver: answers what a guest asks any name server, from what the host's say.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::op::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use super::Shared;
+use super::dns::{Asked, Judged, judge};
+
+/// Questions under way, of one guest.
+const MOST_QUESTIONS: usize = 64;
+
+/// Connections at a time, of one guest.
+const MOST_STREAMS: usize = 16;
+
+/// How long a name server may take before the next one is asked.
+const SERVER_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a connection may be silent.
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
+
+/// After an error of a socket, so that one that stays does not keep a processor busy.
+const PAUSE: Duration = Duration::from_millis(20);
+
+const DNS: u16 = 53;
+
+/// How a question came, and goes on.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Datagram,
+    Stream,
+}
+
+/// Answers datagrams, for ever.
+pub(super) async fn serve_datagrams(socket: UdpSocket, shared: Arc<Shared>) {
+    let socket = Arc::new(socket);
+    let room = Arc::new(Semaphore::new(MOST_QUESTIONS));
+    let mut buffer = vec![0; usize::from(u16::MAX)];
+    loop {
+        let Ok((length, peer)) = socket.recv_from(&mut buffer).await else {
+            sleep(PAUSE).await;
+            continue;
+        };
+        // One too many is lost, as datagrams may be; the guest asks again.
+        let Ok(place) = room.clone().try_acquire_owned() else { continue };
+        let (question, socket) = (buffer[..length].to_vec(), socket.clone());
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            if let Some(answer) = resolve(&shared, &question, Way::Datagram).await {
+                let _ = socket.send_to(&answer, peer).await;
+            }
+            drop(place);
+        });
+    }
+}
+
+/// Answers connections, for ever.
+pub(super) async fn serve_streams(listener: TcpListener, shared: Arc<Shared>) {
+    let room = Arc::new(Semaphore::new(MOST_STREAMS));
+    loop {
+        let Ok(place) = room.clone().acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            sleep(PAUSE).await;
+            continue;
+        };
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            // It ends when the guest has no more questions, in whatever way.
+            let _ = serve_stream(stream, &shared).await;
+            drop(place);
+        });
+    }
+}
+
+async fn serve_stream(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
+    loop {
+        let question = timeout(IDLE_LIMIT, read_message(&mut stream)).await??;
+        let Some(answer) = resolve(shared, &question, Way::Stream).await else { return Ok(()) };
+        timeout(IDLE_LIMIT, write_message(&mut stream, &answer)).await??;
+    }
+}
+
+/// The answer to a question; nothing if it is none.
+async fn resolve(shared: &Shared, question: &[u8], way: Way) -> Option<Vec<u8>> {
+    let asked = match judge(question, &shared.policy()) {
+        Judged::Ask(asked) => asked,
+        Judged::Answer(answer) => return Some(answer),
+        Judged::Ignore => return None,
+    };
+    for server in &shared.servers {
+        let answer = timeout(SERVER_LIMIT, ask(*server, &asked, question, way)).await;
+        let Ok(Ok((bytes, message))) = answer else { continue };
+        // First the rules know the addresses, then the guest.
+        let learn = || {
+            let policy = shared.policy();
+            let mut found = asked.addresses(&message);
+            found.retain(|(address, _)| policy.opens(&asked.name, *address));
+            found
+        };
+        if let Err(error) = shared.learned.learn(learn).await {
+            tracing::warn!(error = %crate::chain(&error), "addresses of a name were not learned");
+            return Some(asked.failed());
+        }
+        return Some(asked.restored(&bytes));
+    }
+    Some(asked.failed())
+}
+
+async fn ask(
+    server: Ipv4Addr,
+    asked: &Asked,
+    question: &[u8],
+    way: Way,
+) -> io::Result<(Vec<u8>, Message)> {
+    let id = rand::random();
+    let question = asked.under(id, question);
+    match way {
+        Way::Datagram => {
+            // A port of its own for each question: who wants to forge an answer has to guess it.
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+            socket.connect((server, DNS)).await?;
+            socket.send(&question).await?;
+            let mut buffer = vec![0; usize::from(u16::MAX)];
+            loop {
+                let length = socket.recv(&mut buffer).await?;
+                if let Some(message) = asked.read(id, &buffer[..length]) {
+                    buffer.truncate(length);
+                    return Ok((buffer, message));
+                }
+            }
+        }
+        Way::Stream => {
+            let mut stream = TcpStream::connect((server, DNS)).await?;
+            write_message(&mut stream, &question).await?;
+            let bytes = read_message(&mut stream).await?;
+            let message = asked.read(id, &bytes);
+            Ok((bytes, message.ok_or(io::ErrorKind::InvalidData)?))
+        }
+    }
+}
+
+async fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let length = stream.read_u16().await?;
+    let mut message = vec![0; length.into()];
+    stream.read_exact(&mut message).await?;
+    Ok(message)
+}
+
+async fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(message.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+    // In one piece: some clients read the length and the message as one.
+    stream.write_all(&[&length.to_be_bytes(), message].concat()).await
+}

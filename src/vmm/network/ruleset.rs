@@ -1,0 +1,191 @@
+//! Packet filters as wholes: our table, loaded into a namespace in one step, and what is asked of one
+//! that is there.
+
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use nftables::batch::Batch;
+use nftables::expr::{Elem, Expression, NamedExpression};
+use nftables::helper::{self, NftablesError};
+use nftables::schema::{
+    Chain, Element, NfListObject, NfObject, Nftables, Rule, Set, SetFlag, SetType, SetTypeValue,
+    Table,
+};
+use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
+
+use super::NetworkError;
+use super::vocabulary::Term;
+
+/// Name of our table, on the host and in each namespace.
+pub(super) const TABLE: &str = "nestbox";
+
+/// Where a chain hooks in, and what becomes of a packet that no rule decided about.
+pub(super) struct Hook {
+    pub(super) name: &'static str,
+    pub(super) kind: NfChainType,
+    pub(super) hook: NfHook,
+    /// Netfilter's order among chains of the same hook: connection tracking is at -200, destination
+    /// translation at -100, filters at 0, source translation at 100.
+    pub(super) priority: i32,
+    pub(super) policy: NfChainPolicy,
+}
+
+/// Our table as it should be.
+pub(super) struct Ruleset(Batch<'static>);
+
+impl Ruleset {
+    pub(super) fn new() -> Self {
+        let mut batch = Batch::new();
+        batch.add(table());
+        Self(batch)
+    }
+
+    /// Adds a chain with its rules.
+    pub(super) fn chain(mut self, hook: Hook, rules: Vec<Vec<Term>>) -> Self {
+        self.0.add(NfListObject::Chain(Chain {
+            family: NfFamily::INet,
+            table: TABLE.into(),
+            name: hook.name.into(),
+            _type: Some(hook.kind),
+            hook: Some(hook.hook),
+            prio: Some(hook.priority),
+            policy: Some(hook.policy),
+            ..Chain::default()
+        }));
+        self.rules(hook.name, rules)
+    }
+
+    /// Adds rules that others lead to; see [`super::vocabulary::goto`].
+    pub(super) fn branch(mut self, name: &'static str, rules: Vec<Vec<Term>>) -> Self {
+        self.0.add(NfListObject::Chain(Chain {
+            family: NfFamily::INet,
+            table: TABLE.into(),
+            name: name.into(),
+            ..Chain::default()
+        }));
+        self.rules(name, rules)
+    }
+
+    /// Adds a set of addresses, each of which is in it for a time; empty at first.
+    pub(super) fn addresses(mut self, name: &'static str, size: u32) -> Self {
+        self.0.add(NfListObject::Set(Box::new(Set {
+            family: NfFamily::INet,
+            table: TABLE.into(),
+            name: name.into(),
+            handle: None,
+            set_type: SetTypeValue::Single(SetType::Ipv4Addr),
+            policy: None,
+            flags: Some(HashSet::from([SetFlag::Timeout])),
+            elem: None,
+            timeout: None,
+            gc_interval: None,
+            size: Some(size),
+            comment: None,
+        })));
+        self
+    }
+
+    fn rules(mut self, chain: &'static str, rules: Vec<Vec<Term>>) -> Self {
+        for terms in rules {
+            self.0.add(NfListObject::Rule(Rule {
+                family: NfFamily::INet,
+                table: TABLE.into(),
+                chain: chain.into(),
+                expr: terms.into(),
+                ..Rule::default()
+            }));
+        }
+        self
+    }
+
+    /// Loads the table into the namespace of the calling thread, where there is none yet. Blocks
+    /// while `nft` runs, a child of this thread and therefore in its namespace.
+    pub(super) fn load(self, place: &str) -> Result<(), NetworkError> {
+        helper::apply_ruleset(&self.0.to_nftables()).map_err(|e| filter_error("load", place, e))
+    }
+
+    /// Like [`Ruleset::load`], in the place of what may be there, in one step: no packet sees a state
+    /// in between. Takes three times as long, because the kernel waits until no processor uses the
+    /// old table.
+    pub(super) fn replace(self, place: &str) -> Result<(), NetworkError> {
+        let mut batch = removal();
+        let Nftables { objects } = self.0.to_nftables();
+        batch.add_all(objects.into_owned());
+        helper::apply_ruleset(&batch.to_nftables()).map_err(|e| filter_error("load", place, e))
+    }
+}
+
+/// Removes our table, whether it is there or not: deleting one that is missing is an error, adding
+/// one that exists is none.
+fn removal() -> Batch<'static> {
+    let mut batch = Batch::new();
+    batch.add(table());
+    batch.delete(table());
+    batch
+}
+
+/// Removes our table from the namespace of the calling thread; not there is done.
+pub(super) fn unload(place: &str) -> Result<(), NetworkError> {
+    helper::apply_ruleset(&removal().to_nftables()).map_err(|e| filter_error("remove", place, e))
+}
+
+/// Whether our table is in the namespace of the calling thread.
+pub(super) fn is_loaded(place: &str) -> Result<bool, NetworkError> {
+    let listing = helper::get_current_ruleset_with_args(
+        helper::DEFAULT_NFT,
+        ["list", "tables", "inet"].iter().copied(),
+    )
+    .map_err(|e| filter_error("list", place, e))?;
+    let ours = |table: &Table<'_>| table.name == TABLE && table.family == NfFamily::INet;
+    Ok(listing
+        .objects
+        .iter()
+        .any(|object| matches!(object, NfObject::ListObject(NfListObject::Table(t)) if ours(t))))
+}
+
+/// Has addresses be in a set of [`Ruleset::addresses`] for so long from now on, whether they are in it
+/// already or not, in the namespace of the calling thread.
+pub(super) fn renew_addresses(
+    set: &'static str,
+    addresses: &HashMap<Ipv4Addr, Duration>,
+    place: &str,
+) -> Result<(), NetworkError> {
+    let element = |(address, valid): (&Ipv4Addr, &Duration)| {
+        Expression::Named(NamedExpression::Elem(Elem {
+            val: Box::new(Expression::String(address.to_string().into())),
+            timeout: Some(valid.as_secs().try_into().unwrap_or(u32::MAX)),
+            ..Elem::default()
+        }))
+    };
+    let elements: Vec<_> = addresses.iter().map(element).collect();
+    let all = || {
+        NfListObject::Element(Element {
+            family: NfFamily::INet,
+            table: TABLE.into(),
+            name: set.into(),
+            elem: elements.clone().into(),
+        })
+    };
+    let mut batch = Batch::new();
+    // As for tables; and to add what is there would leave its time as it was.
+    batch.add(all());
+    batch.delete(all());
+    batch.add(all());
+    helper::apply_ruleset(&batch.to_nftables()).map_err(|e| filter_error("add to", place, e))
+}
+
+fn table() -> NfListObject<'static> {
+    NfListObject::Table(Table { family: NfFamily::INet, name: TABLE.into(), handle: None })
+}
+
+fn filter_error(action: &'static str, place: &str, source: NftablesError) -> NetworkError {
+    let diagnosis = match &source {
+        NftablesError::NftFailed { stderr, .. } => stderr.trim().replace('\n', " "),
+        NftablesError::NftExecution { .. } => "is the package nftables installed?".to_owned(),
+        NftablesError::NftOutputEncoding { .. } | NftablesError::NftInvalidJson(_) => {
+            "nft gave an unknown answer".to_owned()
+        }
+    };
+    NetworkError::Filter { action, place: place.to_owned(), diagnosis, source: Box::new(source) }
+}
