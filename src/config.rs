@@ -78,6 +78,9 @@ pub struct Config {
     pub log: String,
     /// How the log is written.
     pub log_format: LogFormat,
+    /// The collector that gets traces, such as `http://127.0.0.1:4318`: OTLP over HTTP. None gets
+    /// them if absent.
+    pub otlp_endpoint: Option<String>,
 }
 
 impl Default for Config {
@@ -98,6 +101,7 @@ impl Default for Config {
             fault: None,
             log: "info,actix_server=warn,sea_orm_migration=warn".to_owned(),
             log_format: LogFormat::Text,
+            otlp_endpoint: None,
         }
     }
 }
@@ -165,6 +169,10 @@ pub struct ConfigArgs {
     #[arg(long, value_enum)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_format: Option<LogFormat>,
+    /// Collector that gets traces, OTLP over HTTP, such as http://127.0.0.1:4318 [default: none]
+    #[arg(long, value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp_endpoint: Option<String>,
 }
 
 /// The settings make no sense.
@@ -256,6 +264,7 @@ mod tests {
             boot_timeout_sec: Some(1),
             log: Some(String::new()),
             log_format: Some(LogFormat::Text),
+            otlp_endpoint: Some(String::new()),
         };
         let flags = serde_json::to_value(args).expect("plain data");
         for name in field_names().iter().filter(|name| *name != "data_dir") {

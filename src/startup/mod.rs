@@ -2,6 +2,7 @@
 
 mod doctor;
 mod serve;
+mod telemetry;
 mod warm_up;
 
 use std::fs::{File, Permissions};

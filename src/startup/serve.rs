@@ -3,13 +3,12 @@
 use std::io::IsTerminal;
 use std::path::Path;
 
+use super::telemetry::Telemetry;
+use super::{Daemon, bind};
+use crate::config::Config;
+use crate::http::{Ports, Sockets, create_server};
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
-
-use super::{Daemon, bind};
-use crate::config::{Config, LogFormat};
-use crate::http::{Ports, Sockets, create_server};
 
 /// Threads that speak HTTP: they only pass bytes on, so a few are enough for any host.
 const HTTP_THREADS: usize = 2;
@@ -20,8 +19,10 @@ const HTTP_THREADS: usize = 2;
 ///
 /// What kept it from starting, with what to do about it.
 pub fn serve(config: &Config) -> Result<()> {
-    log_to_stderr(config)?;
-    actix_web::rt::System::new().block_on(run(config))
+    let telemetry = Telemetry::begin(config)?;
+    let outcome = actix_web::rt::System::new().block_on(run(config));
+    telemetry.end();
+    outcome
 }
 
 async fn run(config: &Config) -> Result<()> {
@@ -89,18 +90,4 @@ fn page_link(url: &str, key_file: &Path) -> String {
         Some(key) => format!("{url}/test#key={}", key.trim()),
         None => format!("{url}/test"),
     }
-}
-
-fn log_to_stderr(config: &Config) -> Result<()> {
-    let filter = EnvFilter::try_new(&config.log)
-        .with_context(|| format!("{:?} is no filter for the log", config.log))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    match config.log_format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
-    }
-    Ok(())
 }

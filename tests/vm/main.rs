@@ -28,6 +28,7 @@ mod processes;
 mod restart;
 mod snapshots;
 mod support;
+mod telemetry;
 mod transfers;
 mod trouble;
 mod usage;
