@@ -85,16 +85,17 @@ impl Page {
             }
         };
         if timeout(PATIENCE, looking).await.is_err() {
-            let shown = timeout(LAST_LOOK, self.last_look()).await;
+            let shown = timeout(LAST_LOOK, self.last_look(what)).await;
             let shown = shown.unwrap_or_else(|_| "nothing: the browser does not answer".to_owned());
             panic!("{PATIENCE:?} later still not: {what}; the page shows\n{shown}");
         }
     }
 
     /// What is to be seen, and where a picture of it is.
-    async fn last_look(&self) -> String {
+    async fn last_look(&self, what: &str) -> String {
         let text = self.text().await;
-        let name = format!("failed-{}", std::process::id());
+        let letters = what.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' });
+        let name = format!("failed-{}", letters.take(60).collect::<String>());
         self.keep_picture(&name).await;
         format!("{text}\n--- at {}, as in target/browser/{name}.png", self.address().await)
     }
