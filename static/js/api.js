@@ -109,8 +109,8 @@ export function openSocket(path) {
 export async function whyNot(id) {
     try {
         await call("POST", sandboxPath(id, "/exec"), { cmd: ":" });
-        return "The connection could not be opened. Try again.";
+        return new ApiError("The connection could not be opened. Try again.", 0);
     } catch (error) {
-        return error.message;
+        return error;
     }
 }

@@ -77,7 +77,7 @@ export class CommandPane {
             this.#setSocket(null);
             if (!opened) {
                 this.#say("Not started.");
-                this.#fail(await whyNot(this.#id));
+                this.#fail((await whyNot(this.#id)).message);
             } else if (!ended) {
                 const lost = "The connection was closed before the command had ended.";
                 this.#say(CLOSED.get(code) ?? lost);

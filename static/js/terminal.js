@@ -29,6 +29,8 @@ const REPEAT_MS = 2000;
 /** What a terminal answers when a program asks what it is, or where its cursor is. */
 const REPORT = /^\x1b\[[?>]?[\d;]*[cRn]$/;
 
+const GOES_ON = "Paused. The terminal goes on when the sandbox is resumed.";
+
 const PAUSED = 4001;
 const DESTROYED = 4002;
 
@@ -138,7 +140,7 @@ export class TerminalPane {
 
     #closed(code) {
         if (this.#phase === "none") return;
-        if (code === PAUSED) this.#away("Paused. The terminal goes on when the sandbox is resumed.");
+        if (code === PAUSED) this.#away(GOES_ON);
         else if (code === DESTROYED) this.#over("The sandbox is destroyed, and the terminal with it.");
         // Said why in a message before.
         else if ([1000, 1008, 1011].includes(code)) this.#over("The terminal is closed.");
@@ -147,10 +149,13 @@ export class TerminalPane {
 
     async #refused(type) {
         const why = await whyNot(this.#id);
+        if (this.#phase === "none") return;
         if (type === "connect") {
-            this.#away(`The terminal is not connected. ${why}`);
+            // The list may have shown the sandbox as it was before it was paused.
+            const paused = why.code === "invalid_state";
+            this.#away(paused ? GOES_ON : `The terminal is not connected. ${why.message}`);
         } else {
-            this.#fail(why);
+            this.#fail(why.message);
             this.#over("No terminal is open.");
         }
     }

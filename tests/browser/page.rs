@@ -1,13 +1,17 @@
 //! The page, in the words of somebody who looks at it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ops::Deref;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::driver::{Browser, Element, missing};
-use super::support::{Daemon, Lab, PATIENCE, eventually, in_a_lab};
+use super::support::{Daemon, Lab, PATIENCE, in_a_lab};
+
+/// For what is asked of a browser after it has not done what a test waits for.
+const LAST_LOOK: Duration = Duration::from_secs(20);
 
 /// What a person can press.
 const PRESSABLE: &str = "self::button or self::a or self::summary";
@@ -73,23 +77,45 @@ impl Page {
         &self.key
     }
 
-    /// Whether something that can be seen says so.
-    async fn is_said(&self, text: &str) -> bool {
+    /// Waits until a condition holds. A test that fails here says what was to be seen instead.
+    async fn eventually(&self, what: &str, mut condition: impl AsyncFnMut() -> bool) {
+        let looking = async {
+            while !condition().await {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if timeout(PATIENCE, looking).await.is_err() {
+            let shown = timeout(LAST_LOOK, self.last_look(what)).await;
+            let shown = shown.unwrap_or_else(|_| "nothing: the browser does not answer".to_owned());
+            panic!("{PATIENCE:?} later still not: {what}; the page shows\n{shown}");
+        }
+    }
+
+    /// What is to be seen, and where a picture of it is.
+    async fn last_look(&self, what: &str) -> String {
+        let text = self.text().await;
+        let letters = what.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' });
+        let name = format!("failed-{}", letters.take(60).collect::<String>());
+        self.keep_picture(&name).await;
+        format!("{text}\n--- at {}, as in target/browser/{name}.png", self.address().await)
+    }
+
+    /// All text that can be seen.
+    async fn text(&self) -> String {
         let shown = self.script("return document.body.innerText", json!([])).await;
-        shown.as_str().expect("a text").contains(text)
+        shown.as_str().expect("a text").to_owned()
     }
 
     /// Waits until it is to be read.
     pub async fn says(&self, text: &str) {
-        eventually(&format!("the page says {text:?}"), || self.is_said(text)).await;
+        let what = format!("the page says {text:?}");
+        self.eventually(&what, async || self.text().await.contains(text)).await;
     }
 
     /// Waits until it is not to be read any more.
     pub async fn says_no_more(&self, text: &str) {
-        eventually(&format!("the page no longer says {text:?}"), || async {
-            !self.is_said(text).await
-        })
-        .await;
+        let what = format!("the page no longer says {text:?}");
+        self.eventually(&what, async || !self.text().await.contains(text)).await;
     }
 
     /// Waits for what can be pressed under this name.
@@ -104,13 +130,13 @@ impl Page {
     }
 
     async fn wait_for(&self, what: &str, xpath: &str) -> Element {
-        let found = RefCell::new(Vec::new());
-        eventually(&format!("{what} can be seen"), || async {
-            *found.borrow_mut() = self.seen(xpath).await;
-            !found.borrow().is_empty()
+        let mut found = Vec::new();
+        self.eventually(&format!("{what} can be seen"), async || {
+            found = self.seen(xpath).await;
+            !found.is_empty()
         })
         .await;
-        found.into_inner().remove(0)
+        found.remove(0)
     }
 
     /// How often something was clicked on.
@@ -122,13 +148,13 @@ impl Page {
     pub async fn choose(&self, id: &str) {
         let link = self.wait_for(id, &format!("//nav//a[contains(., \"{id}\")]")).await;
         assert!(self.try_click(&link).await, "nothing is before {id}");
-        eventually("it is shown", || async { self.address().await.ends_with(id) }).await;
+        self.eventually("it is shown", async || self.address().await.ends_with(id)).await;
     }
 
     /// Clicks on what is called so.
     pub async fn click(&self, name: &str) {
         self.clicks.set(self.clicks.get() + 1);
-        eventually(&format!("{name} can be clicked"), || async {
+        self.eventually(&format!("{name} can be clicked"), async || {
             let element = self.pressable(name).await;
             self.try_click(&element).await
         })
@@ -152,10 +178,8 @@ impl Page {
     pub async fn shows_state(&self, state: &str) {
         let script = "return document.querySelector('.panel:not([hidden]) [data-of=state]')\
                       ?.textContent ?? ''";
-        eventually(&format!("the state is {state}"), || async {
-            self.script(script, json!([])).await == state
-        })
-        .await;
+        let what = format!("the state is {state}");
+        self.eventually(&what, async || self.script(script, json!([])).await == state).await;
     }
 
     /// The lines of the terminal that are not empty.
@@ -170,15 +194,13 @@ impl Page {
 
     /// Waits until the terminal is as a condition says; gives what that has found.
     async fn terminal_shows<T>(&self, what: &str, find: impl Fn(&[String]) -> Option<T>) -> T {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let shown = self.terminal().await;
-            if let Some(found) = find(&shown) {
-                return found;
-            }
-            assert!(Instant::now() < end, "the terminal does not show {what}: {shown:#?}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let mut found = None;
+        self.eventually(&format!("the terminal shows {what}"), async || {
+            found = find(&self.terminal().await);
+            found.is_some()
+        })
+        .await;
+        found.expect("it was waited for")
     }
 
     /// Waits until the last lines of the terminal are these.

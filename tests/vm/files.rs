@@ -1,6 +1,8 @@
 //! Files of a sandbox, and its disk.
 
-use crate::support::in_a_lab;
+use serde_json::json;
+
+use crate::support::{Said, Socket, in_a_lab};
 
 #[test]
 fn a_large_file_comes_back_as_it_went() {
@@ -55,6 +57,52 @@ fn a_full_disk_is_told_and_the_guest_goes_on() {
         sandbox.sh_as_root("rm /fill /fill2").await;
         sandbox.write("/home/user/big", vec![7; 8 << 20]).await;
         sandbox.destroy().await;
+        daemon.stop().await;
+    });
+}
+
+/// Waits until a watch tells this; what the kernel tells besides is passed over.
+async fn hears(watch: &mut Socket, kind: &str, name: &str) {
+    loop {
+        match watch.next().await {
+            Said::Message(told) if told["type"] == kind && told["name"] == name => return,
+            Said::Message(_) => {}
+            other => panic!("{other:?} instead of {kind} {name}"),
+        }
+    }
+}
+
+#[test]
+fn a_watch_tells_what_happens_in_a_guest_until_it_is_paused() {
+    in_a_lab(1, async |lab| {
+        let mut daemon = lab.daemon().await;
+        let sandbox = daemon.create().await;
+        sandbox.sh("mkdir box").await;
+        let watch = async || {
+            let mut watch = sandbox.socket("/files/watch?path=box&recursive=true").await;
+            assert_eq!(watch.next().await, Said::Message(json!({ "type": "start" })));
+            watch
+        };
+        let mut first = watch().await;
+        sandbox.sh("mkdir box/in; echo x > box/in/note; chmod 600 box/in/note").await;
+        hears(&mut first, "create", "in").await;
+        hears(&mut first, "write", "in/note").await;
+        hears(&mut first, "chmod", "in/note").await;
+        sandbox.sh("mv box/in/note box/out; rm box/out").await;
+        hears(&mut first, "rename", "in/note").await;
+        hears(&mut first, "create", "out").await;
+        hears(&mut first, "remove", "out").await;
+        sandbox.pause().await;
+        assert_eq!(first.close_code().await, 4001);
+
+        // What was watched before is not watched twice.
+        sandbox.resume().await;
+        let mut second = watch().await;
+        sandbox.write("box/sent", "whole").await;
+        let Said::Message(told) = second.next().await else { panic!("no message") };
+        assert_eq!((&told["name"], &told["entry"]["size"]), (&json!("sent"), &json!(5)));
+        sandbox.destroy().await;
+        assert_eq!(second.close_code().await, 4002);
         daemon.stop().await;
     });
 }
