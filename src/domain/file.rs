@@ -79,7 +79,7 @@ pub enum Reach {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WatchNews {
     /// Something happened.
-    Change(FileChange),
+    Change(Box<FileChange>),
     /// More happened than could be told, and nothing more will be.
     Lost,
 }

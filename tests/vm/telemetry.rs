@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Options, eventually, in_a_lab};
 
-/// A collector that takes what it is sent: method and path of each request, with its body.
-fn collector() -> (String, Arc<Mutex<Vec<(String, Vec<u8>)>>>) {
+/// The first line of each request, and its body.
+type Requests = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+
+/// A collector that takes what it is sent; gives its URL.
+fn collector() -> (String, Requests) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let taken = Arc::new(Mutex::new(Vec::new()));

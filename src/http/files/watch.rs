@@ -92,7 +92,7 @@ async fn tell(mut feed: FileFeed, lane: Lane) -> Result<Farewell, Gone> {
             () = lane.gone() => return Err(Gone),
         };
         match news {
-            Ok(WatchNews::Change(change)) => lane.say(text(&change.into())).await?,
+            Ok(WatchNews::Change(change)) => lane.say(text(&(*change).into())).await?,
             Ok(WatchNews::Lost) => {
                 let error = "changes came faster than they were taken, and some are lost: watch \
                              again, and then look what is there";

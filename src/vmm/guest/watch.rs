@@ -77,7 +77,7 @@ impl Watching {
             match message.event {
                 Some(Event::Filesystem(event)) => {
                     if let Some(change) = change(*event) {
-                        return Ok(WatchNews::Change(change));
+                        return Ok(WatchNews::Change(Box::new(change)));
                     }
                 }
                 Some(Event::Start(_) | Event::Keepalive(_)) | None => {}
