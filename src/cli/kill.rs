@@ -8,6 +8,7 @@ use clap::builder::PossibleValuesParser;
 
 use super::client::{Client, Heard, SessionMessage, SessionRequest};
 use super::output::printable;
+use super::ps::find;
 use super::resolve::resolve;
 
 /// The signals that can be sent into a sandbox.
@@ -37,15 +38,7 @@ pub(super) async fn run(client: &Client, args: KillArgs) -> Result<ExitCode> {
 
 /// Sends a signal, and waits until it has arrived.
 async fn send(client: &Client, id: &str, process: &str, signal: &'static str) -> Result<()> {
-    let known = client.processes(id).await?;
-    // Of several that have had a tag, the last one.
-    let found = known
-        .iter()
-        .rev()
-        .find(|known| known.tag.as_deref() == Some(process) || known.pid.to_string() == process);
-    let Some(found) = found else {
-        bail!("there is no process {process:?}: see `nestbox ps {id}`")
-    };
+    let found = find(client, id, process).await?;
     if found.exit_code.is_some() {
         bail!("process {process} has ended");
     }

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::client::{Client, Data, Heard, SessionMessage};
 use super::output::{Format, printable, tell, write};
+use super::ps::find;
 use super::resolve::resolve;
 
 /// Arguments of `logs`.
@@ -28,13 +29,7 @@ pub struct LogsArgs {
 pub(super) async fn run(client: &Client, format: Format, args: LogsArgs) -> Result<ExitCode> {
     let id = resolve(client, &args.id).await?;
     // Number of the last byte that there is now, which is where a reader who does not follow stops.
-    let known = client.processes(&id).await?;
-    let process = known.iter().rev().find(|known| {
-        known.tag.as_deref() == Some(args.process.as_str()) || known.pid.to_string() == args.process
-    });
-    let Some(process) = process else {
-        bail!("there is no process {:?}: see `nestbox ps --all {id}`", args.process)
-    };
+    let process = find(client, &id, &args.process).await?;
     let last = process.next_seq.saturating_sub(1);
     if !args.follow && args.after >= last {
         return Ok(ExitCode::SUCCESS);
@@ -47,16 +42,19 @@ pub(super) async fn run(client: &Client, format: Format, args: LogsArgs) -> Resu
             Heard::Closed(closing) => bail!(printable(&closing.reason)),
         };
         show(&message, format)?;
-        match message {
-            SessionMessage::Exit { .. } => return Ok(ExitCode::SUCCESS),
+        let is_last = match message {
+            SessionMessage::Exit { .. } => true,
             SessionMessage::Stdout(data)
             | SessionMessage::Stderr(data)
-            | SessionMessage::Output(data)
-                if !args.follow && data.seq.is_some_and(|seq| seq >= last) =>
-            {
-                return Ok(ExitCode::SUCCESS);
+            | SessionMessage::Output(data) => {
+                !args.follow && data.seq.is_some_and(|seq| seq >= last)
             }
-            _other => {}
+            SessionMessage::Start { .. }
+            | SessionMessage::Gap { .. }
+            | SessionMessage::Error { .. } => false,
+        };
+        if is_last {
+            return Ok(ExitCode::SUCCESS);
         }
     }
 }

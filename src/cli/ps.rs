@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use chrono::Utc;
 use clap::Args;
 
@@ -41,6 +41,21 @@ pub(super) async fn run(client: &Client, format: Format, args: PsArgs) -> Result
         table(["PID", "TAG", "STATE", "AGE", "COMMAND"], &rows)
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Looks a process up by its id or tag; of several that have had a tag, the last one.
+///
+/// # Errors
+///
+/// That there is none, and where those are listed that there are.
+pub(super) async fn find(client: &Client, id: &str, name: &str) -> Result<Process> {
+    let known = client.processes(id).await?;
+    let is_it =
+        |known: &Process| known.tag.as_deref() == Some(name) || known.pid.to_string() == name;
+    match known.into_iter().rev().find(is_it) {
+        Some(process) => Ok(process),
+        None => bail!("there is no process {name:?}: see `nestbox ps --all {id}`"),
+    }
 }
 
 fn state(process: &Process) -> String {
