@@ -140,12 +140,23 @@ fn json_config() -> web::JsonConfig {
 fn path_config() -> web::PathConfig {
     // What cannot be an id names nothing; it is said to be malformed rather than missing.
     web::PathConfig::default().error_handler(|error, _| {
-        let message = error.to_string();
+        use actix_web::error::PathError;
+        // What is wrong, without what was about to be done with it.
+        let message = match error {
+            PathError::Deserialize(reason) => reason.to_string(),
+            other => other.to_string(),
+        };
         ApiError::invalid(message).into()
     })
 }
 
 fn query_config() -> web::QueryConfig {
-    web::QueryConfig::default()
-        .error_handler(|error, _| ApiError::invalid(error.to_string()).into())
+    web::QueryConfig::default().error_handler(|error, _| {
+        use actix_web::error::QueryPayloadError;
+        let message = match error {
+            QueryPayloadError::Deserialize(reason) => reason.to_string(),
+            other => other.to_string(),
+        };
+        ApiError::invalid(message).into()
+    })
 }

@@ -50,6 +50,19 @@ async fn an_unknown_parameter_is_refused_and_named() {
 }
 
 #[actix_web::test]
+async fn what_is_wrong_in_a_url_is_said_in_words_of_the_api() {
+    let nest = Nest::start().await;
+    for (path, word) in [
+        ("/v1/sandboxes/no-id".to_owned(), "id"),
+        (format!("/v1/sandboxes/{UNKNOWN}/processes/-1/stream"), "process"),
+        (format!("/v1/sandboxes/{UNKNOWN}/files/stat?path=/&depth=1"), "depth"),
+    ] {
+        let message = nest.get(&path).await.error(400, "invalid_request");
+        assert!(message.contains(word) && !message.contains("deserialize"), "{path}: {message}");
+    }
+}
+
+#[actix_web::test]
 async fn a_wrong_type_is_refused() {
     let nest = Nest::start().await;
     for body in [

@@ -156,6 +156,19 @@ async fn an_agent_works_in_a_sandbox_from_create_to_destroy() {
 }
 
 #[actix_web::test]
+async fn a_sandbox_reaches_what_its_agent_says_and_nothing_else() {
+    let nest = Nest::start().await;
+    let mut agent = Agent::of(&nest).await;
+    for reach in [json!([]), json!(["pypi.org", "*.example.com"])] {
+        let told = agent.ok("create_sandbox", json!({"reach": reach})).await;
+        let id = told.split_whitespace().nth(2).unwrap();
+        let policy = nest.get(&format!("/v1/sandboxes/{id}/network")).await.json();
+        assert_eq!(policy["default"], "deny");
+        assert_eq!(policy["allow"].as_array().unwrap().len(), reach.as_array().unwrap().len());
+    }
+}
+
+#[actix_web::test]
 async fn code_runs_without_a_sandbox_too_and_leaves_none() {
     let nest = Nest::start().await;
     let mut agent = Agent::of(&nest).await;
@@ -172,6 +185,8 @@ async fn what_goes_wrong_is_said_to_the_agent() {
     assert!(agent.refused("run_command", unknown).await.contains("no sandbox"));
     let none = json!({"template": "none"});
     assert!(agent.refused("create_sandbox", none).await.contains("none"));
+    let rule = json!({"reach": ["not a name"]});
+    assert!(agent.refused("create_sandbox", rule).await.contains("is no rule"));
     let id = agent.create().await;
     let missing = json!({"sandbox_id": id, "path": nest.path("missing")});
     assert!(!agent.refused("read_file", missing).await.is_empty());

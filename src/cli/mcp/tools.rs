@@ -17,9 +17,11 @@ use super::arguments::{
     WriteArguments,
 };
 use crate::cli::client::{
-    BackgroundRequest, Client, CreateRequest, ExecAnswer, ExecRequest, ListQuery, Sandbox, Tracing,
+    BackgroundRequest, Client, CreateRequest, ExecAnswer, ExecRequest, ListQuery, NetworkRequest,
+    Sandbox, Tracing,
 };
 use crate::cli::resolve::live_states;
+use crate::domain::egress::{Rule, Verdict};
 
 /// Bytes of each stream, or of a file, that an agent gets to read.
 const SHOWN: usize = 32 << 10;
@@ -145,13 +147,25 @@ impl Tools {
 
 impl Tools {
     async fn create(&self, arguments: CreateArguments) -> Result<Sandbox> {
-        let CreateArguments { template, vcpus, memory_mb, timeout_sec, envs } = arguments;
+        let CreateArguments { template, vcpus, memory_mb, timeout_sec, reach, envs } = arguments;
+        let network = match reach {
+            None => None,
+            Some(reach) => {
+                let allow: Result<_, _> = reach.iter().map(|rule| rule.parse::<Rule>()).collect();
+                Some(NetworkRequest {
+                    default: Some(Verdict::Deny),
+                    allow: allow?,
+                    deny: Vec::new(),
+                })
+            }
+        };
         let request = CreateRequest {
             template: template.unwrap_or_else(|| "debian".to_owned()),
             vcpus,
             memory_mb,
             timeout_sec: Some(timeout_sec.unwrap_or(USUAL_TIMEOUT_SEC)),
             envs,
+            network,
             ..CreateRequest::default()
         };
         Ok(self.client.create(&request, None, Tracing::Off).await?)
@@ -180,6 +194,7 @@ impl Tools {
                 vcpus: None,
                 memory_mb: None,
                 timeout_sec: None,
+                reach: None,
                 envs: Default::default(),
             };
             let id = self.create(new).await?.id;
