@@ -4,6 +4,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
+use nestbox::vmm::simulated::{Mode, Step};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::nest::{Nest, PATIENCE, eventually, process_lives};
@@ -76,6 +79,21 @@ impl Agent {
         let (failed, text) = self.call(tool, arguments).await;
         assert!(failed, "{tool}: {text}");
         text
+    }
+
+    /// Calls a tool, and does not wait.
+    fn begin_call(&mut self, tool: &str, arguments: Value) -> u64 {
+        self.begin("tools/call", json!({"name": tool, "arguments": arguments}))
+    }
+
+    fn cancel(&mut self, call: u64) {
+        self.say(&json!({"jsonrpc": "2.0", "method": "notifications/cancelled",
+            "params": {"requestId": call}}));
+    }
+
+    /// Waits for the program's end; gives its exit code, if it ended by itself.
+    async fn ended(&mut self) -> Option<i32> {
+        eventually("it ends", async || self.child.try_wait().unwrap()).await.code()
     }
 
     async fn create(&mut self) -> String {
@@ -187,7 +205,13 @@ async fn what_goes_wrong_is_said_to_the_agent() {
     assert!(agent.refused("create_sandbox", none).await.contains("none"));
     let rule = json!({"reach": ["not a name"]});
     assert!(agent.refused("create_sandbox", rule).await.contains("is no rule"));
+    for wrong in ["", "..", "abc", "../api-keys"] {
+        let said = agent.refused("destroy_sandbox", json!({"sandbox_id": wrong})).await;
+        assert!(said.contains("a sandbox id is 20 characters"), "{wrong}: {said}");
+    }
     let id = agent.create().await;
+    let long = json!({"sandbox_id": id, "command": format!(": {}", "x".repeat(200_000))});
+    assert!(agent.refused("run_command", long).await.contains("write it to a file"));
     let missing = json!({"sandbox_id": id, "path": nest.path("missing")});
     assert!(!agent.refused("read_file", missing).await.is_empty());
     let bad = json!({"sandbox_id": id, "path": "x", "content": "?", "encoding": "base64"});
@@ -199,20 +223,78 @@ async fn what_goes_wrong_is_said_to_the_agent() {
     assert!(agent.ok("list_sandboxes", json!({})).await.contains(&id));
 }
 
+/// A line that says which process it is, and stays.
+fn staying(marker: &str) -> String {
+    format!("echo $$ > {marker}; exec sleep 100")
+}
+
+async fn pid_in(marker: &str) -> i32 {
+    let look = async || std::fs::read_to_string(marker).ok()?.trim().parse::<i32>().ok();
+    eventually("the command runs", look).await
+}
+
+async fn none_is_left(nest: &Nest) {
+    let look = async || nest.machines.present().is_empty().then_some(());
+    eventually("no sandbox is left", look).await;
+}
+
 #[actix_web::test]
 async fn a_call_that_is_cancelled_ends_the_command() {
     let nest = Nest::start().await;
     let mut agent = Agent::of(&nest).await;
     let id = agent.create().await;
     let marker = nest.path("marker");
-    let line = format!("echo $$ > {marker}; exec sleep 100");
-    let arguments = json!({"sandbox_id": id, "command": line});
-    let call = agent.begin("tools/call", json!({"name": "run_command", "arguments": arguments}));
-    let look = async || std::fs::read_to_string(&marker).ok()?.trim().parse::<i32>().ok();
-    let pid = eventually("the command runs", look).await;
-    agent.say(&json!({"jsonrpc": "2.0", "method": "notifications/cancelled",
-        "params": {"requestId": call}}));
+    let arguments = json!({"sandbox_id": id, "command": staying(&marker)});
+    let call = agent.begin_call("run_command", arguments);
+    let pid = pid_in(&marker).await;
+    agent.cancel(call);
     eventually("the command ends", async || (!process_lives(pid)).then_some(())).await;
+}
+
+#[actix_web::test]
+async fn a_sandbox_that_nobody_waits_for_any_more_does_not_stay() {
+    let nest = Nest::start().await;
+    let mut agent = Agent::of(&nest).await;
+    nest.machines.set_mode(Step::Boot, Mode::SingleStep);
+    let call = agent.begin_call("create_sandbox", json!({}));
+    let held = nest.machines.held(Step::Boot).await;
+    agent.cancel(call);
+    // An answer: the cancellation before it has been seen.
+    agent.ok("list_sandboxes", json!({})).await;
+    held.succeed();
+    none_is_left(&nest).await;
+}
+
+#[actix_web::test]
+async fn the_end_of_a_session_leaves_nothing_of_a_call_under_way() {
+    let nest = Nest::start().await;
+    for by_signal in [true, false] {
+        let mut agent = Agent::of(&nest).await;
+        let marker = nest.path(&format!("marker-{by_signal}"));
+        let code = json!({"language": "bash", "code": staying(&marker)});
+        agent.begin_call("run_code", code);
+        let pid = pid_in(&marker).await;
+        let code = if by_signal {
+            kill(Pid::from_raw(agent.child.id() as i32), Signal::SIGTERM).unwrap();
+            128 + Signal::SIGTERM as i32
+        } else {
+            agent.to = None;
+            0
+        };
+        assert_eq!(agent.ended().await, Some(code));
+        assert!(!process_lives(pid));
+        none_is_left(&nest).await;
+    }
+}
+
+#[actix_web::test]
+async fn what_a_session_has_created_outlives_it() {
+    let nest = Nest::start().await;
+    let mut agent = Agent::of(&nest).await;
+    let id = agent.create().await;
+    agent.to = None;
+    assert_eq!(agent.ended().await, Some(0));
+    assert_eq!(nest.state(&id).await, "running");
 }
 
 #[actix_web::test]
@@ -220,7 +302,6 @@ async fn the_end_of_its_input_ends_the_program() {
     let nest = Nest::start().await;
     let mut agent = Agent::of(&nest).await;
     agent.to = None;
-    let status = eventually("it ends", async || agent.child.try_wait().unwrap()).await;
-    assert!(status.success());
+    assert_eq!(agent.ended().await, Some(0));
     assert!(agent.lines.recv_timeout(PATIENCE).is_err(), "nothing more is said");
 }

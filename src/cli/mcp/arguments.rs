@@ -6,13 +6,15 @@ use rmcp::schemars;
 use rmcp::schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::domain::id::SandboxId;
+
 /// Seconds without activity after which a sandbox ends that nobody said more of.
 pub const USUAL_TIMEOUT_SEC: u32 = 3600;
 
 /// Seconds that a command may take if nobody said more.
 pub const USUAL_COMMAND_SEC: u32 = 120;
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateArguments {
     /// Image or named snapshot to create it from. Default: debian (Debian 12 with Python 3, git, curl)
@@ -35,7 +37,8 @@ pub struct CreateArguments {
 #[serde(deny_unknown_fields)]
 pub struct SandboxArguments {
     /// Id of the sandbox
-    pub sandbox_id: String,
+    #[schemars(with = "String")]
+    pub sandbox_id: SandboxId,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -53,7 +56,8 @@ pub enum ProgrammingLanguage {
 #[serde(deny_unknown_fields)]
 pub struct CodeArguments {
     /// Id of the sandbox to run it in; without one it runs in a new sandbox, which is destroyed afterwards
-    pub sandbox_id: Option<String>,
+    #[schemars(with = "Option<String>")]
+    pub sandbox_id: Option<SandboxId>,
     /// What the code is written in
     pub language: ProgrammingLanguage,
     /// The program. Each run is a process of its own: variables do not stay, files do
@@ -66,7 +70,8 @@ pub struct CodeArguments {
 #[serde(deny_unknown_fields)]
 pub struct CommandArguments {
     /// Id of the sandbox
-    pub sandbox_id: String,
+    #[schemars(with = "String")]
+    pub sandbox_id: SandboxId,
     /// A line for the shell. What it leaves in the background is killed at its end: see `background`
     pub command: String,
     /// Directory to start in. Default: the user's home
@@ -84,7 +89,8 @@ pub struct CommandArguments {
 #[serde(deny_unknown_fields)]
 pub struct ReadArguments {
     /// Id of the sandbox
-    pub sandbox_id: String,
+    #[schemars(with = "String")]
+    pub sandbox_id: SandboxId,
     /// Path of the file; a relative one starts at the user's home
     pub path: String,
 }
@@ -93,7 +99,8 @@ pub struct ReadArguments {
 #[serde(deny_unknown_fields)]
 pub struct WriteArguments {
     /// Id of the sandbox
-    pub sandbox_id: String,
+    #[schemars(with = "String")]
+    pub sandbox_id: SandboxId,
     /// Path of the file; a relative one starts at the user's home. Directories are made
     pub path: String,
     /// All that shall be in it

@@ -4,9 +4,11 @@
 //! Architecture invariant: nothing but the protocol goes to standard output.
 
 mod arguments;
+mod shown;
 mod tools;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -15,7 +17,12 @@ use rmcp::service::ServerInitializeError;
 use rmcp::transport::stdio;
 
 use super::client::Client;
+use super::exit;
+use super::signals::Signals;
 use tools::Tools;
+
+/// How long the end of a session waits for what cancelled calls have to take away.
+const TIDY_LIMIT: Duration = Duration::from_secs(10);
 
 /// Arguments of `mcp`: none.
 #[derive(Debug, Args)]
@@ -27,15 +34,28 @@ An MCP client starts it itself. In its settings:
 and with \"env\": {\"NESTBOX_URL\": \"...\", \"NESTBOX_API_KEY\": \"...\"} for a daemon elsewhere.")]
 pub struct McpArgs {}
 
-/// Serves one client, until it closes our standard input.
+/// Serves one client, until it closes our standard input or asks us to end. What it has created stays,
+/// until it times out; what a call under way has made for itself does not.
 pub(super) async fn run(client: Client, _: McpArgs) -> Result<ExitCode> {
-    match Tools::new(client).serve(stdio()).await {
-        Ok(service) => {
-            service.waiting().await.context("the session broke")?;
-            Ok(ExitCode::SUCCESS)
-        }
+    let mut signals = Signals::listen()?;
+    let tools = Tools::new(client);
+    let tidying = tools.tidying();
+    let code = tokio::select! {
+        ended = session(tools) => ended.map(|()| ExitCode::SUCCESS),
+        // Calls under way are cancelled with the session.
+        signal = signals.next() => Ok(ExitCode::from(exit::of_signal(signal))),
+    };
+    tidying.close();
+    // What is left of a sandbox after that has a timeout of its own.
+    let _ = tokio::time::timeout(TIDY_LIMIT, tidying.wait()).await;
+    code
+}
+
+async fn session(tools: Tools) -> Result<()> {
+    match tools.serve(stdio()).await {
+        Ok(service) => service.waiting().await.map(drop).context("the session broke"),
         // A client that only looked whether we start.
-        Err(ServerInitializeError::ConnectionClosed(_)) => Ok(ExitCode::SUCCESS),
+        Err(ServerInitializeError::ConnectionClosed(_)) => Ok(()),
         Err(error) => Err(error).context("the session could not begin"),
     }
 }

@@ -3,31 +3,33 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use futures::TryStreamExt;
 use rmcp::handler::server::wrapper::Parameters;
-use rmcp::model::{CallToolResult, ContentBlock, Implementation, ServerCapabilities, ServerConfig};
+use rmcp::model::{CallToolResult, Implementation, ServerCapabilities, ServerConfig};
 use rmcp::{ServerHandler, tool, tool_handler, tool_router};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::arguments::{
     CodeArguments, CommandArguments, ContentEncoding, CreateArguments, NoArguments,
     ProgrammingLanguage, ReadArguments, SandboxArguments, USUAL_COMMAND_SEC, USUAL_TIMEOUT_SEC,
     WriteArguments,
 };
+use super::shown::{Ends, line, result, told};
 use crate::cli::client::{
-    BackgroundRequest, Client, CreateRequest, ExecAnswer, ExecRequest, ListQuery, NetworkRequest,
-    Sandbox, Tracing,
+    BackgroundRequest, Client, CreateRequest, ExecRequest, ListQuery, NetworkRequest, Tracing,
 };
 use crate::cli::resolve::live_states;
 use crate::domain::egress::{Rule, Verdict};
+use crate::domain::id::SandboxId;
 
-/// Bytes of each stream, or of a file, that an agent gets to read.
-const SHOWN: usize = 32 << 10;
+/// Bytes that fit into an argument of a command: 32 pages, less what else is there.
+const LONGEST_ARGUMENT: usize = 120 << 10;
 
-/// Bytes of a program that fit into an argument of a command: 32 pages, less what else is there.
-const LONGEST_CODE: usize = 120 << 10;
+/// Seconds after which a sandbox that was made for one run ends by itself, if we cannot end it.
+const ONE_RUN_TIMEOUT_SEC: u32 = 60;
 
 const INSTRUCTIONS: &str = "\
 Sandboxes are virtual machines to run untrusted code in. Create one, run code and commands in it, read \
@@ -38,11 +40,18 @@ processes on disk, and goes on where it was when it is resumed.";
 #[derive(Clone)]
 pub struct Tools {
     client: Arc<Client>,
+    /// Calls that have something to take away when they are cancelled.
+    tidying: TaskTracker,
 }
 
 impl Tools {
     pub fn new(client: Client) -> Self {
-        Self { client: Arc::new(client) }
+        Self { client: Arc::new(client), tidying: TaskTracker::new() }
+    }
+
+    /// Tells when no cancelled call has anything to take away any more, once no more calls come.
+    pub fn tidying(&self) -> TaskTracker {
+        self.tidying.clone()
     }
 }
 
@@ -58,17 +67,23 @@ impl ServerHandler for Tools {
 #[tool_router]
 impl Tools {
     #[tool(
-        description = "Create a sandbox: a virtual machine of its own, in which code can do no harm. Gives its id. It is destroyed when nothing was done in it for timeout_sec."
+        description = "Create a sandbox: a virtual machine of its own, in which code can do no harm. Gives its id. It is destroyed when nothing was done in it for timeout_sec.",
+        annotations(destructive_hint = false)
     )]
     async fn create_sandbox(
         &self,
         Parameters(arguments): Parameters<CreateArguments>,
+        cancelled: CancellationToken,
     ) -> CallToolResult {
-        let sandbox = self.create(arguments).await;
-        result(sandbox.map(|sandbox| format!("The sandbox {} is running.", sandbox.id)))
+        let creating = self.create_unless(arguments, cancelled);
+        let created = self.tidying.track_future(creating).await;
+        result(created.map(|id| format!("The sandbox {id} is running.")))
     }
 
-    #[tool(description = "List the sandboxes that there are, with their states.")]
+    #[tool(
+        description = "List the sandboxes that there are, with their states.",
+        annotations(read_only_hint = true)
+    )]
     async fn list_sandboxes(&self, _: Parameters<NoArguments>) -> CallToolResult {
         let query = ListQuery { states: live_states(), metadata: Default::default() };
         let list = self.client.list(&query).await.map(|sandboxes| match sandboxes.is_empty() {
@@ -86,10 +101,7 @@ impl Tools {
         Parameters(arguments): Parameters<CodeArguments>,
         cancelled: CancellationToken,
     ) -> CallToolResult {
-        // A sandbox that is made for it is destroyed also if nobody waits any more.
-        let tools = self.clone();
-        let running = tokio::spawn(async move { tools.code(arguments, cancelled).await });
-        result(running.await.unwrap_or_else(|error| Err(error.into())))
+        result(self.tidying.track_future(self.code(arguments, cancelled)).await)
     }
 
     #[tool(
@@ -103,50 +115,81 @@ impl Tools {
         result(self.command(arguments, cancelled).await)
     }
 
-    #[tool(description = "Read a text file of a sandbox. Of a long one the beginning and the end.")]
-    async fn read_file(&self, Parameters(arguments): Parameters<ReadArguments>) -> CallToolResult {
-        result(self.read(arguments).await)
+    #[tool(
+        description = "Read a text file of a sandbox. Of a long one the beginning and the end.",
+        annotations(read_only_hint = true)
+    )]
+    async fn read_file(
+        &self,
+        Parameters(arguments): Parameters<ReadArguments>,
+        cancelled: CancellationToken,
+    ) -> CallToolResult {
+        result(unless(&cancelled, self.read(arguments)).await)
     }
 
     #[tool(description = "Write a file of a sandbox, in place of what is there.")]
     async fn write_file(
         &self,
         Parameters(arguments): Parameters<WriteArguments>,
+        cancelled: CancellationToken,
     ) -> CallToolResult {
-        result(self.write(arguments).await)
+        result(unless(&cancelled, self.write(arguments)).await)
     }
 
-    #[tool(description = "Freeze a sandbox to disk, with its memory and all that runs in it.")]
+    #[tool(
+        description = "Freeze a sandbox to disk, with its memory and all that runs in it.",
+        annotations(destructive_hint = false, idempotent_hint = true)
+    )]
     async fn pause_sandbox(
         &self,
         Parameters(SandboxArguments { sandbox_id }): Parameters<SandboxArguments>,
     ) -> CallToolResult {
-        let paused = self.client.pause(&sandbox_id, Tracing::Off).await;
+        let paused = self.client.pause(sandbox_id.as_str(), Tracing::Off).await;
         result(paused.map(|sandbox| line(&sandbox)).map_err(Into::into))
     }
 
-    #[tool(description = "Let a paused sandbox go on where it was.")]
+    #[tool(
+        description = "Let a paused sandbox go on where it was.",
+        annotations(destructive_hint = false, idempotent_hint = true)
+    )]
     async fn resume_sandbox(
         &self,
         Parameters(SandboxArguments { sandbox_id }): Parameters<SandboxArguments>,
     ) -> CallToolResult {
-        let resumed = self.client.resume(&sandbox_id, Tracing::Off).await;
+        let resumed = self.client.resume(sandbox_id.as_str(), Tracing::Off).await;
         result(resumed.map(|sandbox| line(&sandbox)).map_err(Into::into))
     }
 
-    #[tool(description = "Destroy a sandbox with all that is in it.")]
+    #[tool(
+        description = "Destroy a sandbox with all that is in it.",
+        annotations(destructive_hint = true, idempotent_hint = true)
+    )]
     async fn destroy_sandbox(
         &self,
         Parameters(SandboxArguments { sandbox_id }): Parameters<SandboxArguments>,
     ) -> CallToolResult {
-        let destroyed = self.client.destroy(&sandbox_id).await;
+        let destroyed = self.client.destroy(sandbox_id.as_str()).await;
         let told = destroyed.map(|()| format!("The sandbox {sandbox_id} is gone."));
         result(told.map_err(Into::into))
     }
 }
 
 impl Tools {
-    async fn create(&self, arguments: CreateArguments) -> Result<Sandbox> {
+    /// Creates one for an agent that may have stopped waiting: it never learns the id then.
+    async fn create_unless(
+        &self,
+        arguments: CreateArguments,
+        cancelled: CancellationToken,
+    ) -> Result<String> {
+        let id = self.create(arguments).await?;
+        if cancelled.is_cancelled() {
+            self.client.destroy(&id).await?;
+            bail!("it was cancelled, and the sandbox is destroyed");
+        }
+        Ok(id)
+    }
+
+    async fn create(&self, arguments: CreateArguments) -> Result<String> {
         let CreateArguments { template, vcpus, memory_mb, timeout_sec, reach, envs } = arguments;
         let network = match reach {
             None => None,
@@ -168,16 +211,11 @@ impl Tools {
             network,
             ..CreateRequest::default()
         };
-        Ok(self.client.create(&request, None, Tracing::Off).await?)
+        Ok(self.client.create(&request, None, Tracing::Off).await?.id)
     }
 
     async fn code(&self, arguments: CodeArguments, cancelled: CancellationToken) -> Result<String> {
         let CodeArguments { sandbox_id, language, code, timeout_sec } = arguments;
-        if code.len() > LONGEST_CODE {
-            bail!(
-                "the program is longer than {LONGEST_CODE} bytes: write it to a file, and run that"
-            );
-        }
         let cmd = match language {
             ProgrammingLanguage::Python => "python3",
             ProgrammingLanguage::Bash => "bash",
@@ -188,21 +226,31 @@ impl Tools {
             timeout_sec: Some(timeout_sec.unwrap_or(USUAL_COMMAND_SEC)),
             ..ExecRequest::default()
         };
-        let Some(id) = sandbox_id else {
-            let new = CreateArguments {
-                template: None,
-                vcpus: None,
-                memory_mb: None,
-                timeout_sec: None,
-                reach: None,
-                envs: Default::default(),
-            };
-            let id = self.create(new).await?.id;
-            let answer = self.exec(&id, &request, &cancelled).await;
-            self.client.destroy(&id).await?;
-            return answer;
-        };
-        self.exec(&id, &request, &cancelled).await
+        short_enough(&request)?;
+        match sandbox_id {
+            Some(id) => self.exec(&id, &request, &cancelled).await,
+            None => self.exec_in_a_new_one(&request, &cancelled).await,
+        }
+    }
+
+    async fn exec_in_a_new_one(
+        &self,
+        request: &ExecRequest,
+        cancelled: &CancellationToken,
+    ) -> Result<String> {
+        let timeout_sec = Some(ONE_RUN_TIMEOUT_SEC);
+        let new = CreateArguments { timeout_sec, ..CreateArguments::default() };
+        let id = self.create(new).await?.parse::<SandboxId>()?;
+        let answer = self.exec(&id, request, cancelled).await;
+        let destroyed = self.client.destroy(id.as_str()).await;
+        // What the program printed is not lost when the clean-up fails.
+        match (answer, destroyed) {
+            (answer, Ok(())) => answer,
+            (Ok(told), Err(error)) => {
+                Ok(format!("{told}\nThe sandbox {id} was not destroyed: {:#}", Error::from(error)))
+            }
+            (Err(failed), Err(_)) => Err(failed),
+        }
     }
 
     async fn command(
@@ -219,12 +267,13 @@ impl Tools {
             user,
             ..ExecRequest::default()
         };
+        short_enough(&exec)?;
         if background {
             if timeout_sec.is_some() {
                 bail!("timeout_sec is not for what runs in the background");
             }
             let request = BackgroundRequest { exec, background: true, tag: None };
-            let started = self.client.exec_background(&sandbox_id, &request).await?;
+            let started = self.client.exec_background(sandbox_id.as_str(), &request).await?;
             return Ok(format!("It runs in the background as process {}.", started.pid));
         }
         let timeout_sec = Some(timeout_sec.unwrap_or(USUAL_COMMAND_SEC));
@@ -233,19 +282,16 @@ impl Tools {
 
     async fn exec(
         &self,
-        id: &str,
+        id: &SandboxId,
         request: &ExecRequest,
         cancelled: &CancellationToken,
     ) -> Result<String> {
-        tokio::select! {
-            answer = self.client.exec(id, request) => told(&answer?),
-            // The daemon kills a command that nobody waits for any more.
-            () = cancelled.cancelled() => bail!("it was cancelled, and killed"),
-        }
+        // The daemon kills a command that nobody waits for any more.
+        unless(cancelled, async { told(&self.client.exec(id.as_str(), request).await?) }).await
     }
 
     async fn read(&self, ReadArguments { sandbox_id, path }: ReadArguments) -> Result<String> {
-        let response = self.client.read_file(&sandbox_id, &path).await?;
+        let response = self.client.read_file(sandbox_id.as_str(), &path).await?;
         let mut pieces = response.bytes_stream();
         let mut shown = Ends::default();
         while let Some(piece) = pieces.try_next().await? {
@@ -266,120 +312,22 @@ impl Tools {
                 Err(error) => bail!("the content is no base64: {error}"),
             },
         };
-        let written = self.client.write_file(&sandbox_id, &path, content.into()).await?;
+        let written = self.client.write_file(sandbox_id.as_str(), &path, content.into()).await?;
         Ok(format!("{} bytes are in {}.", written.size, written.path))
     }
 }
 
-/// Beginning and end of something that may be long.
-#[derive(Default)]
-struct Ends {
-    first: Vec<u8>,
-    last: Vec<u8>,
-    /// Bytes between the two.
-    left_out: usize,
+/// Does something that leaves nothing behind when it is given up.
+async fn unless<T>(
+    cancelled: &CancellationToken,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    cancelled.run_until_cancelled(work).await.unwrap_or_else(|| bail!("it was cancelled"))
 }
 
-impl Ends {
-    fn add(&mut self, piece: &[u8]) {
-        let (first, rest) = piece.split_at(piece.len().min(SHOWN / 2 - self.first.len()));
-        self.first.extend_from_slice(first);
-        self.last.extend_from_slice(rest);
-        // Now and then is enough, and no more work than once for each byte.
-        if self.last.len() > SHOWN {
-            self.cut();
-        }
+fn short_enough(request: &ExecRequest) -> Result<()> {
+    if request.args.iter().any(|argument| argument.len() > LONGEST_ARGUMENT) {
+        bail!("it is longer than {LONGEST_ARGUMENT} bytes: write it to a file, and run that");
     }
-
-    fn cut(&mut self) {
-        let too_much = self.last.len().saturating_sub(SHOWN / 2);
-        self.left_out += too_much;
-        self.last.drain(..too_much);
-    }
-
-    /// None if it is not text.
-    fn text(mut self) -> Option<String> {
-        self.cut();
-        if self.left_out == 0 {
-            self.first.extend_from_slice(&self.last);
-            return String::from_utf8(self.first).ok();
-        }
-        // A character may be cut in two where something is left out, and only there.
-        let kept = match std::str::from_utf8(&self.first) {
-            Err(error) if error.error_len().is_some() => return None,
-            Err(error) => error.valid_up_to(),
-            Ok(_) => self.first.len(),
-        };
-        let skipped = self.last.iter().take_while(|byte| **byte & 0xc0 == 0x80).count().min(3);
-        let left_out = self.left_out + skipped + self.first.len() - kept;
-        let first = std::str::from_utf8(&self.first[..kept]).ok()?;
-        let last = std::str::from_utf8(&self.last[skipped..]).ok()?;
-        Some(format!("{first}\n[... {left_out} bytes are left out here ...]\n{last}"))
-    }
-}
-
-/// What came of a command, for somebody to read.
-fn told(answer: &ExecAnswer) -> Result<String> {
-    let mut parts = Vec::new();
-    for (name, text) in [("stdout", &answer.stdout), ("stderr", &answer.stderr)] {
-        let mut shown = Ends::default();
-        shown.add(String::from_utf8_lossy(&answer.encoding.decode(text)?).as_bytes());
-        let text = shown.text().unwrap_or_default();
-        if !text.is_empty() {
-            parts.push(format!("{name}:\n{}", text.trim_end_matches('\n')));
-        }
-    }
-    parts.push(match answer.timed_out {
-        true => "It was killed, because its time was over.".to_owned(),
-        false => format!("exit code: {}", answer.exit_code),
-    });
-    Ok(parts.join("\n"))
-}
-
-fn line(sandbox: &Sandbox) -> String {
-    let Sandbox { id, template, state, vcpus, memory_mb, .. } = sandbox;
-    format!("{id}: {state}, of {template}, {vcpus} vCPU, {memory_mb} MiB")
-}
-
-fn result(outcome: Result<String>) -> CallToolResult {
-    match outcome {
-        Ok(text) => CallToolResult::success(vec![ContentBlock::text(text)]),
-        Err(error) => CallToolResult::error(vec![ContentBlock::text(format!("{error:#}"))]),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ends(pieces: &[&[u8]]) -> Option<String> {
-        let mut ends = Ends::default();
-        pieces.iter().for_each(|piece| ends.add(piece));
-        ends.text()
-    }
-
-    #[test]
-    fn what_is_short_is_shown_whole() {
-        assert_eq!(ends(&[b"a", "ü".as_bytes(), b""]), Some("aü".to_owned()));
-        let most = "x".repeat(SHOWN);
-        assert_eq!(ends(&[most.as_bytes()]), Some(most));
-        assert_eq!(ends(&[b"a\xff"]), None);
-    }
-
-    #[test]
-    fn of_what_is_long_both_ends_are_shown_and_how_much_is_not() {
-        // Two bytes each, and the first byte has them cut in two.
-        let long = format!("b{}e", "ü".repeat(SHOWN));
-        for size in [1000, 7001, usize::MAX] {
-            let pieces: Vec<_> = long.as_bytes().chunks(size.min(long.len())).collect();
-            let text = ends(&pieces).unwrap();
-            let (first, rest) = text.split_once("\n[... ").unwrap();
-            let (left_out, last) = rest.split_once(" bytes are left out here ...]\n").unwrap();
-            assert!(first.starts_with("bü") && last.ends_with("üe"), "{size}");
-            let left_out: usize = left_out.parse().unwrap();
-            assert_eq!(first.len() + left_out + last.len(), long.len(), "{size}");
-            assert!(text.len() <= SHOWN + 60, "{size}");
-        }
-        assert_eq!(ends(&[&[0xff], "x".repeat(3 * SHOWN).as_bytes()]), None);
-    }
+    Ok(())
 }
