@@ -17,7 +17,7 @@ const WEB: u16 = World::WEB;
 /// What curl says of a URL from inside: the body, or its exit code. A packet that nobody refuses
 /// takes longer than it waits.
 async fn fetch(sandbox: &Sandbox, url: &str) -> Result<String, i64> {
-    let args = ["--silent", "--show-error", "--noproxy", "*", "--max-time", "3", url];
+    let args = ["--silent", "--show-error", "--noproxy", "*", "--max-time", "15", url];
     let output = sandbox.exec(json!({ "cmd": "curl", "args": args })).await;
     match output.exit_code {
         0 => Ok(output.text()),
