@@ -24,7 +24,7 @@ fn a_late_answer_neither_hides_what_was_asked_for_after_it_nor_what_is_being_wri
         page.enter().await;
         page.choose(&sandbox.id).await;
         page.click("Files").await;
-        page.says("Nothing in here").await;
+        page.offers("Download .bashrc").await;
         page.write("Directory", "/tmp/first").await;
         page.click("Go").await;
         page.offers("Download one").await;
