@@ -206,7 +206,7 @@ async fn without_a_terminal_there_is_none_there_either() {
     for args in [&["exec", "-it", &id, "--", "true"] as &[&str], &["shell", &id]] {
         let output = run(&nest, args, b"").await;
         assert_eq!(output.status.code(), Some(125));
-        assert!(text(&output.stderr).contains("leave -t out"), "{output:?}");
+        assert!(text(&output.stderr).contains("exec without -t"), "{output:?}");
     }
     let output = run(&nest, &["exec", "--json", "-i", &id, "--", "cat"], b"").await;
     assert_eq!(output.status.code(), Some(125));

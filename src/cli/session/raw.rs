@@ -21,10 +21,10 @@ impl RawMode {
     /// What to do without one.
     pub fn possible() -> Result<()> {
         if !stdin().is_terminal() {
-            bail!("the input is no terminal: leave -t out");
+            bail!("the input is no terminal: use exec without -t");
         }
         if !stdout().is_terminal() {
-            bail!("the output is no terminal: leave -t out");
+            bail!("the output is no terminal: use exec without -t");
         }
         Ok(())
     }
