@@ -2,18 +2,23 @@
 //!
 //! A collector is told by a thread of the SDK's, from a queue that drops what is too much: one that is
 //! slow or away costs the daemon nothing but that memory. Metrics are not sent: a collector gets them
-//! where everybody does, at `/metrics`.
+//! where everybody does, at `/metrics`, and a second set of them would only have to agree with those.
 
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider;
-use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
@@ -48,10 +53,9 @@ impl Telemetry {
             LogFormat::Json => log.json().boxed(),
         };
         let provider = config.otlp_endpoint.as_deref().map(provider).transpose()?;
-        let traces = provider.as_ref().map(|provider| {
-            tracing_opentelemetry::layer().with_tracer(provider.tracer("nestbox")).boxed()
-        });
-        tracing_subscriber::registry().with(log).with(traces).with(filter).init();
+        let mut layers = vec![log.with_filter(filter).boxed()];
+        layers.extend(provider.as_ref().map(|provider| traces(provider).boxed()));
+        tracing_subscriber::registry().with(layers).init();
         Ok(Self(provider))
     }
 
@@ -65,35 +69,87 @@ impl Telemetry {
     }
 }
 
+/// Makes spans of ours known to the provider, whatever the log shows. Others' are left out: those of
+/// its own client would lead to more of them without end.
+fn traces<S>(provider: &SdkTracerProvider) -> impl Layer<S> + use<S>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+{
+    tracing_opentelemetry::layer()
+        .with_tracer(provider.tracer("nestbox"))
+        .with_location(false)
+        .with_threads(false)
+        .with_tracked_inactivity(false)
+        .with_filter(Targets::new().with_target("nestbox", Level::DEBUG))
+}
+
 fn provider(endpoint: &str) -> Result<SdkTracerProvider> {
-    let Some(host) = endpoint.strip_prefix("http://").filter(|host| !host.is_empty()) else {
-        bail!(
-            "{endpoint:?} is no collector that can be reached: give otlp_endpoint a URL such as \
-             http://127.0.0.1:4318; for one behind TLS let a collector on this machine pass on"
-        );
-    };
-    let exporter = SpanExporter::builder()
-        .with_http()
-        .with_endpoint(format!("http://{}{TRACES}", host.trim_end_matches('/')))
-        .with_timeout(EXPORT_LIMIT)
-        .build()
-        .with_context(|| format!("traces cannot be sent to {endpoint:?}"))?;
     let resource = Resource::builder()
         .with_service_name("nestbox")
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .with_attributes(host_name().map(|name| KeyValue::new("host.name", name)))
         .build();
+    let exporter = Collector::at(endpoint)?;
     Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn host_name() -> Option<String> {
+    nix::unistd::gethostname().ok()?.into_string().ok()
+}
 
-    #[test]
-    fn an_endpoint_that_cannot_be_reached_is_refused_with_one_that_can() {
-        for endpoint in ["", "127.0.0.1:4318", "https://collector.example", "http://"] {
-            let error = provider(endpoint).expect_err(endpoint).to_string();
-            assert!(error.contains("http://127.0.0.1:4318"), "{error}");
-        }
+/// Sends to a collector, and says once that it does not take what it is sent, not each time.
+#[derive(Debug)]
+struct Collector {
+    exporter: opentelemetry_otlp::SpanExporter,
+    /// Whether it has not taken the last traces.
+    away: AtomicBool,
+}
+
+impl Collector {
+    fn at(endpoint: &str) -> Result<Self> {
+        let Some(host) = endpoint.strip_prefix("http://").filter(|host| !host.is_empty()) else {
+            bail!(
+                "{endpoint:?} is no collector that can be reached: give otlp_endpoint a URL such as \
+                 http://127.0.0.1:4318; for one behind TLS let a collector on this machine pass on"
+            );
+        };
+        let exporter = opentelemetry_otlp::SpanExporter::builder()
+            .with_http()
+            .with_endpoint(format!("http://{}{TRACES}", host.trim_end_matches('/')))
+            .with_timeout(EXPORT_LIMIT)
+            .build()
+            .with_context(|| format!("traces cannot be sent to {endpoint:?}"))?;
+        Ok(Self { exporter, away: AtomicBool::new(false) })
     }
 }
+
+impl SpanExporter for Collector {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        match self.exporter.export(batch).await {
+            Ok(()) => {
+                if self.away.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the collector takes traces again");
+                }
+            }
+            Err(error) => {
+                if !self.away.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "the collector does not take traces: they are dropped");
+                }
+            }
+        }
+        // It has been said: the SDK would say it each time.
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
+    }
+}
+
+#[cfg(test)]
+#[path = "telemetry_tests.rs"]
+mod tests;

@@ -60,17 +60,20 @@ fn a_collector_gets_what_was_done_with_which_sandbox() {
         let sandbox = daemon.create().await;
         sandbox.sh("true").await;
         let path = format!("/v1/sandboxes/{}/exec", sandbox.id);
+        // The request, and the steps of what it led to.
         let told = async || {
             let taken = taken.lock().expect("a lock");
-            taken.iter().any(|(line, body)| {
-                let has = |text: &[u8]| body.windows(text.len()).any(|part| part == text);
-                line == "POST /v1/traces HTTP/1.1"
-                    && has(b"nestbox")
-                    && has(b"request_id")
-                    && has(path.as_bytes())
-            })
+            let request = ["request_id", &path].map(str::as_bytes);
+            let steps = ["create", "directory", "init", &sandbox.id].map(str::as_bytes);
+            let has_all = |texts: &[&[u8]]| {
+                taken.iter().any(|(line, body)| {
+                    let has = |text: &&[u8]| body.windows(text.len()).any(|part| part == *text);
+                    line == "POST /v1/traces HTTP/1.1" && texts.iter().all(has)
+                })
+            };
+            has_all(&request) && has_all(&steps)
         };
-        eventually("the collector has the request", told).await;
+        eventually("the collector has the request and its steps", told).await;
         sandbox.destroy().await;
         daemon.stop().await;
     });

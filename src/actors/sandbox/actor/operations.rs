@@ -32,18 +32,36 @@ pub(super) enum Doing {
     Dismantle,
 }
 
+impl Doing {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Boot(_) => "create",
+            Self::Pause(_) => "pause",
+            Self::Resume(_) => "resume",
+            Self::Capture(Capture::Snapshot) => "snapshot",
+            Self::Capture(Capture::Fork) => "fork",
+            Self::Capture(Capture::Network) => "network",
+            Self::Dismantle => "destroy",
+        }
+    }
+}
+
 pub(super) struct Operation {
     pub doing: Doing,
     cancel: CancellationToken,
     /// Cancels it when dropped: nothing goes on behind the back of its actor.
     _guard: DropGuard,
+    /// Ends with it.
+    _trace: Trace,
 }
 
 impl SandboxActor {
-    fn begin(&mut self, doing: Doing, trace: Trace) -> Run {
+    fn begin(&mut self, doing: Doing, trace: &Trace) -> Run {
+        let trace = trace.of_operation(doing.name(), &self.id);
         let cancel = CancellationToken::new();
         let guard = cancel.clone().drop_guard();
-        self.operation = Some(Operation { doing, cancel: cancel.clone(), _guard: guard });
+        let (kept, _trace) = (cancel.clone(), trace.clone());
+        self.operation = Some(Operation { doing, cancel: kept, _guard: guard, _trace });
         Run { cancel, trace, ..Run::default() }
     }
 
@@ -65,7 +83,7 @@ impl SandboxActor {
         creator: Reply<Result<(), Arc<MachineError>>>,
         ctx: &mut Context<Self>,
     ) {
-        let run = self.begin(Doing::Boot(creator), trace);
+        let run = self.begin(Doing::Boot(creator), &trace);
         let (machines, address) = (self.outfit.machines.clone(), ctx.address());
         self.tasks.spawn(async move {
             // An outcome is no request: it must arrive, so it may exceed the mailbox's capacity.
@@ -80,7 +98,7 @@ impl SandboxActor {
         reply: Reply<Outcome<()>>,
         ctx: &mut Context<Self>,
     ) {
-        let run = self.begin(Doing::Pause(vec![reply]), trace);
+        let run = self.begin(Doing::Pause(vec![reply]), &trace);
         let (tasks, address) = (self.tasks.clone(), ctx.address());
         let last_count = self.last_count(machine.clone());
         let pause = async move {
@@ -104,7 +122,7 @@ impl SandboxActor {
         reply: Reply<Outcome<()>>,
         ctx: &mut Context<Self>,
     ) {
-        let run = self.begin(Doing::Resume(vec![reply]), trace);
+        let run = self.begin(Doing::Resume(vec![reply]), &trace);
         let (tasks, address) = (self.tasks.clone(), ctx.address());
         let resume = async move {
             let outcome = match run.cancel.is_cancelled() {
@@ -124,7 +142,7 @@ impl SandboxActor {
         reply: Reply<Outcome<SnapshotInfo>>,
         ctx: &mut Context<Self>,
     ) {
-        let run = self.begin(Doing::Capture(Capture::Snapshot), Trace::default());
+        let run = self.begin(Doing::Capture(Capture::Snapshot), &Trace::default());
         let address = ctx.address();
         self.tasks.spawn(async move {
             let outcome = match body {
@@ -144,7 +162,7 @@ impl SandboxActor {
         reply: Reply<Outcome<ForkPoint>>,
         ctx: &mut Context<Self>,
     ) {
-        let run = self.begin(Doing::Capture(Capture::Fork), trace);
+        let run = self.begin(Doing::Capture(Capture::Fork), &trace);
         let address = ctx.address();
         self.tasks.spawn(async move {
             address.do_send(Captured::new(machine.fork(&run).await, reply));
@@ -158,7 +176,7 @@ impl SandboxActor {
         reply: Reply<Outcome<()>>,
         ctx: &mut Context<Self>,
     ) {
-        self.begin(Doing::Capture(Capture::Network), Trace::default());
+        self.begin(Doing::Capture(Capture::Network), &Trace::default());
         let address = ctx.address();
         self.tasks.spawn(async move {
             let outcome = body.set_network(&policy).await.map_err(CaptureError::RunsOn);
@@ -172,7 +190,7 @@ impl SandboxActor {
             let reason = self.life.reason.clone();
             return self.finish(SandboxState::Stopped, reason, ctx);
         };
-        self.begin(Doing::Dismantle, Trace::default());
+        self.begin(Doing::Dismantle, &Trace::default());
         let address = ctx.address();
         // Whoever adopts it need not wait for this: it may be begun again.
         let last_count = match &body {
