@@ -64,7 +64,7 @@ async fn a_server_that_does_not_answer_as_it_should_is_a_502_in_words() {
     let id = nest.create(json!({})).await;
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let message = nest.get(&below(&id, closed)).await.error(502, "agent_error");
-    assert!(message.contains("nothing listens") && message.contains("0.0.0.0"), "{message}");
+    assert!(message.contains("nothing listens"), "{message}");
     let huge: &'static str =
         format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(1 << 20)).leak();
     for (said, word) in [

@@ -53,7 +53,7 @@ async fn public_one(daemon: &Daemon) -> Sandbox {
 }
 
 #[test]
-fn a_server_is_reached_by_name_and_by_path_but_not_on_its_loopback() {
+fn a_server_is_reached_by_name_and_by_path_also_on_its_loopback() {
     in_a_lab(2, async |lab| {
         let mut daemon = lab.daemon().await;
         let (sandbox, lonely) = tokio::join!(daemon.create(), public_one(&daemon));
@@ -70,9 +70,11 @@ fn a_server_is_reached_by_name_and_by_path_but_not_on_its_loopback() {
         assert_eq!(daemon.get(&path).await.expect(200), Value::from(sandbox.id.as_str()));
 
         let answer = ask(&daemon, &lonely, "/").await;
-        assert_eq!(answer.status(), 502);
-        let text = answer.text().await.expect("a text");
-        assert!(text.contains("nothing listens on port 8000"), "{text}");
+        assert_eq!(answer.text().await.expect("a text"), lonely.id);
+        let nobody = format!("/v1/sandboxes/{}/ports/8001/", sandbox.id);
+        let answer = daemon.get(&nobody).await;
+        let text = answer.is_error(502, "agent_error").body.to_string();
+        assert!(text.contains("nothing listens on port 8001"), "{text}");
         let agent = format!("/v1/sandboxes/{}/ports/49983/health", sandbox.id);
         daemon.get(&agent).await.is_error(400, "invalid_request");
         tokio::join!(sandbox.destroy(), lonely.destroy());
@@ -84,24 +86,26 @@ fn a_server_is_reached_by_name_and_by_path_but_not_on_its_loopback() {
 fn a_pause_ends_connections_and_the_server_is_there_after_the_resume() {
     in_a_lab(1, async |lab| {
         let mut daemon = lab.daemon().await;
-        let sandbox = public_one(&daemon).await;
-        serve(&sandbox, "0.0.0.0").await;
-        let mut slow = ask(&daemon, &sandbox, "/slow").await;
-        assert!(slow.chunk().await.expect("it flows").is_some());
-        let path = format!("/v1/sandboxes/{}", sandbox.id);
-        daemon.post(&format!("{path}/pause"), &json!({})).await.expect(200);
-        let broken = loop {
-            match slow.chunk().await {
-                Ok(Some(_)) => {}
-                end => break end,
-            }
-        };
-        assert!(broken.is_err(), "half of an answer does not look like a whole one");
-        assert_eq!(ask(&daemon, &sandbox, "/").await.status(), 409);
-        daemon.post(&format!("{path}/resume"), &json!({})).await.expect(200);
-        let answer = ask(&daemon, &sandbox, "/").await;
-        assert_eq!(answer.text().await.expect("a text"), sandbox.id);
-        sandbox.destroy().await;
+        for address in ["0.0.0.0", "127.0.0.1"] {
+            let sandbox = public_one(&daemon).await;
+            serve(&sandbox, address).await;
+            let mut slow = ask(&daemon, &sandbox, "/slow").await;
+            assert!(slow.chunk().await.expect("it flows").is_some());
+            let path = format!("/v1/sandboxes/{}", sandbox.id);
+            daemon.post(&format!("{path}/pause"), &json!({})).await.expect(200);
+            let broken = loop {
+                match slow.chunk().await {
+                    Ok(Some(_)) => {}
+                    end => break end,
+                }
+            };
+            assert!(broken.is_err(), "half of an answer does not look like a whole one");
+            assert_eq!(ask(&daemon, &sandbox, "/").await.status(), 409);
+            daemon.post(&format!("{path}/resume"), &json!({})).await.expect(200);
+            let answer = ask(&daemon, &sandbox, "/").await;
+            assert_eq!(answer.text().await.expect("a text"), sandbox.id);
+            sandbox.destroy().await;
+        }
         daemon.stop().await;
     });
 }

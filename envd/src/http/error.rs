@@ -68,6 +68,14 @@ pub enum HttpError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// No server of the guest takes the connection.
+    #[error("nothing takes connections on port {port} of the guest's loopback")]
+    PortRefused {
+        /// Which port.
+        port: u16,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The disk or the user's share of it is full.
     #[error("not enough disk space")]
     Full,
@@ -117,6 +125,7 @@ impl HttpError {
             Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::OutOfRange { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
             Self::Refused { .. } => StatusCode::FORBIDDEN,
+            Self::PortRefused { .. } => StatusCode::BAD_GATEWAY,
             Self::Full => StatusCode::INSUFFICIENT_STORAGE,
             Self::Internal(_) | Self::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }

@@ -1,4 +1,5 @@
-//! The plain HTTP routes: health, metrics, environment, `POST /init`, `POST /sync`, contents of files.
+//! The plain HTTP routes: health, metrics, environment, `POST /init`, `POST /sync`, contents of files,
+//! connections to servers.
 //!
 //! - `access`: who may call
 //! - `archive`: directories
@@ -7,6 +8,7 @@
 //! - `range`: a part of a file
 //! - `identity`: `POST /init`
 //! - `metrics`: what the guest uses
+//! - `port`: connections to servers on the loopback
 
 mod access;
 mod archive;
@@ -14,6 +16,7 @@ mod download;
 mod error;
 mod identity;
 mod metrics;
+mod port;
 mod range;
 mod upload;
 
@@ -37,6 +40,7 @@ pub fn router(context: Arc<Context>, rpc: connectrpc::Router) -> Router {
         .route("/envs", get(envs))
         .route("/init", post(identity::init))
         .route("/sync", post(sync))
+        .route("/ports/{port}", get(port::connect))
         .route("/files", get(download::download).post(upload::upload))
         .route("/files/archive", get(archive::download).put(archive::upload))
         // An upload is as long as the disk has room.

@@ -7,7 +7,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::keys::{random_token, same_secret};
 use super::{ControlError, ControlPlane};
@@ -15,6 +14,7 @@ use crate::actors::sandbox::{Lease, Watch};
 use crate::domain::id::SandboxId;
 use crate::domain::port::GuestPort;
 use crate::entity::sandboxes::Sandbox;
+use crate::vmm::guest::ServerStream;
 
 impl ControlPlane {
     /// The token that opens the ports of a sandbox which are not public. Each sandbox has its own,
@@ -81,7 +81,7 @@ impl PortWatch {
 /// A VM that gets the same address later is never spoken to, because the news come before a slot is
 /// given back. What the server sends counts as activity.
 pub struct PortStream {
-    stream: TcpStream,
+    stream: ServerStream,
     watch: Watch,
     /// One for each direction: they are waited for by different tasks.
     gone: [Gone; 2],
@@ -94,7 +94,7 @@ const READING: usize = 0;
 const WRITING: usize = 1;
 
 impl PortStream {
-    fn new(stream: TcpStream, lease: Lease) -> Self {
+    fn new(stream: ServerStream, lease: Lease) -> Self {
         let watch = lease.watch();
         let gone = || -> Gone { Box::pin(watch.gone()) };
         let gone = [gone(), gone()];

@@ -33,6 +33,7 @@ pub use background::{Begin, Following};
 pub use crate::domain::port::AGENT_PORT;
 pub use files::FileStream;
 pub use follow::Wires;
+pub use port::ServerStream;
 pub use watch::Watching;
 
 /// Carries the token that the agent expects.
@@ -75,10 +76,7 @@ pub enum AgentError {
     #[error("{message}")]
     NoSpace { message: String },
     /// No server of the guest listens where one is asked for.
-    #[error(
-        "nothing listens on port {port} of the sandbox: start a server there, on 0.0.0.0 rather \
-         than on 127.0.0.1"
-    )]
+    #[error("nothing listens on port {port} of the sandbox: start a server there")]
     PortRefused { port: GuestPort },
     /// No server of the guest took the connection in time.
     #[error("port {port} of the sandbox took no connection within {} s", .waited.as_secs())]
