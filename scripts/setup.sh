@@ -19,7 +19,9 @@ packages="$packages libdevmapper-dev libclang-dev pkg-config"
 if [ "${1:-}" = tests ]; then
     # postgresql: the same tests on it.
     # chromium, chromium-driver: tests of the browser page. fonts-dejavu-core: letters for it.
+    # python3-venv: what makes requests from the API's description. bubblewrap: where it does so.
     packages="$packages postgresql chromium chromium-driver fonts-dejavu-core"
+    packages="$packages python3-venv bubblewrap"
 fi
 
 find_missing() {
@@ -84,4 +86,16 @@ setup: cargo is missing. Rust's own installer provides it:
     . "$HOME/.cargo/env"
 END
     exit 1
+fi
+
+# Requests made from the API's description: tests/api/contract.rs. The stamp is last, so that an
+# installation which broke off is made again.
+schemathesis=4.32.5
+venv=$(dirname "$0")/../target/schemathesis
+if [ "${1:-}" = tests ] && [ ! -e "$venv/$schemathesis" ]; then
+    echo "setup: installing schemathesis $schemathesis into target/schemathesis"
+    rm -rf "$venv"
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install -q --disable-pip-version-check "schemathesis==$schemathesis"
+    touch "$venv/$schemathesis"
 fi

@@ -3,44 +3,80 @@
 use actix_web::{HttpResponse, delete, get, post, web};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::auth::Caller;
-use super::error::{ApiError, only};
+use super::error::ApiError;
+use super::openapi::failures::Names;
+use super::openapi::{Routes, Section};
 use crate::actors::control_plane::ControlPlane;
 
 const MAX_NAME: usize = 100;
 
 /// Body of `POST /v1/api-keys`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = CreateApiKey, examples(json!({"name": "ci"})))]
 struct CreateBody {
+    /// For people, to tell keys apart.
+    #[schema(min_length = 1, max_length = 100)]
     name: String,
 }
 
-#[derive(Serialize)]
+/// A new API key.
+#[derive(Serialize, ToSchema)]
+#[schema(as = NewApiKey, examples(json!({
+    "id": "b7e1c90d2f",
+    "name": "ci",
+    "key": "nb_...",
+    "created_at": "2026-11-25T22:46:45.120394Z",
+})))]
 struct CreatedView {
+    /// By which it can be deleted.
     id: String,
+    /// For people.
     name: String,
-    /// Shown here and never again.
+    /// What is sent with requests: shown here and never again.
     key: String,
+    /// When it was made.
     created_at: DateTime<Utc>,
 }
 
-#[derive(Serialize)]
+/// An API key, without what makes it one.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ApiKey, examples(json!({
+    "id": "b7e1c90d2f",
+    "name": "ci",
+    "prefix": "nb_4fQx",
+    "created_at": "2026-11-25T22:46:45.120394Z",
+    "last_used_at": null,
+})))]
 struct KeyView {
+    /// By which it can be deleted.
     id: String,
+    /// For people.
     name: String,
     /// The first characters, by which people tell keys apart.
     prefix: String,
+    /// When it was made.
     created_at: DateTime<Utc>,
+    /// When it was last used, to some minutes; never if absent.
     last_used_at: Option<DateTime<Utc>>,
 }
 
-#[derive(Serialize)]
+/// All API keys.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ApiKeyList)]
 struct ListView {
+    /// Each with its beginning only.
     api_keys: Vec<KeyView>,
 }
 
+/// Makes an API key.
+#[utoipa::path(
+    operation_id = "createApiKey",
+    responses((status = 201, description = "The key, this once.", body = CreatedView)),
+)]
 #[post("/api-keys")]
 async fn create(
     _: Caller,
@@ -55,6 +91,11 @@ async fn create(
     Ok(HttpResponse::Created().json(CreatedView { id, name, key: key.secret, created_at }))
 }
 
+/// Lists API keys.
+#[utoipa::path(
+    operation_id = "listApiKeys",
+    responses((status = 200, description = "All of them.", body = ListView)),
+)]
 #[get("/api-keys")]
 async fn list(_: Caller, control: web::Data<ControlPlane>) -> Result<HttpResponse, ApiError> {
     let keys = control.keys().await?;
@@ -71,6 +112,12 @@ async fn list(_: Caller, control: web::Data<ControlPlane>) -> Result<HttpRespons
     Ok(HttpResponse::Ok().json(ListView { api_keys }))
 }
 
+/// Deletes an API key; the last one stays.
+#[utoipa::path(
+    operation_id = "deleteApiKey",
+    params(("id" = String, Path, description = "The key's id, not the key.")),
+    responses((status = 204, description = "It opens nothing any more."), Names),
+)]
 #[delete("/api-keys/{id}")]
 async fn remove(
     _: Caller,
@@ -82,7 +129,6 @@ async fn remove(
 }
 
 /// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(create).service(list).service(remove);
-    config.service(only("/api-keys", "GET, POST")).service(only("/api-keys/{id}", "DELETE"));
+pub fn routes(routes: &mut Routes) {
+    routes.section(Section::Keys).add(list).add(create).add(remove);
 }

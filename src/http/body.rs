@@ -6,13 +6,15 @@ use actix_web::{FromRequest, HttpRequest, web};
 use futures::future::LocalBoxFuture;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use utoipa::ToSchema;
 
 /// JSON, or nothing at all, which means the same as `{}`.
 pub struct Optional<T>(pub T);
 
 /// A body without any fields.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(examples(json!({})))]
 pub struct Empty {}
 
 impl<T: DeserializeOwned + Default + 'static> FromRequest for Optional<T> {

@@ -12,6 +12,7 @@ use actix_web::{HttpRequest, HttpResponse, routes, web};
 use sha2::{Digest, Sha256};
 
 use super::error::{ApiError, only};
+use super::openapi::Routes;
 
 /// The page itself; the others are what it loads.
 const PAGE: &str = "index.html";
@@ -143,10 +144,10 @@ fn has(request: &HttpRequest, tag: &EntityTag) -> bool {
     }
 }
 
-/// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(page).service(file);
-    config.service(only("/test", "GET, HEAD")).service(only("/test/{path:.*}", "GET, HEAD"));
+/// The routes of this file: pages, which the API's description leaves out.
+pub fn routes(routes: &mut Routes) {
+    routes.page(page).page(file);
+    routes.page(only("/test", "GET, HEAD")).page(only("/test/{path:.*}", "GET, HEAD"));
 }
 
 #[cfg(test)]

@@ -6,12 +6,14 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpResponse, Resource, ResponseError, web};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::actors::control_plane::{ControlError, ErrorKind};
 
 /// What a program can tell errors apart by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = ErrorCode)]
 pub enum Code {
     /// 400: the request makes no sense; sending it again makes none either.
     InvalidRequest,
@@ -42,7 +44,93 @@ pub enum Code {
 }
 
 impl Code {
-    fn status(self) -> StatusCode {
+    /// All codes.
+    pub const ALL: [Self; 13] = [
+        Self::InvalidRequest,
+        Self::Unauthorized,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::InvalidState,
+        Self::Conflict,
+        Self::TooLarge,
+        Self::RangeNotSatisfiable,
+        Self::Internal,
+        Self::AgentError,
+        Self::HostUnavailable,
+        Self::Timeout,
+        Self::NoSpace,
+    ];
+
+    /// Its name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "invalid_request",
+            Self::Unauthorized => "unauthorized",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::InvalidState => "invalid_state",
+            Self::Conflict => "conflict",
+            Self::TooLarge => "too_large",
+            Self::RangeNotSatisfiable => "range_not_satisfiable",
+            Self::Internal => "internal",
+            Self::AgentError => "agent_error",
+            Self::HostUnavailable => "host_unavailable",
+            Self::Timeout => "timeout",
+            Self::NoSpace => "no_space",
+        }
+    }
+
+    /// What it means for whoever gets it.
+    pub fn explanation(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "the request makes no sense; the message says what to change.",
+            Self::Unauthorized => "no API key or token, or a wrong one.",
+            Self::NotFound => "no such sandbox, template, snapshot, process, file or key.",
+            Self::MethodNotAllowed => "the path does not take this method.",
+            Self::InvalidState => {
+                "the sandbox is in no state for it, or something else is being done to it, or \
+                 another version has made what is to be restored."
+            }
+            Self::Conflict => {
+                "something else has the name, is at the place, or used the key; or it is the last \
+                 API key."
+            }
+            Self::TooLarge => "the body is over the limit, or the answer would be.",
+            Self::RangeNotSatisfiable => "the file has no byte of the range.",
+            Self::Internal => "a fault of the daemon's, told in its log.",
+            Self::AgentError => {
+                "the guest failed: it did not start, does not answer, its VM ended, or no server \
+                 listens on the port."
+            }
+            Self::HostUnavailable => "the host has no memory for it now, or too much to do.",
+            Self::Timeout => "a server in the sandbox took no connection, or did not answer.",
+            Self::NoSpace => "the guest's disk is full, or the host's.",
+        }
+    }
+
+    /// A message that may come with it.
+    pub fn example(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "count is from 1 to 16",
+            Self::Unauthorized => "the API key is not valid",
+            Self::NotFound => "there is no sandbox k3v9x1p0qzt7m2c8rw5b",
+            Self::MethodNotAllowed => "this path does not take this method",
+            Self::InvalidState => "the sandbox is paused: resume it first",
+            Self::Conflict => {
+                "there is a snapshot ready already: give it another name, or overwrite it"
+            }
+            Self::TooLarge => "a JSON body is at most 2097152 bytes",
+            Self::RangeNotSatisfiable => "the file has 10 bytes, and none of this range",
+            Self::Internal => "the host failed to do it",
+            Self::AgentError => "the guest's agent does not answer",
+            Self::HostUnavailable => "the host has too little memory for it now",
+            Self::Timeout => "the server on port 8000 of the sandbox has not answered in 120 s",
+            Self::NoSpace => "the guest's disk is full",
+        }
+    }
+
+    /// The status of answers with it.
+    pub fn status(self) -> StatusCode {
         match self {
             Self::InvalidRequest => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -83,16 +171,26 @@ pub struct ApiError {
     length: Option<u64>,
 }
 
-/// `{"error":{"code":"...","message":"..."}}`
-#[derive(Serialize)]
-struct Body<'a> {
+/// What every answer that is an error holds.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Error)]
+pub struct Body<'a> {
+    /// The error.
     error: Inner<'a>,
 }
 
-#[derive(Serialize)]
+/// What went wrong.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ErrorDetails, examples(json!({
+    "code": "invalid_state",
+    "message": "the sandbox is paused: resume it first",
+})))]
 struct Inner<'a> {
+    /// Tells programs what went wrong.
     code: Code,
+    /// Tells people what went wrong, and what to do.
     message: &'a str,
+    /// The id of the request in the daemon's log, with 5xx only.
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<&'a str>,
 }
@@ -141,12 +239,19 @@ impl ApiError {
 }
 
 /// Answers requests for `path` whose method none of the handlers takes that were registered before.
-pub fn only(path: &str, allowed: &'static str) -> Resource {
-    web::resource(path).to(move || async move {
-        let mut response = ApiError::foreign(StatusCode::METHOD_NOT_ALLOWED).response(None);
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
-        response
+pub fn only(path: &str, allowed: &str) -> Resource {
+    let allowed = HeaderValue::from_str(allowed).expect("names of methods make a header");
+    web::resource(path).to(move || {
+        let response = not_allowed(allowed.clone());
+        async { response }
     })
+}
+
+/// Answers a request whose method is none of `allowed`.
+pub fn not_allowed(allowed: HeaderValue) -> HttpResponse {
+    let mut response = ApiError::foreign(StatusCode::METHOD_NOT_ALLOWED).response(None);
+    response.headers_mut().insert(header::ALLOW, allowed);
+    response
 }
 
 impl fmt::Display for ApiError {

@@ -6,9 +6,12 @@ use std::time::Duration;
 use actix_web::{HttpResponse, post, web};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::auth::Caller;
-use super::error::{ApiError, only};
+use super::error::ApiError;
+use super::openapi::failures::Work;
+use super::openapi::{Routes, Section};
 use super::sandboxes::check_environment;
 use crate::actors::control_plane::ControlPlane;
 use crate::domain::exec::{Exec, ExecEnd, ExecOutput};
@@ -25,16 +28,27 @@ const TIMED_OUT_CODE: i32 = 124;
 const MAX_TIMEOUT_SEC: u64 = 7 * 24 * 3600;
 
 /// Body of the request.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Command, examples(
+    json!({"cmd": "python3 -c 'print(6 * 7)'", "timeout_sec": 60}),
+    json!({"cmd": "python3", "args": ["-m", "http.server"], "background": true, "tag": "web"}),
+))]
 pub(super) struct ExecBody {
     /// With `args` a program, else a line for `/bin/sh -c`.
+    #[schema(min_length = 1)]
     pub cmd: String,
+    /// Arguments of the program.
     pub args: Option<Vec<String>>,
+    /// Variables beside those of the sandbox.
     #[serde(default)]
     pub envs: BTreeMap<String, String>,
+    /// Where it runs; the user's home if absent.
     pub cwd: Option<String>,
+    /// Who runs it; `user` if absent, or `root` where there is none.
     pub user: Option<String>,
+    /// Seconds after which it is killed; not for what runs in the background.
+    #[schema(minimum = 1, maximum = 604_800)]
     pub timeout_sec: Option<u64>,
     /// Whether it runs on while nobody waits for it.
     #[serde(default)]
@@ -44,14 +58,17 @@ pub(super) struct ExecBody {
 }
 
 /// What runs in the background now.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Begun, examples(json!({"pid": 217, "tag": "web"})))]
 struct BackgroundView {
+    /// By which it is known.
     pid: u32,
+    /// By which it is known too.
     tag: Option<Tag>,
 }
 
 /// How bytes are written in JSON.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub(super) enum Encoding {
     /// As they are.
     #[serde(rename = "utf-8")]
@@ -61,13 +78,27 @@ pub(super) enum Encoding {
     Base64,
 }
 
-#[derive(Debug, Serialize)]
+/// How a command ended, and what it wrote.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Ended, examples(json!({
+    "stdout": "42\n",
+    "stderr": "",
+    "exit_code": 0,
+    "duration_ms": 31,
+    "encoding": "utf-8",
+    "timed_out": false,
+    "truncated": false,
+})))]
 struct ExecView {
+    /// Up to 8 MiB.
     stdout: String,
+    /// Up to 8 MiB.
     stderr: String,
     /// 124 if its time was over, 127 if there is no such command.
     exit_code: i32,
+    /// How long it ran.
     duration_ms: u64,
+    /// Of both outputs.
     encoding: Encoding,
     /// Whether it was killed because its time was over.
     timed_out: bool,
@@ -75,6 +106,25 @@ struct ExecView {
     truncated: bool,
 }
 
+/// What is answered to a command.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(as = CommandAnswer)]
+enum Answer {
+    /// It was waited for.
+    Ended(ExecView),
+    /// It runs in the background.
+    Begun(BackgroundView),
+}
+
+/// Runs a command in a sandbox.
+///
+/// It ends with the request, unless it is to run in the background.
+#[utoipa::path(
+    operation_id = "runCommand",
+    params(SandboxId),
+    responses((status = 200, description = "It ended, or it runs.", body = Answer), Work),
+)]
 #[post("/sandboxes/{id}/exec")]
 async fn exec(
     _: Caller,
@@ -93,14 +143,14 @@ async fn exec(
     let command = command(body)?;
     if background {
         let pid = control.start_process(&id, command, tag.clone()).await?;
-        return Ok(HttpResponse::Ok().json(BackgroundView { pid, tag }));
+        return Ok(HttpResponse::Ok().json(Answer::Begun(BackgroundView { pid, tag })));
     }
-    Ok(HttpResponse::Ok().json(view(control.exec(&id, command).await?)))
+    Ok(HttpResponse::Ok().json(Answer::Ended(view(control.exec(&id, command).await?))))
 }
 
 /// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(exec).service(only("/sandboxes/{id}/exec", "POST"));
+pub fn routes(routes: &mut Routes) {
+    routes.section(Section::Commands).add(exec);
 }
 
 /// What to run.

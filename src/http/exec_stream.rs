@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 
 use actix_web::{HttpRequest, HttpResponse, get, web};
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::auth::Caller;
-use super::error::{ApiError, only};
+use super::error::ApiError;
 use super::exec::{Encoding, ExecBody, command};
+use super::openapi::failures::Work;
+use super::openapi::{Messages, Routes, Section};
 use super::session::{Language, Opening, Session, Wish, speech};
 use super::websocket::{Sockets, frames, handshake, upgraded};
 use crate::actors::control_plane::ControlPlane;
@@ -17,33 +20,52 @@ use crate::domain::id::SandboxId;
 static LANGUAGE: Language<Exec> = Language { hear, say: speech::event, first: "start" };
 
 /// What a client may say.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[schema(as = CommandClientMessage, examples(json!({"type": "stdin", "data": "42\n"})))]
 enum ClientMessage {
     /// First of all, and once.
     Start {
+        /// With `args` a program, else a line for `/bin/sh -c`.
         cmd: String,
+        /// Arguments of the program.
         args: Option<Vec<String>>,
+        /// Variables beside those of the sandbox.
         #[serde(default)]
         envs: BTreeMap<String, String>,
+        /// Where it runs; the user's home if absent.
         cwd: Option<String>,
+        /// Who runs it.
         user: Option<String>,
     },
+    /// Is written to standard input.
     Stdin {
+        /// What is written.
         #[serde(default)]
         data: String,
+        /// How `data` is written here; as it is if absent.
         encoding: Option<Encoding>,
         /// Whether standard input is closed after `data`.
         #[serde(default)]
         eof: bool,
     },
+    /// Sends a signal to the process.
     Signal {
         /// Such as `SIGINT`.
         signal: String,
     },
+    /// Sends SIGTERM, and SIGKILL to all it has started if it has not ended 5 s later.
     Stop {},
 }
 
+/// Runs a command that is followed and talked to, over a WebSocket.
+///
+/// The client says `start` first. The command ends with the connection.
+#[utoipa::path(
+    operation_id = "streamCommand",
+    params(SandboxId),
+    responses((status = 101, description = "A WebSocket."), Work),
+)]
 #[get("/sandboxes/{id}/exec/stream")]
 async fn exec_stream(
     _: Caller,
@@ -62,8 +84,9 @@ async fn exec_stream(
 }
 
 /// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(exec_stream).service(only("/sandboxes/{id}/exec/stream", "GET"));
+pub fn routes(routes: &mut Routes) {
+    let messages = Messages::of::<ClientMessage, speech::ServerMessage<'_>>();
+    routes.section(Section::Commands).add_websocket(exec_stream, messages);
 }
 
 fn hear(text: &[u8]) -> Result<Wish<Exec>, String> {

@@ -2,12 +2,15 @@
 
 use actix_web::{HttpResponse, post, web};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::auth::Caller;
 use super::body::Optional;
-use super::error::{ApiError, only};
+use super::error::ApiError;
+use super::openapi::failures::Life;
+use super::openapi::{Routes, Section};
 use super::sandboxes::SandboxView;
-use super::trace::Traced;
+use super::trace::{Traced, WithTrace};
 use crate::actors::control_plane::{ControlPlane, Trace};
 use crate::domain::id::SandboxId;
 
@@ -15,18 +18,30 @@ use crate::domain::id::SandboxId;
 const MOST_CHILDREN: usize = 16;
 
 /// Body of the request; it may be left out.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = ForkSandbox, examples(json!({"count": 2})))]
 struct ForkBody {
-    /// 1 if absent.
+    /// How many; 1 if absent.
+    #[schema(minimum = 1, maximum = 16)]
     count: Option<usize>,
 }
 
-#[derive(Serialize)]
+/// The children of a fork.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Children)]
 struct ForkView {
+    /// All of them run.
     sandboxes: Vec<SandboxView>,
 }
 
+/// Forks a running sandbox: makes more that begin as it is now, all or none of them.
+#[utoipa::path(
+    operation_id = "forkSandbox",
+    params(SandboxId, Traced),
+    request_body = Option<ForkBody>,
+    responses((status = 201, description = "All run.", body = WithTrace<ForkView>), Life),
+)]
 #[post("/sandboxes/{id}/fork")]
 async fn fork(
     caller: Caller,
@@ -46,6 +61,6 @@ async fn fork(
 }
 
 /// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(fork).service(only("/sandboxes/{id}/fork", "POST"));
+pub fn routes(routes: &mut Routes) {
+    routes.section(Section::Sandboxes).add(fork);
 }

@@ -3,22 +3,43 @@
 use actix_web::middleware::from_fn;
 use actix_web::{HttpResponse, get, web};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::auth::{Caller, authenticate};
-use super::error::only;
+use super::openapi::{Routes, Section};
 use crate::actors::control_plane::ControlPlane;
 
-#[derive(Serialize)]
+/// That the daemon answers.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Health, examples(json!({"status": "ok", "version": "0.1.0"})))]
 struct HealthView {
+    /// Always `ok`.
     status: &'static str,
+    /// Of the daemon.
     version: &'static str,
 }
 
+/// Says that the daemon answers.
+#[utoipa::path(
+    operation_id = "getHealth",
+    responses((status = 200, description = "It does.", body = HealthView)),
+)]
 #[get("/health")]
 async fn health() -> HttpResponse {
     HttpResponse::Ok().json(HealthView { status: "ok", version: env!("CARGO_PKG_VERSION") })
 }
 
+/// Shows the daemon's metrics, for Prometheus.
+#[utoipa::path(
+    operation_id = "getMetrics",
+    security(("api_key" = [])),
+    responses((
+        status = 200,
+        description = "All metrics, in the text format of OpenMetrics.",
+        body = String,
+        content_type = "application/openmetrics-text",
+    )),
+)]
 #[get("/metrics", wrap = "from_fn(authenticate)")]
 async fn metrics(_: Caller, control: web::Data<ControlPlane>) -> HttpResponse {
     HttpResponse::Ok()
@@ -27,7 +48,6 @@ async fn metrics(_: Caller, control: web::Data<ControlPlane>) -> HttpResponse {
 }
 
 /// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(health).service(metrics);
-    config.service(only("/health", "GET")).service(only("/metrics", "GET"));
+pub fn routes(routes: &mut Routes) {
+    routes.section(Section::Daemon).add(health).add(metrics);
 }

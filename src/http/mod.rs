@@ -15,6 +15,7 @@ mod fork;
 mod health;
 mod network;
 mod observe;
+mod openapi;
 mod page;
 mod pause;
 mod ports;
@@ -36,6 +37,7 @@ use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, web};
 
 use self::error::{ApiError, Code};
+use self::openapi::Routes;
 use crate::actors::control_plane::ControlPlane;
 
 pub use auth::API_KEY_HEADER;
@@ -45,6 +47,9 @@ pub use websocket::{Heartbeat, MESSAGE_LIMIT, Sockets};
 
 /// The largest JSON body, in bytes.
 pub const JSON_LIMIT: usize = 2 << 20;
+
+/// What the paths of the API begin with.
+const PREFIX: &str = "/v1";
 
 /// Requests under way get this many seconds to end when the daemon does.
 const SHUTDOWN_SECONDS: u64 = 5;
@@ -89,6 +94,7 @@ pub fn create_app(
     >,
 > {
     let servers = ports::server_routes(&ports.domain);
+    let [open, keyed] = tables();
     App::new()
         .app_data(web::Data::new(control))
         .app_data(web::Data::new(sockets))
@@ -97,27 +103,37 @@ pub fn create_app(
         .app_data(path_config())
         .app_data(query_config())
         .configure(servers)
-        .configure(health::routes)
-        .configure(browser::routes)
-        .service(
-            web::scope("/v1")
-                .wrap(from_fn(auth::authenticate))
-                .configure(sandboxes::routes)
-                .configure(pause::routes)
-                .configure(fork::routes)
-                .configure(network::routes)
-                .configure(snapshots::routes)
-                .configure(exec_stream::routes)
-                .configure(exec::routes)
-                .configure(processes::routes)
-                .configure(pty::routes)
-                .configure(files::routes)
-                .configure(usage::routes)
-                .configure(events::routes)
-                .configure(ports::routes)
-                .configure(api_keys::routes),
-        )
+        .configure(open.serve())
+        .service(web::scope(PREFIX).wrap(from_fn(auth::authenticate)).configure(keyed.serve()))
         .wrap(from_fn(observe::observe))
+}
+
+/// All routes: those that come without a key, and those of the API. Both the application and its
+/// description are made of them.
+fn tables() -> [Routes; 2] {
+    let (mut open, mut keyed) = (Routes::open(), Routes::keyed(PREFIX));
+    for routes in [health::routes, browser::routes, openapi::routes, ports::proxy_routes] {
+        routes(&mut open);
+    }
+    for routes in [
+        sandboxes::routes,
+        pause::routes,
+        fork::routes,
+        network::routes,
+        snapshots::routes,
+        exec_stream::routes,
+        exec::routes,
+        processes::routes,
+        pty::routes,
+        files::routes,
+        usage::routes,
+        events::routes,
+        ports::routes,
+        api_keys::routes,
+    ] {
+        routes(&mut keyed);
+    }
+    [open, keyed]
 }
 
 fn json_config() -> web::JsonConfig {

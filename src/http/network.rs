@@ -1,13 +1,39 @@
 //! `/v1/sandboxes/{id}/network`: what a sandbox may reach.
 
 use actix_web::{HttpResponse, get, put, web};
+use utoipa::ToSchema;
 
 use super::auth::Caller;
-use super::error::{ApiError, only};
+use super::error::ApiError;
+use super::openapi::failures::Life;
+use super::openapi::{Routes, Section};
 use crate::actors::control_plane::ControlPlane;
-use crate::domain::egress::Policy;
+use crate::domain::egress::{Policy, Rule, Verdict};
 use crate::domain::id::SandboxId;
 
+/// What a sandbox may reach: `allow` wins over `deny`, and both over the default.
+///
+/// Stands for the domain's [`Policy`], which checks itself when it is read.
+#[derive(ToSchema)]
+#[schema(examples(json!({"default": "deny", "allow": ["*.example.com"], "deny": []})))]
+#[expect(dead_code, reason = "a description of another type")]
+pub struct NetworkPolicy {
+    /// What goes for all that no rule names; if absent, `deny` if there are only rules in `allow`.
+    default: Option<Verdict>,
+    /// What may be reached.
+    #[schema(required = false, max_items = 128)]
+    allow: Vec<Rule>,
+    /// What may not be reached.
+    #[schema(required = false, max_items = 128)]
+    deny: Vec<Rule>,
+}
+
+/// Shows what a sandbox may reach.
+#[utoipa::path(
+    operation_id = "getNetworkPolicy",
+    params(SandboxId),
+    responses((status = 200, description = "The whole policy.", body = NetworkPolicy), Life),
+)]
 #[get("/sandboxes/{id}/network")]
 async fn show(
     _: Caller,
@@ -17,6 +43,13 @@ async fn show(
     Ok(HttpResponse::Ok().json(control.network(&id).await?))
 }
 
+/// Decides anew what a sandbox may reach, also over connections that it has.
+#[utoipa::path(
+    operation_id = "setNetworkPolicy",
+    params(SandboxId),
+    request_body = NetworkPolicy,
+    responses((status = 200, description = "What holds now.", body = NetworkPolicy), Life),
+)]
 #[put("/sandboxes/{id}/network")]
 async fn replace(
     _: Caller,
@@ -30,6 +63,6 @@ async fn replace(
 }
 
 /// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(show).service(replace).service(only("/sandboxes/{id}/network", "GET, PUT"));
+pub fn routes(routes: &mut Routes) {
+    routes.section(Section::Network).add(show).add(replace);
 }

@@ -3,6 +3,10 @@
 use std::num::NonZeroU32;
 use std::str::FromStr;
 
+use utoipa::IntoParams;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+
 use super::error::ApiError;
 use crate::entity::Cursor;
 
@@ -10,6 +14,25 @@ use crate::entity::Cursor;
 pub const DEFAULT: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
 
 const LARGEST: u32 = 1000;
+
+/// `limit` and `cursor`, as the document describes them.
+pub struct Window;
+
+impl IntoParams for Window {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let parameter = |name, schema: ObjectBuilder, text| {
+            let parameter = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Query);
+            parameter.schema(Some(schema)).description(Some(text)).build()
+        };
+        let limit = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
+        let limit = limit.maximum(Some(LARGEST)).default(Some(DEFAULT.get().into()));
+        let cursor = ObjectBuilder::new().schema_type(Type::String);
+        vec![
+            parameter("limit", limit, "The most entries of a page."),
+            parameter("cursor", cursor, "`next_cursor` of the page before."),
+        ]
+    }
+}
 
 /// Reads `limit`.
 pub fn limit(text: &str) -> Result<NonZeroU32, ApiError> {

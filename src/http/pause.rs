@@ -4,12 +4,21 @@ use actix_web::{HttpResponse, post, web};
 
 use super::auth::Caller;
 use super::body::{Empty, Optional};
-use super::error::{ApiError, only};
+use super::error::ApiError;
+use super::openapi::failures::Life;
+use super::openapi::{Routes, Section};
 use super::sandboxes::SandboxView;
-use super::trace::Traced;
+use super::trace::{Traced, WithTrace};
 use crate::actors::control_plane::{ControlPlane, Trace};
 use crate::domain::id::SandboxId;
 
+/// Pauses a sandbox: its memory goes to disk, and it takes none of the host's.
+#[utoipa::path(
+    operation_id = "pauseSandbox",
+    params(SandboxId, Traced),
+    request_body = Option<Empty>,
+    responses((status = 200, description = "It is paused.", body = WithTrace<SandboxView>), Life),
+)]
 #[post("/sandboxes/{id}/pause")]
 async fn pause(
     _: Caller,
@@ -23,6 +32,13 @@ async fn pause(
     Ok(HttpResponse::Ok().json(traced.view(SandboxView::from(sandbox), &trace)))
 }
 
+/// Resumes a paused sandbox where it was.
+#[utoipa::path(
+    operation_id = "resumeSandbox",
+    params(SandboxId, Traced),
+    request_body = Option<Empty>,
+    responses((status = 200, description = "It is running.", body = WithTrace<SandboxView>), Life),
+)]
 #[post("/sandboxes/{id}/resume")]
 async fn resume(
     _: Caller,
@@ -37,8 +53,6 @@ async fn resume(
 }
 
 /// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(pause).service(resume);
-    config.service(only("/sandboxes/{id}/pause", "POST"));
-    config.service(only("/sandboxes/{id}/resume", "POST"));
+pub fn routes(routes: &mut Routes) {
+    routes.section(Section::Sandboxes).add(pause).add(resume);
 }

@@ -5,10 +5,13 @@ use std::convert::Infallible;
 use actix_web::{HttpRequest, HttpResponse, delete, get, web};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::auth::Caller;
-use super::error::{ApiError, only};
+use super::error::ApiError;
 use super::exec::Encoding;
+use super::openapi::failures::Work;
+use super::openapi::{Messages, Routes, Section};
 use super::session::{Language, Opening, Session, Wish, speech};
 use super::websocket::{Sockets, frames, handshake, upgraded};
 use crate::actors::control_plane::ControlPlane;
@@ -19,26 +22,44 @@ use crate::domain::process::{ProcessInfo, ProcessRef, Tag};
 static LANGUAGE: Language<Infallible> = Language { hear, say: speech::event, first: "any" };
 
 /// What a client of a process's stream may say.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[schema(as = ProcessClientMessage, examples(json!({"type": "stdin", "data": "42\n"})))]
 enum ClientMessage {
+    /// Is written to standard input.
     Stdin {
+        /// What is written.
         #[serde(default)]
         data: String,
+        /// How `data` is written here; as it is if absent.
         encoding: Option<Encoding>,
         /// Whether standard input is closed after `data`.
         #[serde(default)]
         eof: bool,
     },
+    /// Sends a signal to the process.
     Signal {
         /// Such as `SIGINT`.
         signal: String,
     },
+    /// Sends SIGTERM, and SIGKILL to all it has started if it has not ended 5 s later.
     Stop {},
 }
 
+/// Names a process.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+struct ProcessPath {
+    /// The sandbox.
+    #[param(inline)]
+    id: SandboxId,
+    /// The process, by its pid or its tag.
+    #[param(inline)]
+    process: ProcessRef,
+}
+
 /// The query of a process's stream.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 struct StreamQuery {
     /// Number of the last byte that the client has.
@@ -47,27 +68,52 @@ struct StreamQuery {
 }
 
 /// Where a process is in its life.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum ProcessState {
+    /// It runs.
     Running,
+    /// It has ended.
     Exited,
 }
 
 /// A process, as the API shows it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Process, examples(json!({
+    "pid": 217,
+    "tag": "web",
+    "cmd": "python3",
+    "args": ["-m", "http.server"],
+    "cwd": "/home/user",
+    "terminal": false,
+    "state": "running",
+    "exit_code": null,
+    "started_at": "2026-11-25T22:46:45.120394Z",
+    "first_seq": 1,
+    "next_seq": 120,
+})))]
 struct ProcessView {
+    /// By which it is known.
     pid: u32,
+    /// By which it is known too, if it has one.
     tag: Option<Tag>,
+    /// What runs.
     cmd: String,
+    /// With these arguments.
     args: Vec<String>,
+    /// Where it was started.
     cwd: Option<String>,
     /// Whether it runs on a terminal.
     terminal: bool,
+    /// Whether it still does.
     state: ProcessState,
+    /// How it ended, if it has.
     exit_code: Option<i32>,
+    /// When it was started.
     started_at: DateTime<Utc>,
+    /// Number of the first byte of its output that is kept.
     first_seq: u64,
+    /// Number of the byte that it writes next.
     next_seq: u64,
 }
 
@@ -92,11 +138,20 @@ impl From<ProcessInfo> for ProcessView {
     }
 }
 
-#[derive(Serialize)]
+/// Processes in the background.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ProcessList)]
 struct ListView {
+    /// Those that run, and the last that have ended.
     processes: Vec<ProcessView>,
 }
 
+/// Lists what runs in the background of a sandbox, or did.
+#[utoipa::path(
+    operation_id = "listProcesses",
+    params(SandboxId),
+    responses((status = 200, description = "All that is known of.", body = ListView), Work),
+)]
 #[get("/sandboxes/{id}/processes")]
 async fn list(
     _: Caller,
@@ -107,29 +162,43 @@ async fn list(
     Ok(HttpResponse::Ok().json(ListView { processes }))
 }
 
+/// Ends a process in the background; what is known of it stays.
+#[utoipa::path(
+    operation_id = "stopProcess",
+    params(ProcessPath),
+    responses((status = 204, description = "It has ended."), Work),
+)]
 #[delete("/sandboxes/{id}/processes/{process}")]
 async fn stop(
     _: Caller,
     control: web::Data<ControlPlane>,
-    path: web::Path<(SandboxId, ProcessRef)>,
+    path: web::Path<ProcessPath>,
 ) -> Result<HttpResponse, ApiError> {
-    let (id, process) = path.into_inner();
+    let ProcessPath { id, process } = path.into_inner();
     control.stop_process(&id, process).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
+/// Follows a process in the background, over a WebSocket.
+///
+/// What it has written and is kept comes first. A client that leaves ends nothing.
+#[utoipa::path(
+    operation_id = "streamProcess",
+    params(ProcessPath, StreamQuery),
+    responses((status = 101, description = "A WebSocket."), Work),
+)]
 #[get("/sandboxes/{id}/processes/{process}/stream")]
 async fn stream(
     _: Caller,
     control: web::Data<ControlPlane>,
     sockets: web::Data<Sockets>,
-    path: web::Path<(SandboxId, ProcessRef)>,
+    path: web::Path<ProcessPath>,
     query: web::Query<StreamQuery>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let answer = handshake(&request)?;
-    let (id, process) = path.into_inner();
+    let ProcessPath { id, process } = path.into_inner();
     // Before the upgrade, as everywhere: also whether there is such a process.
     let following = control.follow_process(&id, &process, query.after).await?;
     let (opening, frames) = (Opening::Done, frames(payload));
@@ -138,10 +207,9 @@ async fn stream(
 }
 
 /// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(list).service(only("/sandboxes/{id}/processes", "GET"));
-    config.service(stream).service(only("/sandboxes/{id}/processes/{process}/stream", "GET"));
-    config.service(stop).service(only("/sandboxes/{id}/processes/{process}", "DELETE"));
+pub fn routes(routes: &mut Routes) {
+    let messages = Messages::of::<ClientMessage, speech::ServerMessage<'_>>();
+    routes.section(Section::Commands).add(list).add(stop).add_websocket(stream, messages);
 }
 
 fn hear(text: &[u8]) -> Result<Wish<Infallible>, String> {

@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 
 use actix_web::{HttpRequest, HttpResponse, get, web};
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::auth::Caller;
-use super::error::{ApiError, only};
+use super::error::ApiError;
 use super::exec::{Encoding, ExecBody, command};
+use super::openapi::failures::Work;
+use super::openapi::{Messages, Routes, Section};
 use super::session::{Language, Opening, Session, Wish, speech};
 use super::websocket::{Sockets, frames, handshake, upgraded};
 use crate::actors::control_plane::ControlPlane;
@@ -18,45 +21,73 @@ use crate::domain::process::{ProcessRef, Tag, TerminalSize, TerminalStart};
 static LANGUAGE: Language<TerminalStart> = Language { hear, say, first: "start or connect" };
 
 /// What a client may say.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[schema(as = TerminalClientMessage, examples(json!({"type": "input", "data": "ls\r"})))]
 enum ClientMessage {
     /// Starts something on a new terminal: first of all, or `connect` is.
     Start(Start),
     /// Comes back to a terminal: first of all, or `start` is.
     Connect {
+        /// By its tag.
         tag: Option<Tag>,
+        /// Or by its pid.
         pid: Option<u32>,
+        /// Columns that the client has; as before if absent.
         cols: Option<u32>,
+        /// Rows that the client has; as before if absent.
         rows: Option<u32>,
     },
     /// Is typed.
     Input {
+        /// What is typed.
         data: String,
+        /// How `data` is written here; as it is if absent.
         encoding: Option<Encoding>,
     },
+    /// The client has another size now.
     Resize {
+        /// From 1 to 4096.
         cols: u32,
+        /// From 1 to 4096.
         rows: u32,
     },
+    /// Hangs up: SIGHUP, and SIGKILL to all it has started if it has not ended 5 s later.
     Stop {},
 }
 
-#[derive(Debug, Deserialize)]
+/// What runs on a new terminal.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = TerminalStart)]
 struct Start {
     /// A login shell of the user if absent.
     cmd: Option<String>,
+    /// Arguments of `cmd`.
     args: Option<Vec<String>>,
+    /// Variables beside those of the sandbox.
     #[serde(default)]
     envs: BTreeMap<String, String>,
+    /// Where it runs; the user's home if absent.
     cwd: Option<String>,
+    /// Who runs it.
     user: Option<String>,
+    /// From 1 to 4096; 80 if absent.
     cols: Option<u32>,
+    /// From 1 to 4096; 24 if absent.
     rows: Option<u32>,
+    /// By which to come back.
     tag: Option<Tag>,
 }
 
+/// Opens a terminal in a sandbox, or comes back to one, over a WebSocket.
+///
+/// It stays when its client leaves.
+#[utoipa::path(
+    operation_id = "openTerminal",
+    params(SandboxId),
+    responses((status = 101, description = "A WebSocket."), Work),
+)]
 #[get("/sandboxes/{id}/pty")]
 async fn pty(
     _: Caller,
@@ -74,8 +105,9 @@ async fn pty(
 }
 
 /// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(pty).service(only("/sandboxes/{id}/pty", "GET"));
+pub fn routes(routes: &mut Routes) {
+    let messages = Messages::of::<ClientMessage, speech::ServerMessage<'_>>();
+    routes.section(Section::Commands).add_websocket(pty, messages);
 }
 
 fn hear(text: &[u8]) -> Result<Wish<TerminalStart>, String> {

@@ -7,11 +7,15 @@ use actix_web::{HttpRequest, HttpResponse, delete, get, post, web};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 
 use super::auth::Caller;
-use super::error::{ApiError, only};
+use super::error::ApiError;
+use super::network::NetworkPolicy;
+use super::openapi::failures::{Life, Making};
+use super::openapi::{Routes, Section};
 use super::page;
-use super::trace::Traced;
+use super::trace::{Traced, WithTrace};
 use crate::actors::control_plane::{ControlPlane, CreateSandbox, Storage, Trace};
 use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
@@ -32,41 +36,92 @@ const MAX_ENTRIES: usize = 128;
 const MAX_ENTRY_BYTES: usize = 32 << 10;
 
 /// Body of `POST /v1/sandboxes`; every field may be left out.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = CreateSandbox, examples(json!({
+    "template": "debian",
+    "vcpus": 1,
+    "memory_mb": 512,
+    "timeout_sec": 600,
+    "envs": {"LANG": "C.UTF-8"},
+    "metadata": {"owner": "ada"},
+    "public_ports": [8000],
+})))]
 struct CreateBody {
+    /// An image or a snapshot; `debian` if absent.
+    #[schema(value_type = Option<TemplateName>)]
     template: Option<String>,
+    /// Virtual CPUs; 1 if absent, those of the snapshot if it is made from one.
+    #[schema(minimum = 1)]
     vcpus: Option<u32>,
+    /// Memory in MiB; 512 if absent, that of the snapshot if it is made from one.
+    #[schema(minimum = 1)]
     memory_mb: Option<u32>,
+    /// Seconds without work after which it is destroyed; never if absent.
+    #[schema(minimum = 1)]
     timeout_sec: Option<u32>,
+    /// Variables of all that runs in it: at most 128 and 32 KiB.
     #[serde(default)]
     envs: BTreeMap<String, String>,
+    /// Labels, to find it by: at most 128 and 32 KiB.
     #[serde(default)]
     metadata: BTreeMap<String, String>,
+    /// Ports of servers in it that anybody may reach.
+    #[schema(value_type = Vec<GuestPort>, max_items = 128)]
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     public_ports: BTreeSet<GuestPort>,
     /// What it may reach; everything if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<NetworkPolicy>)]
     network: Option<Policy>,
 }
 
 /// A sandbox, as the API shows it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Sandbox, examples(json!({
+    "id": "k3v9x1p0qzt7m2c8rw5b",
+    "template": "debian",
+    "state": "running",
+    "reason": null,
+    "vcpus": 1,
+    "memory_mb": 512,
+    "timeout_sec": 600,
+    "metadata": {"owner": "ada"},
+    "public_ports": [8000],
+    "hypervisor": "firecracker",
+    "host_id": "3f0c9a52d1",
+    "created_at": "2026-11-25T22:46:45.120394Z",
+    "last_active_at": "2026-11-25T22:48:02.004511Z",
+    "expires_at": "2026-11-25T22:58:02.004511Z",
+})))]
 pub(super) struct SandboxView {
+    /// Its id.
     id: SandboxId,
+    /// What it was made from.
     template: TemplateName,
+    /// Where it is in its life.
     state: SandboxState,
+    /// Why it is in this state, if that is not what somebody asked for.
     reason: Option<String>,
+    /// Virtual CPUs.
     vcpus: u32,
-    /// In MiB.
+    /// Memory in MiB.
     memory_mb: u32,
+    /// Seconds without work after which it is destroyed; never if absent.
     timeout_sec: Option<u32>,
+    /// Labels.
     metadata: BTreeMap<String, String>,
+    /// Ports that anybody may reach.
     public_ports: BTreeSet<GuestPort>,
+    /// What its VM runs under.
     hypervisor: String,
+    /// The host that it is on.
     host_id: String,
+    /// When it was asked for.
     created_at: DateTime<Utc>,
+    /// When work was done in it last.
     last_active_at: DateTime<Utc>,
+    /// When it is destroyed unless work is done in it; never if absent.
     expires_at: Option<DateTime<Utc>>,
 }
 
@@ -92,20 +147,31 @@ impl From<Sandbox> for SandboxView {
 }
 
 /// A sandbox with what takes a look at its host to know.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = SandboxDetails)]
 struct DetailedView {
     #[serde(flatten)]
     sandbox: SandboxView,
-    /// None if nothing is left of it on its host.
+    /// What it has in use on the host's disk; absent if nothing is left of it there.
     storage: Option<StorageView>,
 }
 
 /// Bytes in use on the host's disk.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Storage, examples(json!({
+    "memory_bytes": 104_857_600,
+    "memory_generations": 1,
+    "disk_bytes": 2_097_152,
+    "shared_bytes": 104_857_600,
+})))]
 struct StorageView {
+    /// Of memory that was written to disk.
     memory_bytes: u64,
+    /// How many files that memory is in, each with what changed since the one before.
     memory_generations: u32,
+    /// Of all layers of its disk.
     disk_bytes: u64,
+    /// Of those, what others use too.
     shared_bytes: u64,
 }
 
@@ -116,12 +182,30 @@ impl From<Storage> for StorageView {
     }
 }
 
-#[derive(Serialize)]
+/// A page of sandboxes.
+#[derive(Serialize, ToSchema)]
+#[schema(as = SandboxList)]
 struct ListView {
+    /// The newest first.
     sandboxes: Vec<SandboxView>,
+    /// Where the next page begins; absent on the last one.
+    #[schema(example = "MTc2NDExMDgwNTEyMDM5NC5rM3Y5eDFwMHF6dDdtMmM4cnc1Yg")]
     next_cursor: Option<String>,
 }
 
+/// Makes a sandbox, which runs when the answer comes.
+#[utoipa::path(
+    operation_id = "createSandbox",
+    params(
+        Traced,
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
+         description = "The same key and body give the same sandbox back; another body is a 409."),
+    ),
+    responses(
+        (status = 201, description = "It runs.", body = WithTrace<SandboxView>),
+        Making,
+    ),
+)]
 #[post("/sandboxes")]
 async fn create(
     caller: Caller,
@@ -138,6 +222,18 @@ async fn create(
     Ok(HttpResponse::Created().json(traced.view(SandboxView::from(sandbox), &trace)))
 }
 
+/// Lists sandboxes, the newest first.
+#[utoipa::path(
+    operation_id = "listSandboxes",
+    params(
+        ("state" = Option<Vec<SandboxState>>, Query, style = Form,
+         description = "Only those in one of these states; those not stopped if absent."),
+        ("metadata" = Option<Vec<String>>, Query, style = Form, explode, example = json!(["owner=ada"]),
+         description = "Only those with this label, as `key=value`; can be repeated."),
+        page::Window,
+    ),
+    responses((status = 200, description = "One page.", body = ListView)),
+)]
 #[get("/sandboxes")]
 async fn list(
     _: Caller,
@@ -152,6 +248,12 @@ async fn list(
     }))
 }
 
+/// Shows a sandbox.
+#[utoipa::path(
+    operation_id = "getSandbox",
+    params(SandboxId),
+    responses((status = 200, description = "The sandbox.", body = DetailedView)),
+)]
 #[get("/sandboxes/{id}")]
 async fn get(
     _: Caller,
@@ -163,6 +265,12 @@ async fn get(
     Ok(HttpResponse::Ok().json(DetailedView { sandbox, storage }))
 }
 
+/// Destroys a sandbox, in whatever state it is.
+#[utoipa::path(
+    operation_id = "destroySandbox",
+    params(SandboxId),
+    responses((status = 204, description = "Nothing of it is left."), Life),
+)]
 #[delete("/sandboxes/{id}")]
 async fn destroy(
     _: Caller,
@@ -174,9 +282,8 @@ async fn destroy(
 }
 
 /// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(create).service(list).service(get).service(destroy);
-    config.service(only("/sandboxes", "GET, POST")).service(only("/sandboxes/{id}", "GET, DELETE"));
+pub fn routes(routes: &mut Routes) {
+    routes.section(Section::Sandboxes).add(list).add(create).add(get).add(destroy);
 }
 
 fn create_sandbox(

@@ -5,9 +5,12 @@ use std::num::NonZeroU32;
 use actix_web::{HttpResponse, delete, get, post, web};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::auth::Caller;
-use super::error::{ApiError, only};
+use super::error::ApiError;
+use super::openapi::failures::{Making, Names};
+use super::openapi::{Routes, Section};
 use super::page;
 use crate::actors::control_plane::{ControlPlane, Existing};
 use crate::domain::id::SandboxId;
@@ -16,10 +19,17 @@ use crate::entity::Cursor;
 use crate::entity::snapshots::Snapshot;
 
 /// Body of `POST /v1/snapshots`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = CreateSnapshot, examples(json!({
+    "sandbox_id": "k3v9x1p0qzt7m2c8rw5b",
+    "name": "ready",
+    "overwrite": true,
+})))]
 struct CreateBody {
+    /// Of what it is taken; running or paused.
     sandbox_id: SandboxId,
+    /// What it is to be called.
     name: TemplateName,
     /// Whether it may take the place of another one of this name.
     #[serde(default)]
@@ -27,19 +37,42 @@ struct CreateBody {
 }
 
 /// A snapshot, as the API shows it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Snapshot, examples(json!({
+    "name": "ready",
+    "sandbox_id": "k3v9x1p0qzt7m2c8rw5b",
+    "image": "debian",
+    "vcpus": 1,
+    "memory_mb": 512,
+    "hypervisor": "firecracker",
+    "memory_bytes": 104_857_600,
+    "memory_generations": 2,
+    "disk_bytes": 2_097_152,
+    "shared_bytes": 104_857_600,
+    "created_at": "2026-11-25T22:46:45.120394Z",
+})))]
 struct SnapshotView {
+    /// By which sandboxes are made from it.
     name: TemplateName,
+    /// Of which sandbox it was taken.
     sandbox_id: SandboxId,
+    /// The image that all began with.
     image: TemplateName,
+    /// Virtual CPUs of sandboxes from it.
     vcpus: u32,
-    /// In MiB.
+    /// Memory of sandboxes from it, in MiB.
     memory_mb: u32,
+    /// Which hypervisor can restore it.
     hypervisor: String,
+    /// Of memory, on disk.
     memory_bytes: u64,
+    /// How many files that memory is in.
     memory_generations: u32,
+    /// Of all layers of its disk.
     disk_bytes: u64,
+    /// Of those, what others use too.
     shared_bytes: u64,
+    /// When it was taken.
     created_at: DateTime<Utc>,
 }
 
@@ -61,12 +94,22 @@ impl From<Snapshot> for SnapshotView {
     }
 }
 
-#[derive(Serialize)]
+/// A page of snapshots.
+#[derive(Serialize, ToSchema)]
+#[schema(as = SnapshotList)]
 struct ListView {
+    /// The newest first.
     snapshots: Vec<SnapshotView>,
+    /// Where the next page begins; absent on the last one.
+    #[schema(example = "MTc2NDExMDgwNTEyMDM5NC5yZWFkeQ")]
     next_cursor: Option<String>,
 }
 
+/// Takes a snapshot of a sandbox, which goes on.
+#[utoipa::path(
+    operation_id = "createSnapshot",
+    responses((status = 201, description = "It can be used.", body = SnapshotView), Making),
+)]
 #[post("/snapshots")]
 async fn create(
     _: Caller,
@@ -79,6 +122,12 @@ async fn create(
     Ok(HttpResponse::Created().json(SnapshotView::from(snapshot)))
 }
 
+/// Lists snapshots, the newest first.
+#[utoipa::path(
+    operation_id = "listSnapshots",
+    params(page::Window),
+    responses((status = 200, description = "One page.", body = ListView)),
+)]
 #[get("/snapshots")]
 async fn list(
     _: Caller,
@@ -93,6 +142,12 @@ async fn list(
     }))
 }
 
+/// Shows a snapshot.
+#[utoipa::path(
+    operation_id = "getSnapshot",
+    params(TemplateName),
+    responses((status = 200, description = "The snapshot.", body = SnapshotView)),
+)]
 #[get("/snapshots/{name}")]
 async fn get(
     _: Caller,
@@ -102,6 +157,12 @@ async fn get(
     Ok(HttpResponse::Ok().json(SnapshotView::from(control.snapshot(&name).await?)))
 }
 
+/// Deletes a snapshot; sandboxes that were made from it live on.
+#[utoipa::path(
+    operation_id = "deleteSnapshot",
+    params(TemplateName),
+    responses((status = 204, description = "It is gone."), Names),
+)]
 #[delete("/snapshots/{name}")]
 async fn remove(
     _: Caller,
@@ -113,10 +174,8 @@ async fn remove(
 }
 
 /// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(create).service(list).service(get).service(remove);
-    config.service(only("/snapshots", "GET, POST"));
-    config.service(only("/snapshots/{name}", "GET, DELETE"));
+pub fn routes(routes: &mut Routes) {
+    routes.section(Section::Snapshots).add(list).add(create).add(get).add(remove);
 }
 
 /// Reads `limit` and `cursor`.

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use crate::actors::control_plane::{Span, Trace};
 
 /// The query of a request that can be traced.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 pub struct Traced {
+    /// Whether the answer says where the time went.
     #[serde(default)]
     trace: bool,
 }
@@ -18,23 +20,29 @@ impl Traced {
     /// The answer, with the trace if that was asked for.
     pub fn view<T: Serialize>(&self, view: T, trace: &Trace) -> impl Serialize {
         let trace = self.trace.then(|| trace.spans().iter().map(SpanView::from).collect());
-        TracedView { view, trace }
+        WithTrace { view, trace }
     }
 }
 
-#[derive(Serialize)]
-struct TracedView<T> {
+/// An answer that may say where the time went.
+#[derive(Serialize, ToSchema)]
+pub struct WithTrace<T> {
     #[serde(flatten)]
     view: T,
+    /// Steps on the way, in the order of their beginnings; with `trace=true` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     trace: Option<Vec<SpanView>>,
 }
 
-#[derive(Serialize)]
+/// One step on the way to an answer.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Span, examples(json!({"span": "restore", "start_ms": 1.2, "took_ms": 48.7})))]
 struct SpanView {
+    /// What was done.
     span: &'static str,
-    /// From the beginning of the operation.
+    /// When it began, in ms from the beginning of the operation.
     start_ms: f64,
+    /// How long it took, in ms.
     took_ms: f64,
 }
 

@@ -3,23 +3,36 @@
 use actix_web::{HttpResponse, get, web};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::auth::Caller;
-use super::error::{ApiError, only};
+use super::error::ApiError;
+use super::openapi::failures::State;
+use super::openapi::{Routes, Section};
 use crate::actors::control_plane::{ControlPlane, Sample, UsageReport};
 use crate::domain::id::SandboxId;
 
 /// What it takes, and what it took.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Usage)]
 struct UsageView {
+    /// At this moment.
     now: SampleView,
     /// One sample every ten seconds that it ran, the oldest first, of an hour at most.
     history: Vec<SampleView>,
 }
 
 /// What it took at a moment.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Sample, examples(json!({
+    "at": "2026-11-25T22:46:45.120394Z",
+    "cpu_percent": 12.5,
+    "memory_used_bytes": 104_857_600,
+    "memory_total_bytes": 536_870_912,
+    "disk_used_bytes": 2_097_152,
+})))]
 struct SampleView {
+    /// When.
     at: DateTime<Utc>,
     /// Of one CPU, since the sample before.
     cpu_percent: f64,
@@ -45,6 +58,12 @@ impl From<UsageReport> for UsageView {
     }
 }
 
+/// Shows what a sandbox takes of its host, and took within the last hour.
+#[utoipa::path(
+    operation_id = "getSandboxMetrics",
+    params(SandboxId),
+    responses((status = 200, description = "Now and before.", body = UsageView), State),
+)]
 #[get("/sandboxes/{id}/metrics")]
 async fn metrics(
     _: Caller,
@@ -55,6 +74,6 @@ async fn metrics(
 }
 
 /// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(metrics).service(only("/sandboxes/{id}/metrics", "GET"));
+pub fn routes(routes: &mut Routes) {
+    routes.section(Section::Sandboxes).add(metrics);
 }

@@ -8,10 +8,31 @@ use actix_web::{HttpRequest, HttpResponse, get, web};
 
 use self::query::Query;
 use super::auth::Caller;
-use super::error::{ApiError, only};
+use super::error::ApiError;
+use super::openapi::{Messages, Routes, Section};
+use super::page::Window;
 use super::websocket::{self, Farewell, Gone, Lane, Sockets, frames, handshake, upgraded};
 use crate::actors::control_plane::{ControlPlane, EventFeed};
+use crate::domain::id::SandboxId;
+use crate::entity::events::EventKind;
 
+/// Tells what happened to sandboxes and snapshots: as a list, or over a WebSocket that goes on.
+///
+/// A list begins with the newest; with `after` it has what came after that event, the oldest first. A
+/// WebSocket says first where it begins, then what came after `after`, and then what happens.
+#[utoipa::path(
+    operation_id = "listEvents",
+    params(
+        ("after" = Option<u64>, Query, description = "The id of an event."),
+        ("sandbox_id" = inline(Option<SandboxId>), Query, description = "Only those of this sandbox."),
+        ("type" = inline(Option<EventKind>), Query, description = "Only those of this kind."),
+        Window,
+    ),
+    responses(
+        (status = 101, description = "A WebSocket, if the request asks for one."),
+        (status = 200, description = "One page.", body = view::ListView),
+    ),
+)]
 #[get("/events")]
 async fn events(
     _: Caller,
@@ -37,8 +58,9 @@ async fn events(
 }
 
 /// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(events).service(only("/events", "GET"));
+pub fn routes(routes: &mut Routes) {
+    let messages = Messages::from_server::<view::Message>();
+    routes.section(Section::Events).add_websocket(events, messages);
 }
 
 fn wants_websocket(request: &HttpRequest) -> bool {

@@ -2,15 +2,21 @@
 
 use actix_web::{HttpResponse, get, put, web};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{FileQuery, check_path, upload};
 use crate::actors::control_plane::ControlPlane;
 use crate::domain::id::SandboxId;
 use crate::http::auth::Caller;
-use crate::http::error::{ApiError, only};
+use crate::http::error::ApiError;
+use crate::http::openapi::Routes;
+use crate::http::openapi::failures::Work;
 
-#[derive(Serialize)]
+/// What was unpacked.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Unpacked, examples(json!({"path": "/tmp/a", "entries": 12, "size": 40_960})))]
 struct UnpackedView {
+    /// The directory.
     path: String,
     /// Files, directories and links.
     entries: u64,
@@ -18,6 +24,16 @@ struct UnpackedView {
     size: u64,
 }
 
+/// Reads a directory with all in it, as a tar archive.
+#[utoipa::path(
+    operation_id = "readArchive",
+    params(SandboxId, FileQuery),
+    responses(
+        (status = 200, description = "The archive; one that breaks off has no end.",
+         body = Vec<u8>, content_type = "application/x-tar"),
+        Work,
+    ),
+)]
 #[get("/sandboxes/{id}/files/archive")]
 async fn pack(
     _: Caller,
@@ -30,6 +46,14 @@ async fn pack(
     Ok(HttpResponse::Ok().content_type("application/x-tar").streaming(archive))
 }
 
+/// Unpacks a tar archive into a directory.
+#[utoipa::path(
+    operation_id = "writeArchive",
+    params(SandboxId, FileQuery),
+    request_body(content = Vec<u8>, content_type = "application/x-tar",
+        description = "The archive, neither compressed nor sparse."),
+    responses((status = 200, description = "All is there.", body = UnpackedView), Work),
+)]
 #[put("/sandboxes/{id}/files/archive")]
 async fn unpack(
     _: Caller,
@@ -49,7 +73,6 @@ async fn unpack(
 }
 
 /// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(pack).service(unpack);
-    config.service(only("/sandboxes/{id}/files/archive", "GET, PUT"));
+pub fn routes(routes: &mut Routes) {
+    routes.add(pack).add(unpack);
 }

@@ -6,29 +6,74 @@ use actix_web::http::header::{self, HeaderName};
 use actix_web::{HttpRequest, HttpResponse, get, put, routes, web};
 use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{FileQuery, MAX_PATH, check_path, upload};
 use crate::actors::control_plane::ControlPlane;
 use crate::domain::file::FileRange;
 use crate::domain::id::SandboxId;
 use crate::http::auth::Caller;
-use crate::http::error::{ApiError, Code, only};
+use crate::http::error::{ApiError, Code};
+use crate::http::openapi::Routes;
+use crate::http::openapi::failures::{Reading, Work};
 
 /// Body of `files/read`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = ReadFile, examples(json!({"path": "/tmp/a.txt"})))]
 struct ReadBody {
+    /// From the root, or from the user's home.
+    #[schema(min_length = 1, max_length = 4096)]
     path: String,
+    /// Who reads it.
     user: Option<String>,
 }
 
-#[derive(Serialize)]
+/// Body of `files/write`, as the document describes it: fields of a form, read one by one.
+#[derive(ToSchema)]
+#[schema(as = WriteFile)]
+#[expect(dead_code, reason = "a description of a form")]
+struct WriteForm {
+    /// From the root, or from the user's home; before `file`.
+    #[schema(min_length = 1, max_length = 4096, example = "/tmp/a.txt")]
+    path: String,
+    /// Who it belongs to; before `file`.
+    #[schema(example = "root")]
+    user: Option<String>,
+    /// The file's bytes.
+    #[schema(value_type = String, format = Binary, example = "hello")]
+    file: Vec<u8>,
+}
+
+/// What was written.
+#[derive(Serialize, ToSchema)]
+#[schema(examples(json!({"path": "/tmp/a.txt", "size": 5})))]
 struct Written {
+    /// The file.
     path: String,
     /// In bytes.
     size: u64,
 }
 
+/// Reads a file, or a range of it.
+#[utoipa::path(
+    operation_id = "readFile",
+    params(
+        SandboxId,
+        FileQuery,
+        ("Range" = Option<String>, Header, example = "bytes=0-1023",
+         description = "One range of bytes; what is none is ignored."),
+        ("If-Range" = Option<String>, Header,
+         description = "The `ETag` of an earlier answer: the range counts for the same file only."),
+    ),
+    responses(
+        (status = 200, description = "The file.",
+         body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 206, description = "The range of it.",
+         body = Vec<u8>, content_type = "application/octet-stream"),
+        Reading,
+    ),
+)]
 #[get("/sandboxes/{id}/files")]
 async fn get_file(
     _: Caller,
@@ -40,6 +85,24 @@ async fn get_file(
     send(&control, &id, &query.path, query.user.as_deref(), &request).await
 }
 
+/// Reads a file, or a range of it, whose path is in the body.
+#[utoipa::path(
+    operation_id = "readFileByBody",
+    params(
+        SandboxId,
+        ("Range" = Option<String>, Header, example = "bytes=0-1023",
+         description = "One range of bytes; what is none is ignored."),
+        ("If-Range" = Option<String>, Header,
+         description = "The `ETag` of an earlier answer: the range counts for the same file only."),
+    ),
+    responses(
+        (status = 200, description = "The file.",
+         body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 206, description = "The range of it.",
+         body = Vec<u8>, content_type = "application/octet-stream"),
+        Reading,
+    ),
+)]
 #[routes]
 #[post("/sandboxes/{id}/files/read")]
 #[post("/sandboxes/{id}/files/stream/read")]
@@ -53,6 +116,14 @@ async fn read(
     send(&control, &id, &body.path, body.user.as_deref(), &request).await
 }
 
+/// Writes a file of any size, as a whole or not at all.
+#[utoipa::path(
+    operation_id = "writeFile",
+    params(SandboxId, FileQuery),
+    request_body(content = Option<Vec<u8>>, content_type = "application/octet-stream",
+        description = "The file's bytes; none make an empty file."),
+    responses((status = 200, description = "It is there.", body = Written), Work),
+)]
 #[put("/sandboxes/{id}/files")]
 async fn put_file(
     _: Caller,
@@ -75,6 +146,13 @@ async fn put_file(
     Ok(HttpResponse::Ok().json(Written { path, size }))
 }
 
+/// Writes a file of any size, from a form.
+#[utoipa::path(
+    operation_id = "writeFileByForm",
+    params(SandboxId),
+    request_body(content = WriteForm, content_type = "multipart/form-data"),
+    responses((status = 200, description = "It is there.", body = Written), Work),
+)]
 #[routes]
 #[post("/sandboxes/{id}/files/write")]
 #[post("/sandboxes/{id}/files/stream/write")]
@@ -110,11 +188,10 @@ async fn write(
 }
 
 /// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(get_file).service(put_file).service(read).service(write);
-    for path in ["read", "write", "stream/read", "stream/write"] {
-        config.service(only(&format!("/sandboxes/{{id}}/files/{path}"), "POST"));
-    }
+pub fn routes(routes: &mut Routes) {
+    routes.add(get_file).add(put_file);
+    routes.add(read).also::<read>("/sandboxes/{id}/files/stream/read", "readFileByBodyToo");
+    routes.add(write).also::<write>("/sandboxes/{id}/files/stream/write", "writeFileByFormToo");
 }
 
 /// Sends a file, or the part of it that the request asks for.

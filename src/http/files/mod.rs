@@ -12,25 +12,32 @@ mod tree;
 mod upload;
 mod watch;
 
-use actix_web::web;
 use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::error::ApiError;
+use super::openapi::{Routes, Section};
 
 /// The longest path that Linux takes, and thus the longest value of a text field.
 const MAX_PATH: usize = 4096;
 
 /// The routes of this folder.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.configure(archive::routes).configure(contents::routes);
-    config.configure(tree::routes).configure(watch::routes);
+pub fn routes(routes: &mut Routes) {
+    routes.section(Section::Files);
+    contents::routes(routes);
+    tree::routes(routes);
+    archive::routes(routes);
+    watch::routes(routes);
 }
 
 /// Which file, and for whom.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 struct FileQuery {
+    /// From the root, or from the user's home.
+    #[param(min_length = 1, max_length = 4096, example = "/tmp/a.txt")]
     path: String,
+    /// Who it is for, and belongs to; `user` if absent, or `root` where there is none.
     user: Option<String>,
 }
 

@@ -3,24 +3,31 @@
 use actix_web::{HttpResponse, delete, get, post, web};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::{FileQuery, check_path};
 use crate::actors::control_plane::ControlPlane;
 use crate::domain::file::{FileEntry, FileKind};
 use crate::domain::id::SandboxId;
 use crate::http::auth::Caller;
-use crate::http::error::{ApiError, only};
+use crate::http::error::ApiError;
+use crate::http::openapi::Routes;
+use crate::http::openapi::failures::{Listing, Work};
 
 /// The most levels that a list may go down.
 const MAX_DEPTH: u32 = 64;
 
 /// Query of `files/list`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 struct ListQuery {
+    /// The directory.
+    #[param(min_length = 1, max_length = 4096, example = "/tmp")]
     path: String,
+    /// Who looks.
     user: Option<String>,
     /// Levels to go down.
+    #[param(minimum = 1, maximum = 64)]
     #[serde(default = "one")]
     depth: u32,
 }
@@ -30,31 +37,57 @@ fn one() -> u32 {
 }
 
 /// Body of `files/mkdir`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = MakeDirectory, examples(json!({"path": "/tmp/a/b"})))]
 struct MkdirBody {
+    /// From the root, or from the user's home.
+    #[schema(min_length = 1, max_length = 4096)]
     path: String,
+    /// Who it belongs to.
     user: Option<String>,
 }
 
 /// Body of `files/move`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = MoveFile, examples(json!({"source": "/tmp/a.txt", "destination": "/tmp/b.txt"})))]
 struct MoveBody {
+    /// What is moved.
+    #[schema(min_length = 1, max_length = 4096)]
     source: String,
+    /// Its new name; a file that is there is replaced.
+    #[schema(min_length = 1, max_length = 4096)]
     destination: String,
+    /// Who directories belong to that are made on the way.
     user: Option<String>,
 }
 
-#[derive(Serialize)]
+/// What is in a directory.
+#[derive(Serialize, ToSchema)]
+#[schema(as = FileList)]
 struct ListView {
+    /// In the order of names.
     entries: Vec<EntryView>,
 }
 
 /// One file, directory or symbolic link.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Entry, examples(json!({
+    "name": "a.txt",
+    "path": "/tmp/a.txt",
+    "type": "file",
+    "size": 5,
+    "mode": 420,
+    "permissions": "-rw-r--r--",
+    "owner": "user",
+    "group": "user",
+    "modified_at": "2026-11-25T22:46:45.120394Z",
+})))]
 pub(super) struct EntryView {
+    /// The last part of its path.
     name: String,
+    /// From the root.
     path: String,
     /// Of a link, that of what it leads to.
     r#type: KindView,
@@ -62,21 +95,31 @@ pub(super) struct EntryView {
     size: u64,
     /// Permission bits, as a number.
     mode: u32,
+    /// As `ls -l` shows them.
     permissions: String,
+    /// By name, or by number if it has none.
     owner: String,
+    /// By name, or by number if it has none.
     group: String,
+    /// When it was last written.
     modified_at: DateTime<Utc>,
+    /// Where a link leads.
     #[serde(skip_serializing_if = "Option::is_none")]
     symlink_target: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+/// What something is.
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = FileType)]
 enum KindView {
+    /// A file.
     File,
+    /// A directory.
     Directory,
     /// A link that leads nowhere.
     Symlink,
+    /// A device, a pipe or a socket.
     Other,
 }
 
@@ -102,6 +145,12 @@ impl From<FileEntry> for EntryView {
     }
 }
 
+/// Lists a directory.
+#[utoipa::path(
+    operation_id = "listFiles",
+    params(SandboxId, ListQuery),
+    responses((status = 200, description = "All entries.", body = ListView), Listing),
+)]
 #[get("/sandboxes/{id}/files/list")]
 async fn list(
     _: Caller,
@@ -119,6 +168,12 @@ async fn list(
     Ok(HttpResponse::Ok().json(ListView { entries }))
 }
 
+/// Looks at a file, a directory or a link.
+#[utoipa::path(
+    operation_id = "statFile",
+    params(SandboxId, FileQuery),
+    responses((status = 200, description = "It is there.", body = EntryView), Work),
+)]
 #[get("/sandboxes/{id}/files/stat")]
 async fn stat(
     _: Caller,
@@ -131,6 +186,12 @@ async fn stat(
     Ok(HttpResponse::Ok().json(EntryView::from(entry)))
 }
 
+/// Makes a directory, and those above it.
+#[utoipa::path(
+    operation_id = "makeDirectory",
+    params(SandboxId),
+    responses((status = 201, description = "It is there.", body = EntryView), Work),
+)]
 #[post("/sandboxes/{id}/files/mkdir")]
 async fn mkdir(
     _: Caller,
@@ -144,6 +205,12 @@ async fn mkdir(
     Ok(HttpResponse::Created().json(EntryView::from(entry)))
 }
 
+/// Moves a file or a directory.
+#[utoipa::path(
+    operation_id = "moveFile",
+    params(SandboxId),
+    responses((status = 200, description = "It has its new name.", body = EntryView), Work),
+)]
 #[post("/sandboxes/{id}/files/move")]
 async fn rename(
     _: Caller,
@@ -158,6 +225,12 @@ async fn rename(
     Ok(HttpResponse::Ok().json(EntryView::from(entry)))
 }
 
+/// Deletes a file, or a directory with all in it.
+#[utoipa::path(
+    operation_id = "deleteFile",
+    params(SandboxId, FileQuery),
+    responses((status = 204, description = "It is not there."), Work),
+)]
 #[delete("/sandboxes/{id}/files")]
 async fn remove(
     _: Caller,
@@ -171,11 +244,7 @@ async fn remove(
     Ok(HttpResponse::NoContent().finish())
 }
 
-/// The routes of this file, and the last word on `/files` itself.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(list).service(stat).service(mkdir).service(rename).service(remove);
-    config.service(only("/sandboxes/{id}/files", "GET, PUT, DELETE"));
-    for (path, method) in [("list", "GET"), ("stat", "GET"), ("mkdir", "POST"), ("move", "POST")] {
-        config.service(only(&format!("/sandboxes/{{id}}/files/{path}"), method));
-    }
+/// The routes of this file.
+pub fn routes(routes: &mut Routes) {
+    routes.add(list).add(stat).add(mkdir).add(rename).add(remove);
 }

@@ -3,6 +3,7 @@
 use actix_web::{HttpRequest, HttpResponse, get, web};
 use actix_web_actors::ws::CloseCode;
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::check_path;
 use super::tree::EntryView;
@@ -10,14 +11,19 @@ use crate::actors::control_plane::{ControlPlane, FileFeed};
 use crate::domain::file::{ChangeKind, FileChange, Reach, WatchNews};
 use crate::domain::id::SandboxId;
 use crate::http::auth::Caller;
-use crate::http::error::{ApiError, only};
+use crate::http::error::ApiError;
+use crate::http::openapi::failures::Work;
+use crate::http::openapi::{Messages, Routes};
 use crate::http::websocket::{Farewell, Gone, Lane, Sockets, frames, handshake, listen, upgraded};
 
 /// Query of `files/watch`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 struct WatchQuery {
+    /// The directory.
+    #[param(min_length = 1, max_length = 4096, example = "/tmp")]
     path: String,
+    /// Whose home a relative path starts at.
     user: Option<String>,
     /// Whether directories below are watched too, also those that are made later.
     #[serde(default)]
@@ -25,19 +31,27 @@ struct WatchQuery {
 }
 
 /// What the daemon says.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "lowercase")]
+#[schema(as = WatchMessage, examples(json!({"type": "remove", "name": "a.txt"})))]
 enum ServerMessage {
     /// What happens from now on follows.
     Start,
+    /// It is new here.
     Create(ChangeView),
+    /// It was written to.
     Write(ChangeView),
+    /// It is gone.
     Remove(ChangeView),
+    /// It has had this name.
     Rename(ChangeView),
+    /// It has other permissions, times or owners.
     Chmod(ChangeView),
 }
 
-#[derive(Debug, Serialize)]
+/// What has changed.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Change)]
 struct ChangeView {
     /// From the directory; `.` is the directory itself.
     name: String,
@@ -59,6 +73,12 @@ impl From<FileChange> for ServerMessage {
     }
 }
 
+/// Tells what happens to the files of a directory, over a WebSocket.
+#[utoipa::path(
+    operation_id = "watchFiles",
+    params(SandboxId, WatchQuery),
+    responses((status = 101, description = "A WebSocket."), Work),
+)]
 #[get("/sandboxes/{id}/files/watch")]
 async fn watch(
     _: Caller,
@@ -79,8 +99,8 @@ async fn watch(
 }
 
 /// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(watch).service(only("/sandboxes/{id}/files/watch", "GET"));
+pub fn routes(routes: &mut Routes) {
+    routes.add_websocket(watch, Messages::from_server::<ServerMessage>());
 }
 
 /// Says what happens, as fast as the client takes it.

@@ -18,14 +18,18 @@ mod upgrade;
 
 use std::time::Duration;
 
-use actix_web::http::{Method, StatusCode};
+use actix_web::http::Method;
+use actix_web::http::header::HeaderValue;
 use actix_web::{HttpRequest, HttpResponse, get, guard, web};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use self::access::Admission;
 use self::forward::{Door, forward};
 use super::auth::Caller;
-use super::error::{ApiError, only};
+use super::error::{ApiError, not_allowed};
+use super::openapi::failures::{Connecting, State};
+use super::openapi::{Routes, Section};
 use super::websocket::Sockets;
 use crate::actors::control_plane::ControlPlane;
 use crate::domain::id::SandboxId;
@@ -33,6 +37,13 @@ use crate::domain::port::GuestPort;
 
 pub use access::TOKEN_HEADER;
 pub use forward::Proxied;
+
+/// Where servers in sandboxes are reached without names.
+const PROXY: &str = "/v1/sandboxes/{id}/ports/{port}";
+
+/// Methods that are passed on, and others of which nobody has heard.
+const ALLOWED: HeaderValue =
+    HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
 /// How servers in sandboxes are reached.
 #[derive(Debug, Clone)]
@@ -64,7 +75,16 @@ pub(super) struct Target {
 }
 
 /// What of a sandbox can be reached.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Ports, examples(json!({
+    "token": "c1f5...",
+    "url": "http://{port}-k3v9x1p0qzt7m2c8rw5b.localhost:8080/",
+    "ports": [{
+        "port": 8000,
+        "url": "http://8000-k3v9x1p0qzt7m2c8rw5b.localhost:8080/",
+        "public": true,
+    }],
+})))]
 struct PortsView {
     /// Opens those that are not public.
     token: String,
@@ -74,13 +94,28 @@ struct PortsView {
     ports: Vec<PortView>,
 }
 
-#[derive(Serialize)]
+/// A port.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Port, examples(json!({
+    "port": 8000,
+    "url": "http://8000-k3v9x1p0qzt7m2c8rw5b.localhost:8080/",
+    "public": true,
+})))]
 struct PortView {
+    /// Its number.
     port: GuestPort,
+    /// Where it is; absent without a domain.
     url: Option<String>,
+    /// Whether anybody may reach it.
     public: bool,
 }
 
+/// Shows how servers in a sandbox are reached.
+#[utoipa::path(
+    operation_id = "listPorts",
+    params(SandboxId),
+    responses((status = 200, description = "Where they are.", body = PortsView), State),
+)]
 #[get("/sandboxes/{id}/ports")]
 async fn list(
     _: Caller,
@@ -108,7 +143,9 @@ async fn by_host(
 ) -> Result<HttpResponse, ApiError> {
     let named = host::target(request.headers(), &ports.domain);
     let target = named.expect("the route's guard has seen it")?;
-    refuse_tunnels(&request)?;
+    if let Some(refusal) = refuse_tunnels(&request) {
+        return Ok(refusal);
+    }
     if let Admission::Answer(answer) = access::by_host(&control, &target, &request).await? {
         return Ok(answer);
     }
@@ -116,7 +153,25 @@ async fn by_host(
     forward(&control, &ports, &sockets, door, &request, payload).await
 }
 
-/// Answers for `/v1/sandboxes/{id}/ports/{port}/...`.
+/// Passes a request on to a server in a sandbox, and its answer back.
+///
+/// Any method will do. Takes an API key or the sandbox's token. The same servers are at
+/// `{port}-{id}.{domain}`, which is what browsers need.
+#[utoipa::path(
+    method(get, head, post, put, patch, delete, options),
+    path = "/v1/sandboxes/{id}/ports/{port}/{path}",
+    operation_id = "passOn",
+    security(("api_key" = []), ("sandbox_token" = [])),
+    params(
+        SandboxId,
+        GuestPort,
+        ("path" = String, Path, description = "What the server is asked for; may have slashes."),
+    ),
+    responses(
+        (status = "default", description = "Whatever the server in the sandbox answers."),
+        Connecting,
+    ),
+)]
 async fn by_path(
     control: web::Data<ControlPlane>,
     ports: web::Data<Ports>,
@@ -124,7 +179,9 @@ async fn by_path(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    refuse_tunnels(&request)?;
+    if let Some(refusal) = refuse_tunnels(&request) {
+        return Ok(refusal);
+    }
     let target = access::by_path(&control, &request).await?;
     let prefix = format!("/v1/sandboxes/{}/ports/{}", target.id, target.port);
     let door = Door { target: &target, prefix: Some(&prefix) };
@@ -132,10 +189,10 @@ async fn by_path(
 }
 
 /// A client that asks for a tunnel to anywhere, or for its own request back with all its secrets.
-fn refuse_tunnels(request: &HttpRequest) -> Result<(), ApiError> {
+fn refuse_tunnels(request: &HttpRequest) -> Option<HttpResponse> {
     match request.method() {
-        &Method::CONNECT | &Method::TRACE => Err(ApiError::foreign(StatusCode::METHOD_NOT_ALLOWED)),
-        _ => Ok(()),
+        &Method::CONNECT | &Method::TRACE => Some(not_allowed(ALLOWED)),
+        _ => None,
     }
 }
 
@@ -148,14 +205,19 @@ pub fn server_routes(domain: &str) -> impl FnOnce(&mut web::ServiceConfig) + use
             host::target(context.head().headers(), &domain).is_some()
         });
         config.service(web::resource("{path:.*}").guard(named).to(by_host));
-        let below = "/v1/sandboxes/{id}/ports/{port}";
-        let paths = [below.to_owned(), format!("{below}/{{path:.*}}")];
+        let paths = [PROXY.to_owned(), format!("{PROXY}/{{path:.*}}")];
         config.service(web::resource(paths).to(by_path));
     }
 }
 
+/// Describes the routes by path, which [`server_routes`] has registered.
+pub fn proxy_routes(routes: &mut Routes) {
+    routes.section(Section::Network).describe::<__path_by_path>(PROXY, Some("passOnToRoot"));
+    routes.describe::<__path_by_path>(&format!("{PROXY}/{{path}}"), None);
+}
+
 /// The routes below `/v1`.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(list).service(only("/sandboxes/{id}/ports", "GET"));
-    config.configure(tunnel::routes);
+pub fn routes(routes: &mut Routes) {
+    routes.section(Section::Network).add(list);
+    tunnel::routes(routes);
 }

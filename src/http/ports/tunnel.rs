@@ -10,16 +10,20 @@ use actix_web::{HttpRequest, HttpResponse, get, rt, web};
 use actix_web_actors::ws::{CloseCode, Frame};
 use bytes::Bytes;
 use futures::StreamExt;
+use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
+use utoipa::IntoParams;
 
 use super::Ports;
 use crate::actors::control_plane::{ControlPlane, PortStream, PortWatch};
 use crate::domain::id::SandboxId;
 use crate::domain::port::GuestPort;
 use crate::http::auth::Caller;
-use crate::http::error::{ApiError, only};
+use crate::http::error::ApiError;
+use crate::http::openapi::Routes;
+use crate::http::openapi::failures::Connecting;
 use crate::http::websocket::{
     self, Farewell, Frames, Hangup, Heartbeat, Lane, Life, Outlet, Sockets, frames, handshake,
     upgraded,
@@ -28,18 +32,39 @@ use crate::http::websocket::{
 /// Bytes of the largest message to a client.
 const PIECE: usize = 16 << 10;
 
+/// Names a server in a sandbox.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+struct TunnelPath {
+    /// The sandbox.
+    #[param(inline)]
+    id: SandboxId,
+    /// The port of the server in it.
+    #[param(inline)]
+    port: GuestPort,
+}
+
+/// Connects to a server in a sandbox: a TCP connection over a WebSocket.
+///
+/// Binary messages are its bytes, in pieces of any size up to 1 MiB; an empty one says that no more
+/// follow in its direction.
+#[utoipa::path(
+    operation_id = "openTunnel",
+    params(TunnelPath),
+    responses((status = 101, description = "A WebSocket."), Connecting),
+)]
 #[get("/sandboxes/{id}/tunnels/{port}")]
 async fn tunnel(
     _: Caller,
     control: web::Data<ControlPlane>,
     ports: web::Data<Ports>,
     sockets: web::Data<Sockets>,
-    path: web::Path<(SandboxId, GuestPort)>,
+    path: web::Path<TunnelPath>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let answer = handshake(&request)?;
-    let (id, port) = path.into_inner();
+    let TunnelPath { id, port } = path.into_inner();
     // Before the upgrade: a server that is not there is told of by a status.
     let (stream, watch) = control.connect_port(&id, port, ports.connect_limit).await?;
     let life = Life::new();
@@ -52,8 +77,8 @@ async fn tunnel(
 }
 
 /// The routes of this file.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(tunnel).service(only("/sandboxes/{id}/tunnels/{port}", "GET"));
+pub fn routes(routes: &mut Routes) {
+    routes.add(tunnel);
 }
 
 /// The client's end.

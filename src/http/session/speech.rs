@@ -3,6 +3,7 @@
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::domain::exec::{ExecControl, ExecEvent, ExecInput, OutputStream, Signal};
 use crate::domain::process::Tag;
@@ -54,36 +55,51 @@ pub fn nonsense(error: serde_json::Error) -> String {
 }
 
 /// What the daemon says.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum ServerMessage<'a> {
+#[schema(as = SessionMessage, examples(json!({"type": "stdout", "data": "42\n"})))]
+pub enum ServerMessage<'a> {
+    /// It runs.
     Start {
+        /// By which it is known.
         pid: u32,
+        /// By which it is known too, if it has one.
         #[serde(skip_serializing_if = "Option::is_none")]
         tag: Option<&'a Tag>,
     },
+    /// It has written to standard output.
     Stdout(Data),
+    /// It has written to standard error.
     Stderr(Data),
     /// Of a terminal.
     Output(Data),
     /// Output is missing here.
     Gap {
+        /// So many bytes.
         lost_bytes: u64,
     },
+    /// The end, after all output.
     Exit {
+        /// As shells give it: 128 and the number of a signal that has ended it.
         exit_code: i32,
     },
+    /// What went wrong; the connection is closed then.
     Error {
+        /// For people.
         message: &'a str,
     },
 }
 
 /// Some output.
-#[derive(Debug, Serialize)]
-struct Data {
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Output)]
+pub struct Data {
+    /// Number of the last byte, where bytes are numbered.
     #[serde(skip_serializing_if = "Option::is_none")]
     seq: Option<u64>,
+    /// The bytes.
     data: String,
+    /// How they are written here; as they are if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     encoding: Option<Encoding>,
 }
