@@ -1,18 +1,20 @@
 //! `GET /files`: streams a file or a part of it, compressed if the caller wants it so.
 
-use std::io::{Seek, SeekFrom};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::mem;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_compression::Level;
 use async_compression::tokio::bufread::GzipEncoder;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
 use axum::response::Response;
+use futures::{Stream, stream};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt, BufReader};
+use tokio::io::BufReader;
 use tokio_util::io::ReaderStream;
 
 use crate::agent::settings::Context;
@@ -21,8 +23,9 @@ use super::access::FileQuery;
 use super::error::HttpError;
 use super::range::{Part, Version, part};
 
-/// Read at once; what is in memory of a file at any time is a few of these.
-const CHUNK: usize = 64 * 1024;
+/// Read at once; what is in memory of a file at any time is a few of these. With less, threads take
+/// turns more often, which costs a guest in software as much as the reading.
+const CHUNK: usize = 256 * 1024;
 
 /// `GET /files`.
 ///
@@ -36,7 +39,7 @@ pub async fn download(
 ) -> Result<Response, HttpError> {
     let user = context.user(query.username.as_deref())?;
     let path = context.path(query.path.as_deref().unwrap_or_default(), &user)?;
-    let (file, length, version) = open(path.clone()).await?;
+    let (mut file, length, version) = open(path.clone()).await?;
 
     let mut response = Response::builder()
         .header(header::CONTENT_TYPE, "application/octet-stream")
@@ -44,12 +47,12 @@ pub async fn download(
         .header(header::VARY, "Accept-Encoding");
     let body = if wants_gzip(&headers) {
         response = response.header(header::CONTENT_ENCODING, "gzip");
-        let reader = BufReader::with_capacity(CHUNK, File::from_std(file));
+        let reader = BufReader::with_capacity(CHUNK, tokio::fs::File::from_std(file));
         let encoder = GzipEncoder::with_quality(reader, Level::Fastest);
         Body::from_stream(ReaderStream::with_capacity(encoder, CHUNK))
     } else if length == 0 {
         // Also the files of /proc, whose length nobody knows.
-        Body::from_stream(ReaderStream::with_capacity(File::from_std(file), CHUNK))
+        Body::from_stream(pieces(file, u64::MAX))
     } else {
         let range = match part(&headers, length, &version) {
             Part::Whole => 0..length,
@@ -67,15 +70,17 @@ pub async fn download(
             .header(header::ACCEPT_RANGES, "bytes")
             .header(header::ETAG, version.tag)
             .header(header::LAST_MODIFIED, version.modified);
-        let file = at(file, range.start, &path)?;
+        // Seeking waits for no disk.
+        file.seek(SeekFrom::Start(range.start))
+            .map_err(|error| HttpError::from_io("cannot read", &path, error))?;
         // No more than was promised, should the file be growing.
-        Body::from_stream(ReaderStream::with_capacity(file.take(range.end - range.start), CHUNK))
+        Body::from_stream(pieces(file, range.end - range.start))
     };
     response.body(body).map_err(|error| HttpError::invalid(error.to_string()))
 }
 
 /// Opens a regular file; tells its length and which version it is.
-async fn open(path: PathBuf) -> Result<(std::fs::File, u64, Version), HttpError> {
+async fn open(path: PathBuf) -> Result<(File, u64, Version), HttpError> {
     let opening = tokio::task::spawn_blocking(move || {
         let failed = |error| HttpError::from_io("cannot open", &path, error);
         // Looked at first: opening a device can do things.
@@ -87,7 +92,7 @@ async fn open(path: PathBuf) -> Result<(std::fs::File, u64, Version), HttpError>
             return Err(HttpError::NotRegular { path });
         }
         // In case it has become a pipe since: opening one would wait for a writer.
-        let mut options = std::fs::File::options();
+        let mut options = File::options();
         let options = options.read(true).custom_flags(libc::O_NONBLOCK);
         let file = options.open(&path).map_err(failed)?;
         let meta = file.metadata().map_err(failed)?;
@@ -96,11 +101,53 @@ async fn open(path: PathBuf) -> Result<(std::fs::File, u64, Version), HttpError>
     opening.await?
 }
 
-/// The file, to be read from there on. Seeking waits for no disk.
-fn at(mut file: std::fs::File, start: u64, path: &Path) -> Result<File, HttpError> {
-    file.seek(SeekFrom::Start(start))
-        .map_err(|error| HttpError::from_io("cannot read", path, error))?;
-    Ok(File::from_std(file))
+/// A file in pieces, at most `most` bytes of it. Each is read into the memory that it is sent from, and
+/// that is used again: in a guest that runs in software one more copy, or new memory for each piece, is a
+/// good part of a download's time.
+fn pieces(file: File, most: u64) -> impl Stream<Item = io::Result<Bytes>> {
+    let buffers = Buffers::default();
+    stream::try_unfold((Arc::new(file), buffers, most), async |(file, buffers, most)| {
+        let (reading, mut buffer) = (Arc::clone(&file), buffers.take());
+        let read = tokio::task::spawn_blocking(move || {
+            let wanted = usize::try_from(most).unwrap_or(CHUNK).min(CHUNK);
+            buffer.length = (&*reading).read(&mut buffer.memory[..wanted])?;
+            Ok::<_, io::Error>(buffer)
+        });
+        let piece = read.await??;
+        let left = most - piece.length as u64;
+        Ok((piece.length > 0).then(|| (Bytes::from_owner(piece), (file, buffers, left))))
+    })
+}
+
+/// Memory for pieces that is not in use.
+#[derive(Default, Clone)]
+struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
+
+/// A part of a file. Its memory goes back when it has been sent.
+struct Piece {
+    memory: Vec<u8>,
+    length: usize,
+    home: Buffers,
+}
+
+impl Buffers {
+    fn take(&self) -> Piece {
+        let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Piece { memory: memory.unwrap_or_else(|| vec![0; CHUNK]), length: 0, home: self.clone() }
+    }
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.memory[..self.length]
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        let memory = mem::take(&mut self.memory);
+        self.home.0.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
+    }
 }
 
 /// The file's name in ASCII; others are left out rather than misread.

@@ -42,7 +42,7 @@ const KEY_LIMIT: usize = 255 - METADATA_PREFIX.len();
 /// broken connection instead of the reason.
 const DRAIN: Duration = Duration::from_secs(20);
 /// Written at once.
-const CHUNK: usize = 128 * 1024;
+const CHUNK: usize = 256 * 1024;
 
 /// One file that was written.
 #[derive(Debug, Serialize)]
