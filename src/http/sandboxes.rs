@@ -228,7 +228,7 @@ async fn create(
     params(
         ("state" = Option<Vec<SandboxState>>, Query, style = Form,
          description = "Only those in one of these states; those not stopped if absent."),
-        ("metadata" = Option<Vec<String>>, Query, style = Form, explode, example = json!(["owner=ada"]),
+        ("metadata" = Option<Vec<String>>, Query, style = Form, explode,
          description = "Only those with this label, as `key=value`; can be repeated."),
         page::Window,
     ),

@@ -4,6 +4,7 @@
 //! skipped. Each test has a network of its own without a way to anywhere, so the page shows that it
 //! needs none. What it looked like is kept in `target/browser`.
 
+mod docs;
 mod driver;
 mod errors;
 mod files;

@@ -78,7 +78,7 @@ impl Page {
     }
 
     /// Waits until a condition holds. A test that fails here says what was to be seen instead.
-    async fn eventually(&self, what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    pub async fn eventually(&self, what: &str, mut condition: impl AsyncFnMut() -> bool) {
         let looking = async {
             while !condition().await {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -156,6 +156,16 @@ impl Page {
         self.clicks.set(self.clicks.get() + 1);
         self.eventually(&format!("{name} can be clicked"), async || {
             let element = self.pressable(name).await;
+            self.try_click(&element).await
+        })
+        .await;
+    }
+
+    /// Clicks on what an XPath leads to, where it has no name that could be written here.
+    pub async fn click_on(&self, xpath: &str) {
+        self.clicks.set(self.clicks.get() + 1);
+        self.eventually(&format!("{xpath} can be clicked"), async || {
+            let element = self.wait_for(xpath, xpath).await;
             self.try_click(&element).await
         })
         .await;

@@ -61,8 +61,8 @@ struct Written {
     params(
         SandboxId,
         FileQuery,
-        ("Range" = Option<String>, Header, example = "bytes=0-1023",
-         description = "One range of bytes; what is none is ignored."),
+        ("Range" = Option<String>, Header,
+         description = "One range of bytes, such as `bytes=0-1023`; what is none is ignored."),
         ("If-Range" = Option<String>, Header,
          description = "The `ETag` of an earlier answer: the range counts for the same file only."),
     ),
@@ -90,8 +90,8 @@ async fn get_file(
     operation_id = "readFileByBody",
     params(
         SandboxId,
-        ("Range" = Option<String>, Header, example = "bytes=0-1023",
-         description = "One range of bytes; what is none is ignored."),
+        ("Range" = Option<String>, Header,
+         description = "One range of bytes, such as `bytes=0-1023`; what is none is ignored."),
         ("If-Range" = Option<String>, Header,
          description = "The `ETag` of an earlier answer: the range counts for the same file only."),
     ),
