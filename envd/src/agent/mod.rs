@@ -132,13 +132,14 @@ fn announce(address: SocketAddr, place: Place) {
     drop(said);
 }
 
-/// Makes the allocator give back what large transfers needed.
+/// Makes the allocator give back what large transfers needed, but not between their pieces: new memory
+/// for each costs more than what is done with it.
 fn limit_memory() {
     // SAFETY: plain settings of the allocator, made before other threads exist.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 256 * 1024);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 512 * 1024);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1024 * 1024);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 2048 * 1024);
     }
 }
 

@@ -6,7 +6,7 @@ use actix_web::http::header::{self, HeaderName};
 use actix_web::{HttpRequest, HttpResponse, get, put, routes, web};
 use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::{FileQuery, MAX_PATH, check_path, upload};
 use crate::actors::control_plane::ControlPlane;
@@ -27,6 +27,19 @@ struct ReadBody {
     path: String,
     /// Who reads it.
     user: Option<String>,
+}
+
+/// Headers of who wants a part of a file, as the document describes them.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "a description of headers")]
+struct PartHeaders {
+    /// One range of bytes, such as `bytes=0-1023`; what is none is ignored.
+    #[param(rename = "Range")]
+    range: Option<String>,
+    /// The `ETag` of an earlier answer: the range counts for the same file only.
+    #[param(rename = "If-Range")]
+    condition: Option<String>,
 }
 
 /// Body of `files/write`, as the document describes it: fields of a form, read one by one.
@@ -58,14 +71,7 @@ struct Written {
 /// Reads a file, or a range of it.
 #[utoipa::path(
     operation_id = "readFile",
-    params(
-        SandboxId,
-        FileQuery,
-        ("Range" = Option<String>, Header,
-         description = "One range of bytes, such as `bytes=0-1023`; what is none is ignored."),
-        ("If-Range" = Option<String>, Header,
-         description = "The `ETag` of an earlier answer: the range counts for the same file only."),
-    ),
+    params(SandboxId, FileQuery, PartHeaders),
     responses(
         (status = 200, description = "The file.",
          body = Vec<u8>, content_type = "application/octet-stream"),
@@ -88,13 +94,7 @@ async fn get_file(
 /// Reads a file, or a range of it, whose path is in the body.
 #[utoipa::path(
     operation_id = "readFileByBody",
-    params(
-        SandboxId,
-        ("Range" = Option<String>, Header,
-         description = "One range of bytes, such as `bytes=0-1023`; what is none is ignored."),
-        ("If-Range" = Option<String>, Header,
-         description = "The `ETag` of an earlier answer: the range counts for the same file only."),
-    ),
+    params(SandboxId, PartHeaders),
     responses(
         (status = 200, description = "The file.",
          body = Vec<u8>, content_type = "application/octet-stream"),
