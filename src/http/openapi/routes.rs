@@ -21,6 +21,9 @@ use crate::http::error::only;
 
 type Schemas = Vec<(String, RefOr<Schema>)>;
 
+/// Registers one handler.
+type Service = Box<dyn FnOnce(&mut ServiceConfig)>;
+
 /// Parts of the API, in the order in which people want to read about them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Section {
@@ -114,7 +117,7 @@ pub struct Routes {
     /// Whether a request needs a key unless its annotation says otherwise.
     keyed: bool,
     section: Section,
-    services: Vec<Box<dyn FnOnce(&mut ServiceConfig)>>,
+    services: Vec<Service>,
     /// Of each path, as the router knows it.
     methods: BTreeMap<String, Vec<HttpMethod>>,
     paths: Paths,
