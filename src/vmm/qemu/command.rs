@@ -124,6 +124,11 @@ fn kernel_command_line(engine: Engine) -> String {
     }
 }
 
+/// Who writes a disk is in the records of sandboxes, and QEMU's locks on it cannot tell: they belong to
+/// the open file that it is given, which any process that the daemon is just forking has as well until
+/// it executes. The lock of a VM that was paused would outlast it then, and refuse the next one.
+const UNLOCKED: &str = "locking=off";
+
 /// The machine itself, without devices.
 fn machine(engine: Engine, shape: Shape, options: &str) -> Vec<String> {
     let (accel, cpu) = match engine {
@@ -193,7 +198,10 @@ pub fn command_line(engine: Engine, shape: Shape, inherited: &Descriptors) -> Ve
     for (index, layer) in inherited.layers.iter().enumerate() {
         let (file, format) = (set(index), layer.format.as_str());
         add("-add-fd", format!("fd={},set={index}", layer.file.as_raw_fd()));
-        add("-blockdev", format!("driver=file,node-name=file{index},filename={file},read-only=on"));
+        add(
+            "-blockdev",
+            format!("driver=file,node-name=file{index},filename={file},read-only=on,{UNLOCKED}"),
+        );
         let backing = match index.checked_sub(1) {
             Some(below) => format!(",backing=layer{below}"),
             None => String::new(),
@@ -212,7 +220,10 @@ pub fn command_line(engine: Engine, shape: Shape, inherited: &Descriptors) -> Ve
     add("-add-fd", format!("fd={},set={top},opaque={name}", overlay.as_raw_fd()));
     add(
         "-blockdev",
-        format!("driver=file,node-name=file-{name},filename={},auto-read-only=on", set(top)),
+        format!(
+            "driver=file,node-name=file-{name},filename={},auto-read-only=on,{UNLOCKED}",
+            set(top)
+        ),
     );
     let backing = top.checked_sub(1).expect("a disk has a base");
     add(

@@ -94,7 +94,8 @@ impl QemuVm {
         let switched = async {
             let node = json!({
                 "driver": "file", "node-name": file_name, "filename": format!("/dev/fdset/{set}"),
-                "auto-read-only": true,
+                // As in the command line: see there.
+                "auto-read-only": true, "locking": "off",
             });
             self.qmp.execute("blockdev-add", node).await?;
             let node = json!({
