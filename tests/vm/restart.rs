@@ -228,6 +228,8 @@ fn an_interrupt_is_orderly_while_a_command_runs() {
     in_a_lab(1, async |lab| {
         let mut daemon = lab.daemon().await;
         let sandbox = daemon.create().await;
+        // The first command of a guest may take longer by itself than a daemon waits at its end.
+        sandbox.sh("true").await;
         let working = {
             let sandbox = sandbox.clone();
             tokio::spawn(async move { sandbox.exec(json!({ "cmd": "sleep 2; echo done" })).await })
