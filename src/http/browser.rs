@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, EntityTag, Header, IfNoneMatch};
-use actix_web::{HttpRequest, HttpResponse, routes, web};
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, routes, web};
 use sha2::{Digest, Sha256};
 
 use super::error::{ApiError, only};
@@ -120,19 +120,26 @@ fn serve(request: &HttpRequest, path: &str) -> Result<HttpResponse, ApiError> {
         true => HttpResponse::NotModified(),
         false => HttpResponse::Ok(),
     };
-    response
-        .insert_header(header::ETag(asset.tag.clone()))
-        // Kept, but asked for each time: another version of the program has other files.
-        .insert_header((header::CACHE_CONTROL, "no-cache"))
-        .insert_header((header::CONTENT_SECURITY_POLICY, POLICY))
-        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
-        .insert_header((header::REFERRER_POLICY, "no-referrer"))
-        .insert_header((header::CROSS_ORIGIN_OPENER_POLICY, "same-origin"));
+    guard(&mut response, POLICY).insert_header(header::ETag(asset.tag.clone()));
     if has(request, &asset.tag) {
         return Ok(response.finish());
     }
     // Of the answer to HEAD the server leaves the body out, and keeps its length.
     Ok(response.content_type(asset.content_type).body(asset.content))
+}
+
+/// What comes with every file for browsers: what it may do there, and that it is kept, but asked for
+/// each time, since another version of the program has other files.
+pub fn guard<'a>(
+    response: &'a mut HttpResponseBuilder,
+    policy: &'static str,
+) -> &'a mut HttpResponseBuilder {
+    response
+        .insert_header((header::CACHE_CONTROL, "no-cache"))
+        .insert_header((header::CONTENT_SECURITY_POLICY, policy))
+        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .insert_header((header::REFERRER_POLICY, "no-referrer"))
+        .insert_header((header::CROSS_ORIGIN_OPENER_POLICY, "same-origin"))
 }
 
 /// Whether the client has this version already.

@@ -5,15 +5,13 @@ use std::fmt;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpResponse, Resource, ResponseError, web};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::actors::control_plane::{ControlError, ErrorKind};
 
 /// What a program can tell errors apart by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-#[schema(as = ErrorCode)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
     /// 400: the request makes no sense; sending it again makes none either.
     InvalidRequest,
@@ -169,6 +167,12 @@ pub struct ApiError {
     internal: Option<String>,
     /// How long the file is of which a range was asked for that it does not have.
     length: Option<u64>,
+}
+
+impl Serialize for Code {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
 }
 
 /// What every answer that is an error holds.

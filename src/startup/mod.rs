@@ -152,6 +152,11 @@ impl Daemon {
     }
 }
 
+/// What this machine is called.
+fn host_name() -> Result<String> {
+    Ok(nix::unistd::gethostname()?.to_string_lossy().into_owned())
+}
+
 /// Connects database, machines and actors; tests do it with machines of their own.
 ///
 /// # Errors
@@ -170,7 +175,7 @@ pub async fn assemble(
     };
     let host = Host {
         id: host_id.to_owned(),
-        name: nix::unistd::gethostname()?.to_string_lossy().into_owned(),
+        name: host_name()?,
         state: HostState::Ready,
         hypervisor: machines.engine().engine.as_str().to_owned(),
         capacity,

@@ -87,14 +87,10 @@ fn provider(endpoint: &str) -> Result<SdkTracerProvider> {
     let resource = Resource::builder()
         .with_service_name("nestbox")
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
-        .with_attributes(host_name().map(|name| KeyValue::new("host.name", name)))
+        .with_attribute(KeyValue::new("host.name", super::host_name()?))
         .build();
     let exporter = Collector::at(endpoint)?;
     Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
-}
-
-fn host_name() -> Option<String> {
-    nix::unistd::gethostname().ok()?.into_string().ok()
 }
 
 /// Sends to a collector, and says once that it does not take what it is sent, not each time.

@@ -2,10 +2,9 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::mem;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_compression::Level;
 use async_compression::tokio::bufread::GzipEncoder;
@@ -101,53 +100,21 @@ async fn open(path: PathBuf) -> Result<(File, u64, Version), HttpError> {
     opening.await?
 }
 
-/// A file in pieces, at most `most` bytes of it. Each is read into the memory that it is sent from, and
-/// that is used again: in a guest that runs in software one more copy, or new memory for each piece, is a
-/// good part of a download's time.
+/// A file in pieces, at most `most` bytes of it. Each is read into the memory that it is sent from: one
+/// copy more is a good part of a download's time in a guest that runs in software.
 fn pieces(file: File, most: u64) -> impl Stream<Item = io::Result<Bytes>> {
-    let buffers = Buffers::default();
-    stream::try_unfold((Arc::new(file), buffers, most), async |(file, buffers, most)| {
-        let (reading, mut buffer) = (Arc::clone(&file), buffers.take());
+    stream::try_unfold((Arc::new(file), most), async |(file, most)| {
+        let reading = Arc::clone(&file);
         let read = tokio::task::spawn_blocking(move || {
-            let wanted = usize::try_from(most).unwrap_or(CHUNK).min(CHUNK);
-            buffer.length = (&*reading).read(&mut buffer.memory[..wanted])?;
-            Ok::<_, io::Error>(buffer)
+            let mut piece = vec![0; usize::try_from(most).unwrap_or(CHUNK).min(CHUNK)];
+            let length = (&*reading).read(&mut piece)?;
+            piece.truncate(length);
+            Ok::<_, io::Error>(piece)
         });
         let piece = read.await??;
-        let left = most - piece.length as u64;
-        Ok((piece.length > 0).then(|| (Bytes::from_owner(piece), (file, buffers, left))))
+        let left = most - piece.len() as u64;
+        Ok((!piece.is_empty()).then(|| (Bytes::from(piece), (file, left))))
     })
-}
-
-/// Memory for pieces that is not in use.
-#[derive(Default, Clone)]
-struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
-
-/// A part of a file. Its memory goes back when it has been sent.
-struct Piece {
-    memory: Vec<u8>,
-    length: usize,
-    home: Buffers,
-}
-
-impl Buffers {
-    fn take(&self) -> Piece {
-        let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        Piece { memory: memory.unwrap_or_else(|| vec![0; CHUNK]), length: 0, home: self.clone() }
-    }
-}
-
-impl AsRef<[u8]> for Piece {
-    fn as_ref(&self) -> &[u8] {
-        &self.memory[..self.length]
-    }
-}
-
-impl Drop for Piece {
-    fn drop(&mut self) {
-        let memory = mem::take(&mut self.memory);
-        self.home.0.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
-    }
 }
 
 /// The file's name in ASCII; others are left out rather than misread.

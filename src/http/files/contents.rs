@@ -6,7 +6,7 @@ use actix_web::http::header::{self, HeaderName};
 use actix_web::{HttpRequest, HttpResponse, get, put, routes, web};
 use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use super::{FileQuery, MAX_PATH, check_path, upload};
 use crate::actors::control_plane::ControlPlane;
@@ -42,6 +42,18 @@ struct PartHeaders {
     condition: Option<String>,
 }
 
+/// A file on its way out, as the document describes it.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "a description of answers")]
+enum Sent {
+    /// The file.
+    #[response(status = 200, content_type = "application/octet-stream")]
+    Whole(Vec<u8>),
+    /// The range of it.
+    #[response(status = 206, content_type = "application/octet-stream")]
+    Part(Vec<u8>),
+}
+
 /// Body of `files/write`, as the document describes it: fields of a form, read one by one.
 #[derive(ToSchema)]
 #[schema(as = WriteFile)]
@@ -72,13 +84,7 @@ struct Written {
 #[utoipa::path(
     operation_id = "readFile",
     params(SandboxId, FileQuery, PartHeaders),
-    responses(
-        (status = 200, description = "The file.",
-         body = Vec<u8>, content_type = "application/octet-stream"),
-        (status = 206, description = "The range of it.",
-         body = Vec<u8>, content_type = "application/octet-stream"),
-        Reading,
-    ),
+    responses(Sent, Reading)
 )]
 #[get("/sandboxes/{id}/files")]
 async fn get_file(
@@ -95,13 +101,7 @@ async fn get_file(
 #[utoipa::path(
     operation_id = "readFileByBody",
     params(SandboxId, PartHeaders),
-    responses(
-        (status = 200, description = "The file.",
-         body = Vec<u8>, content_type = "application/octet-stream"),
-        (status = 206, description = "The range of it.",
-         body = Vec<u8>, content_type = "application/octet-stream"),
-        Reading,
-    ),
+    responses(Sent, Reading)
 )]
 #[routes]
 #[post("/sandboxes/{id}/files/read")]
@@ -190,8 +190,8 @@ async fn write(
 /// The routes of this file.
 pub fn routes(routes: &mut Routes) {
     routes.add(get_file).add(put_file);
-    routes.add(read).also::<read>("/sandboxes/{id}/files/stream/read", "readFileByBodyToo");
-    routes.add(write).also::<write>("/sandboxes/{id}/files/stream/write", "writeFileByFormToo");
+    routes.add(read).also::<read>("/sandboxes/{id}/files/stream/read", "streamReadFile");
+    routes.add(write).also::<write>("/sandboxes/{id}/files/stream/write", "streamWriteFile");
 }
 
 /// Sends a file, or the part of it that the request asks for.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::header::HeaderBuilder;
-use utoipa::openapi::path::{Operation, ParameterIn};
+use utoipa::openapi::path::{Operation, Parameter, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{IntoResponses, PartialSchema, ToSchema};
@@ -54,11 +54,11 @@ pub fn common(operation: &Operation) -> BTreeMap<String, RefOr<Response>> {
     if operation.security.is_some() {
         codes.extend([Code::Unauthorized, Code::HostUnavailable]);
     }
-    let mut parameters = operation.parameters.iter().flatten();
     if operation.request_body.is_some() || operation.parameters.is_some() {
         codes.push(Code::InvalidRequest);
     }
-    if parameters.any(|parameter| matches!(parameter, RefOr::T(p) if is_in_path(&p.parameter_in))) {
+    let in_path = |parameter: &RefOr<Parameter>| matches!(parameter, RefOr::T(known) if matches!(known.parameter_in, ParameterIn::Path));
+    if operation.parameters.iter().flatten().any(in_path) {
         codes.push(Code::NotFound);
     }
     if let Some(RefOr::T(body)) = &operation.request_body
@@ -67,10 +67,6 @@ pub fn common(operation: &Operation) -> BTreeMap<String, RefOr<Response>> {
         codes.push(Code::TooLarge);
     }
     references(&codes)
-}
-
-fn is_in_path(place: &ParameterIn) -> bool {
-    matches!(place, ParameterIn::Path)
 }
 
 /// The responses themselves, by the names under which operations refer to them.

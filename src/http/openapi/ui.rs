@@ -9,6 +9,7 @@ use actix_web::{HttpResponse, get, web};
 use utoipa_swagger_ui::{Config, serve};
 
 use super::Routes;
+use crate::http::browser::guard;
 use crate::http::error::{ApiError, Code, only};
 
 /// Nothing but its own files, and connections to whoever has served them. Its icons are `data:`
@@ -38,13 +39,7 @@ async fn file(path: web::Path<String>) -> Result<HttpResponse, ApiError> {
     if file.gzpipped {
         response.insert_header(header::ContentEncoding::Gzip);
     }
-    response
-        .insert_header((header::CACHE_CONTROL, "no-cache"))
-        .insert_header((header::CONTENT_SECURITY_POLICY, POLICY))
-        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
-        .insert_header((header::REFERRER_POLICY, "no-referrer"))
-        .insert_header((header::CROSS_ORIGIN_OPENER_POLICY, "same-origin"));
-    Ok(response.content_type(file.content_type).body(file.bytes.into_owned()))
+    Ok(guard(&mut response, POLICY).content_type(file.content_type).body(file.bytes.into_owned()))
 }
 
 /// The routes of this file: pages, which the document does not describe.

@@ -15,6 +15,7 @@ use crate::domain::port::GuestPort;
 use crate::domain::process::{ProcessRef, Tag};
 use crate::domain::sandbox::SandboxState;
 use crate::entity::events::EventKind;
+use crate::http::error::Code as ErrorCode;
 
 /// Texts with a form.
 macro_rules! texts {
@@ -68,6 +69,7 @@ macro_rules! choices {
 choices! {
     SandboxState: SandboxState::ALL.map(SandboxState::as_str), "Where a sandbox is in its life.";
     EventKind: EventKind::ALL.map(EventKind::as_str), "What kind of thing has happened.";
+    ErrorCode: ErrorCode::ALL.map(ErrorCode::as_str), "What programs can tell errors apart by.";
     Verdict: ["allow", "deny"], "Whether something may be reached.";
 }
 
