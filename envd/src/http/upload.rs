@@ -4,7 +4,7 @@
 //! the caller vanishes halfway, what was there before is still there.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -21,8 +21,6 @@ use http::{HeaderMap, header};
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use serde::Serialize;
-use tokio::fs::File;
-use tokio::io::AsyncWriteExt;
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use crate::agent::settings::Context;
@@ -178,17 +176,21 @@ impl Target {
         let path = self.context.path(path, &self.user)?;
         let owner = Owner { uid: self.user.uid, gid: self.user.gid };
         let preparing = path.clone();
-        let pending = blocking(move || Pending::new(&preparing, owner)).await?;
-        let failed = |error| HttpError::from_io("cannot write", &path, error);
-        let mut file = File::from_std(pending.file.try_clone().map_err(failed)?);
-        file.set_max_buf_size(CHUNK);
-        while let Some(chunk) = body.next().await {
-            let chunk =
-                chunk.map_err(|error| HttpError::invalid(format!("body ended early: {error}")))?;
-            file.write_all(&chunk).await.map_err(failed)?;
+        let mut pending = blocking(move || Pending::new(&preparing, owner)).await?;
+        let mut pieces = Vec::new();
+        let mut length = 0;
+        while let Some(piece) = body.next().await {
+            let piece =
+                piece.map_err(|error| HttpError::invalid(format!("body ended early: {error}")))?;
+            length += piece.len();
+            pieces.push(piece);
+            if length >= CHUNK {
+                let pieces = std::mem::take(&mut pieces);
+                length = 0;
+                pending = blocking(move || pending.append(&pieces)).await?;
+            }
         }
-        // Only this tells whether the last write succeeded.
-        file.flush().await.map_err(failed)?;
+        let pending = blocking(move || pending.append(&pieces)).await?;
         let metadata = self.metadata.clone();
         blocking(move || pending.put_in_place(&metadata)).await?;
         Ok(Written {
@@ -255,6 +257,15 @@ impl Pending {
         let file = std::fs::File::options().write(true).create_new(true).open(&hidden);
         let file = file.map_err(failed)?;
         Ok(Self { file, hidden, target, owner, mode })
+    }
+
+    /// Writes what has arrived, from the memory in which it did: a guest's processor feels each copy.
+    fn append(mut self, pieces: &[Bytes]) -> Result<Self, HttpError> {
+        for piece in pieces {
+            let written = self.file.write_all(piece);
+            written.map_err(|error| HttpError::from_io("cannot write", &self.target, error))?;
+        }
+        Ok(self)
     }
 
     /// Gives the file its owner, mode, metadata and name.
