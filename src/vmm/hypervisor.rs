@@ -258,7 +258,7 @@ pub trait Vm: Send + Sync {
     /// [`HypervisorError::Memory`].
     fn memory(&self, former: &Lineage) -> Result<GuestMemory, HypervisorError>;
 
-    /// Remembers what the guest has touched since its restore: the next restore of the same snapshot
+    /// Remembers what the guest touched first after its restore: the next restore of the same snapshot
     /// will need it at once. Does nothing where memory is not served page by page.
     fn learn(&self);
 

@@ -19,7 +19,7 @@ use super::quiet::{self, Packets};
 use super::{machine, output};
 use crate::vmm::console::Console;
 use crate::vmm::hypervisor::{HypervisorError, LayeredDisk, Vm};
-use crate::vmm::memory::{self, BuildId, GuestMemory, Lineage};
+use crate::vmm::memory::{self, BuildId, GuestMemory, Lineage, PAGE_SIZE};
 use crate::vmm::pager::{self, WorkingSet};
 use crate::vmm::process::{ProcessId, VmProcess};
 
@@ -56,6 +56,10 @@ impl Family {
     }
 }
 
+/// Of the memory that a snapshot has in use, the part that is brought ahead of its guest: one of so many.
+/// All that was ever brought counts as touched, so that a set grows until it has this much.
+const SHARE_AHEAD: u64 = 8;
+
 /// Snapshots whose working sets are kept, a few kilobytes each.
 const MOST_SETS: usize = 1000;
 
@@ -82,13 +86,17 @@ impl WorkingSets {
 pub struct Learning {
     build: BuildId,
     base: Option<Family>,
+    most_pages: u64,
     sets: WorkingSets,
 }
 
 impl Learning {
     /// For a VM that is restored from that memory of a snapshot.
     pub fn new(build: BuildId, memory: &Lineage, sets: WorkingSets) -> Self {
-        Self { build, base: Family::of_base(memory), sets }
+        // What cannot be measured is not learned.
+        let bytes = memory.usage().map_or(0, |usage| usage.bytes);
+        let most_pages = bytes / PAGE_SIZE as u64 / SHARE_AHEAD;
+        Self { build, base: Family::of_base(memory), most_pages, sets }
     }
 }
 
@@ -333,11 +341,12 @@ impl Vm for FirecrackerVm {
     }
 
     fn learn(&self) {
-        let Some(Learning { build, base, sets }) = &self.learning else { return };
+        let Some(Learning { build, base, most_pages, sets }) = &self.learning else { return };
         match pager::State::read(&self.dir) {
             Ok(state) => {
+                let set = state.working_set().first(*most_pages);
                 for family in [Some(Family::Snapshot(*build)), *base].into_iter().flatten() {
-                    sets.learn(family, state.working_set().clone());
+                    sets.learn(family, set.clone());
                 }
             }
             Err(error) => tracing::debug!(error = %crate::chain(&error), "no working set"),

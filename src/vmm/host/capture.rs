@@ -185,6 +185,8 @@ impl Host {
     }
 
     async fn sync_and_freeze(&self, running: &Running, run: &Run) -> Result<(), CaptureError> {
+        // Once more than after its start: what it was first asked to do has been done by now.
+        running.vm.learn();
         let sync = async {
             match tokio::time::timeout(SYNC_LIMIT, running.agent.sync()).await {
                 Ok(Ok(())) => {}

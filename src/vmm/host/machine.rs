@@ -192,6 +192,8 @@ impl Machine for HostMachine {
     }
 
     async fn destroy(&self) -> Result<(), MachineError> {
+        // As before a capture; for one that lived only to do what it was asked.
+        self.vm.learn();
         let parts = self.parts.clone();
         let remains = self.host.run(async move { parts.lock().await.dismantle().await }).await;
         match remains.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// How many windows are kept: of 64 KiB each, all of 256 MiB.
+/// How many windows are kept: a guest's start and first command have some 1,800, of a page each mostly.
 pub(super) const MOST_WINDOWS: usize = 4096;
 
 /// Bytes of a window in files: first page and number of pages, both 32 bits.
@@ -24,6 +24,17 @@ impl WorkingSet {
     /// The number of pages.
     pub fn pages(&self) -> u64 {
         self.0.iter().map(|run| run.end - run.start).sum()
+    }
+
+    /// Its first windows, of at most so many pages.
+    pub fn first(&self, pages: u64) -> Self {
+        let mut left = pages;
+        let fits = |run: &&Range<u64>| {
+            let fitting = left.checked_sub(run.end - run.start);
+            left = fitting.unwrap_or_default();
+            fitting.is_some()
+        };
+        Self(self.0.iter().take_while(fits).cloned().collect())
     }
 
     /// Whether it has no page.
@@ -90,6 +101,15 @@ mod tests {
         let set: WorkingSet = [32..48, 0..16, 16..32, 900..901].into_iter().collect();
         assert_eq!(set.windows(), [32..48, 0..32, 900..901]);
         assert_eq!((WorkingSet::parse(&set.encode()), set.pages()), (set, 49));
+    }
+
+    #[test]
+    fn a_working_set_begins_with_what_was_touched_first() {
+        let set: WorkingSet = [32..48, 0..16, 900..901, 2..3].into_iter().collect();
+        assert_eq!(set.first(33).windows(), [32..48, 0..16, 900..901]);
+        assert_eq!(set.first(31).windows(), [32..48]);
+        assert!(set.first(15).is_empty());
+        assert_eq!(set.first(1000), set);
     }
 
     #[test]
