@@ -25,7 +25,7 @@ const MEMORY_MIB: u64 = 2048;
 /// How many requests are made of one operation by chance, beside those that the document suggests.
 const EXAMPLES: &str = "6";
 
-/// Seconds that a run takes at most; it took 140 on two busy CPUs.
+/// Seconds that a run takes at most, whatever else the machine does.
 const MOST_SECONDS: &str = "240";
 
 #[test]
