@@ -192,10 +192,14 @@ impl Machine for HostMachine {
     }
 
     async fn destroy(&self) -> Result<(), MachineError> {
-        // As before a capture; for one that lived only to do what it was asked.
-        self.vm.learn();
         let parts = self.parts.clone();
-        let remains = self.host.run(async move { parts.lock().await.dismantle().await }).await;
+        let work = async move {
+            let mut parts = parts.lock().await;
+            // As before a capture; for one that lived only to do what it was asked.
+            parts.vm.iter().for_each(|vm| vm.learn());
+            parts.dismantle().await
+        };
+        let remains = self.host.run(work).await;
         match remains.is_empty() {
             true => Ok(()),
             false => Err(MachineError::Remains(remains)),
