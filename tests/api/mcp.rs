@@ -282,7 +282,7 @@ async fn the_end_of_a_session_leaves_nothing_of_a_call_under_way() {
             0
         };
         assert_eq!(agent.ended().await, Some(code));
-        assert!(!process_lives(pid));
+        eventually("the command ends", async || (!process_lives(pid)).then_some(())).await;
         none_is_left(&nest).await;
     }
 }

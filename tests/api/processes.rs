@@ -197,11 +197,13 @@ async fn a_stop_is_a_signal_first_and_a_kill_of_everything_then() {
     let pid = start_tagged(
         &nest,
         &id,
-        "trap 'echo bye; exit 7' TERM; while :; do sleep 0.1; done",
+        "trap 'echo bye; exit 7' TERM; echo on; while :; do sleep 0.1; done",
         Some("polite"),
     )
     .await;
-    let mut socket = follow(&nest, &id, "polite", None).await;
+    let mut socket = follow(&nest, &id, "polite", Some(0)).await;
+    // Before that it has no trap yet, and ends like any other.
+    socket.stdout("on\n").await;
     assert_eq!(nest.delete(&path("polite")).await.status, 204);
     let listed = list(&nest, &id).await;
     assert_eq!((&listed[0]["state"], &listed[0]["exit_code"]), (&json!("exited"), &json!(7)));
