@@ -39,7 +39,7 @@ const KEY_LIMIT: usize = 255 - METADATA_PREFIX.len();
 /// A refused body is read on for this long: a caller that is still sending would otherwise see a
 /// broken connection instead of the reason.
 const DRAIN: Duration = Duration::from_secs(20);
-/// Written at once.
+/// Bytes of memory that are held before they are written.
 const CHUNK: usize = 256 * 1024;
 
 /// One file that was written.
@@ -178,15 +178,16 @@ impl Target {
         let preparing = path.clone();
         let mut pending = blocking(move || Pending::new(&preparing, owner)).await?;
         let mut pieces = Vec::new();
-        let mut length = 0;
+        let mut held = 0;
         while let Some(piece) = body.next().await {
             let piece =
                 piece.map_err(|error| HttpError::invalid(format!("body ended early: {error}")))?;
-            length += piece.len();
+            // What it takes, not only what is in it: a caller may send single bytes.
+            held += piece.len() + size_of_val(&piece);
             pieces.push(piece);
-            if length >= CHUNK {
+            if held >= CHUNK {
                 let pieces = std::mem::take(&mut pieces);
-                length = 0;
+                held = 0;
                 pending = blocking(move || pending.append(&pieces)).await?;
             }
         }
