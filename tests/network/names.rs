@@ -1,7 +1,10 @@
 //! What rules about names let through: resolved by a resolver of ours, seen by a proxy of ours.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -349,21 +352,45 @@ fn an_address_stays_known_for_as_long_as_its_latest_answer_says() {
     });
 }
 
+/// Inodes of the sockets in the caller's network namespace.
+fn sockets_here() -> BTreeSet<String> {
+    let inodes = |protocol| {
+        let table = fs::read_to_string(format!("/proc/thread-self/net/{protocol}"));
+        let table = table.expect("a table of sockets");
+        let inode = |line: &str| line.split_whitespace().nth(9).map(str::to_owned);
+        table.lines().skip(1).filter_map(inode).collect::<Vec<_>>()
+    };
+    // A connection that has ended has none.
+    ["tcp", "udp"].into_iter().flat_map(inodes).filter(|inode| inode != "0").collect()
+}
+
+/// Inodes of the sockets that this process has open, those of tests beside this one among them.
+fn open_sockets() -> BTreeSet<String> {
+    let files = fs::read_dir("/proc/self/fd").expect("files").flatten();
+    let links = files.filter_map(|file| fs::read_link(file.path()).ok());
+    let inode = |link: PathBuf| {
+        Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())
+    };
+    links.filter_map(inode).collect()
+}
+
 #[test]
 fn nothing_is_left_of_a_slot_with_names_and_an_open_connection() {
     on_own_machine(|| async {
         let net = Internet::new().await;
-        let files = || std::fs::read_dir("/proc/self/fd").expect("files").count();
         let (slot, guest) = net.guest(json!({ "allow": ["good.example"] })).await;
-        let (open, namespace) = (files(), slot.namespace().to_owned());
+        let namespace = slot.namespace().to_owned();
         addresses(&guest, "good.example.").expect("found");
         let connection = speak(&guest, (Outside::ADDRESS, 443), client_hello(Some("good.example")));
         let mut connection = connection.expect("connected");
+        let sockets = inside(&namespace, sockets_here);
+        // The resolver's and the relay's, of which one talks with the guest.
+        assert!(open_sockets().intersection(&sockets).count() > 2, "{sockets:?}");
         slot.release().await.expect("released");
         connection.read(&mut [0; 16]).expect_err("nobody is there any more");
         drop((connection, guest));
         assert!(!namespace.exists(), "nobody is in the way of its end");
-        // The thread had its sockets, and those that it made for the guest.
-        crate::lab::eventually("its files are closed", || files() < open).await;
+        let all_closed = || open_sockets().is_disjoint(&sockets);
+        crate::lab::eventually("its sockets are closed", all_closed).await;
     });
 }
