@@ -16,6 +16,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::object::Object;
 use super::slot::Network;
 
 /// How many rules a list has at most.
@@ -52,7 +53,7 @@ pub enum Verdict {
 
 /// What a sandbox may reach. The default is everything.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(try_from = "Wanted")]
+#[serde(try_from = "Object<Wanted>")]
 pub struct Policy {
     default: Verdict,
     allow: BTreeSet<Rule>,
@@ -212,10 +213,11 @@ impl Policy {
     }
 }
 
-impl TryFrom<Wanted> for Policy {
+impl TryFrom<Object<Wanted>> for Policy {
     type Error = InvalidPolicy;
 
-    fn try_from(Wanted { default, allow, deny }: Wanted) -> Result<Self, InvalidPolicy> {
+    fn try_from(Object(wanted): Object<Wanted>) -> Result<Self, InvalidPolicy> {
+        let Wanted { default, allow, deny } = wanted;
         Self::new(default, allow, deny)
     }
 }

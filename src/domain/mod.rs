@@ -6,6 +6,7 @@ pub mod exec;
 pub mod file;
 pub mod id;
 pub mod name;
+pub mod object;
 pub mod port;
 pub mod process;
 pub mod sandbox;

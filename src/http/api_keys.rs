@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::auth::Caller;
+use super::body::Json;
 use super::error::ApiError;
 use super::openapi::failures::Names;
 use super::openapi::{Routes, Section};
@@ -81,7 +82,7 @@ struct ListView {
 async fn create(
     _: Caller,
     control: web::Data<ControlPlane>,
-    body: web::Json<CreateBody>,
+    Json(body): Json<CreateBody>,
 ) -> Result<HttpResponse, ApiError> {
     if body.name.is_empty() || body.name.chars().count() > MAX_NAME || body.name.contains('\0') {
         return Err(ApiError::invalid(format!("name is 1 to {MAX_NAME} characters")));

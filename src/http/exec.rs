@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::auth::Caller;
+use super::body::Json;
 use super::error::ApiError;
 use super::openapi::failures::Work;
 use super::openapi::{Routes, Section};
@@ -130,9 +131,9 @@ async fn exec(
     _: Caller,
     control: web::Data<ControlPlane>,
     id: web::Path<SandboxId>,
-    body: web::Json<ExecBody>,
+    body: Json<ExecBody>,
 ) -> Result<HttpResponse, ApiError> {
-    let mut body = body.into_inner();
+    let mut body = body.0;
     let (background, tag) = (body.background, body.tag.take());
     if background && body.timeout_sec.is_some() {
         return Err(ApiError::invalid("timeout_sec is for commands that are waited for"));

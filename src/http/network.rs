@@ -4,6 +4,7 @@ use actix_web::{HttpResponse, get, put, web};
 use utoipa::ToSchema;
 
 use super::auth::Caller;
+use super::body::Json;
 use super::error::ApiError;
 use super::openapi::failures::Life;
 use super::openapi::{Routes, Section};
@@ -55,9 +56,9 @@ async fn replace(
     _: Caller,
     control: web::Data<ControlPlane>,
     id: web::Path<SandboxId>,
-    body: web::Json<Policy>,
+    body: Json<Policy>,
 ) -> Result<HttpResponse, ApiError> {
-    let policy = body.into_inner();
+    let policy = body.0;
     control.set_network(&id, policy.clone()).await?;
     Ok(HttpResponse::Ok().json(policy))
 }

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
 use super::auth::Caller;
+use super::body::Json;
 use super::error::ApiError;
 use super::network::NetworkPolicy;
 use super::openapi::failures::{Life, Making};
@@ -212,9 +213,9 @@ async fn create(
     control: web::Data<ControlPlane>,
     request: HttpRequest,
     traced: web::Query<Traced>,
-    body: web::Json<CreateBody>,
+    body: Json<CreateBody>,
 ) -> Result<HttpResponse, ApiError> {
-    let body = body.into_inner();
+    let body = body.0;
     let idempotency = idempotency(&request, &body)?;
     let request = create_sandbox(body, idempotency)?;
     let trace = Trace::default();

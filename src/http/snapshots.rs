@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::auth::Caller;
+use super::body::Json;
 use super::error::ApiError;
 use super::openapi::failures::{Making, Names};
 use super::openapi::{Routes, Section};
@@ -114,9 +115,9 @@ struct ListView {
 async fn create(
     _: Caller,
     control: web::Data<ControlPlane>,
-    body: web::Json<CreateBody>,
+    body: Json<CreateBody>,
 ) -> Result<HttpResponse, ApiError> {
-    let CreateBody { sandbox_id, name, overwrite } = body.into_inner();
+    let CreateBody { sandbox_id, name, overwrite } = body.0;
     let existing = if overwrite { Existing::Replace } else { Existing::Keep };
     let snapshot = control.create_snapshot(&sandbox_id, name, existing).await?;
     Ok(HttpResponse::Created().json(SnapshotView::from(snapshot)))

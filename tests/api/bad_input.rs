@@ -97,6 +97,34 @@ async fn a_body_that_is_no_json_is_refused() {
     Answer::of(request).await.error(400, "invalid_request");
 }
 
+/// Without names a body would mean its fields in their order, which nobody is told.
+#[actix_web::test]
+async fn a_body_without_names_is_refused_everywhere() {
+    let nest = Nest::start().await;
+    let id = nest.create(json!({})).await;
+    let of = |route: &str| format!("/v1/sandboxes/{id}/{route}");
+    let policy = json!(["deny", [], []]);
+    for (method, path, body) in [
+        (Method::POST, "/v1/sandboxes".to_owned(), json!(["debian"])),
+        (Method::POST, "/v1/sandboxes".to_owned(), json!({ "network": policy })),
+        (Method::POST, "/v1/api-keys".to_owned(), json!(["a name"])),
+        (Method::POST, "/v1/snapshots".to_owned(), json!([id, "a-name", false])),
+        (Method::PUT, of("network"), policy),
+        (Method::POST, of("exec"), json!(["true"])),
+        (Method::POST, of("pause"), json!([])),
+        (Method::POST, of("resume"), json!([])),
+        (Method::POST, of("fork"), json!([1])),
+        (Method::POST, of("files/stream/read"), json!(["/etc/hostname"])),
+        (Method::POST, of("files/mkdir"), json!(["/tmp/new"])),
+        (Method::POST, of("files/move"), json!(["/tmp/a", "/tmp/b"])),
+    ] {
+        let message =
+            Answer::of(nest.request(method, &path).json(&body)).await.error(400, "invalid_request");
+        assert!(message.contains("expected an object"), "{path}: {message}");
+    }
+    assert_eq!(nest.get(&format!("/v1/sandboxes/{id}")).await.json()["state"], "running");
+}
+
 #[actix_web::test]
 async fn a_wrong_content_type_is_refused_and_the_right_one_named() {
     let nest = Nest::start().await;

@@ -13,6 +13,7 @@ use crate::actors::control_plane::ControlPlane;
 use crate::domain::file::FileRange;
 use crate::domain::id::SandboxId;
 use crate::http::auth::Caller;
+use crate::http::body::Json;
 use crate::http::error::{ApiError, Code};
 use crate::http::openapi::Routes;
 use crate::http::openapi::failures::{Reading, Work};
@@ -110,7 +111,7 @@ async fn read(
     _: Caller,
     control: web::Data<ControlPlane>,
     id: web::Path<SandboxId>,
-    body: web::Json<ReadBody>,
+    Json(body): Json<ReadBody>,
     request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
     send(&control, &id, &body.path, body.user.as_deref(), &request).await

@@ -10,6 +10,7 @@ use crate::actors::control_plane::ControlPlane;
 use crate::domain::file::{FileEntry, FileKind};
 use crate::domain::id::SandboxId;
 use crate::http::auth::Caller;
+use crate::http::body::Json;
 use crate::http::error::ApiError;
 use crate::http::openapi::Routes;
 use crate::http::openapi::failures::{Listing, Work};
@@ -197,9 +198,9 @@ async fn mkdir(
     _: Caller,
     control: web::Data<ControlPlane>,
     id: web::Path<SandboxId>,
-    body: web::Json<MkdirBody>,
+    body: Json<MkdirBody>,
 ) -> Result<HttpResponse, ApiError> {
-    let MkdirBody { path, user } = body.into_inner();
+    let MkdirBody { path, user } = body.0;
     check_path(&path)?;
     let entry = control.make_dir(&id, path, user).await?;
     Ok(HttpResponse::Created().json(EntryView::from(entry)))
@@ -216,9 +217,9 @@ async fn rename(
     _: Caller,
     control: web::Data<ControlPlane>,
     id: web::Path<SandboxId>,
-    body: web::Json<MoveBody>,
+    body: Json<MoveBody>,
 ) -> Result<HttpResponse, ApiError> {
-    let MoveBody { source, destination, user } = body.into_inner();
+    let MoveBody { source, destination, user } = body.0;
     check_path(&source)?;
     check_path(&destination)?;
     let entry = control.move_file(&id, source, destination, user).await?;
