@@ -54,12 +54,11 @@ impl Samples {
         samples[samples.len() / 2]
     }
 
+    /// Each with all of its samples, turn by turn: a run that drifts shows it.
     fn print(&self) {
         for (name, samples) in &self.0 {
-            let least = samples.iter().copied().fold(f64::INFINITY, f64::min);
-            let most = samples.iter().copied().fold(0.0, f64::max);
-            let (n, median) = (samples.len(), self.median(name));
-            eprintln!("{name:<44} n {n:>2}  p50 {median:>9.1}  {least:>9.1} to {most:>9.1}");
+            let turns: Vec<_> = samples.iter().map(|sample| format!("{sample:.1}")).collect();
+            eprintln!("{name:<44} p50 {:>9.1}  of {}", self.median(name), turns.join(" "));
         }
     }
 }
