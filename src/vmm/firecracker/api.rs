@@ -27,8 +27,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How long a Firecracker that was just started may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// How often one that does not listen yet is tried again.
+/// Shortest pause before one that does not listen yet is tried again.
 const START_PAUSE: Duration = Duration::from_millis(1);
+
+/// What a pause is of the time that it has taken so far: to try often would keep a slow host from what
+/// is waited for.
+const START_SHARE: u32 = 32;
 
 /// Longest answer that is read, in bytes: a few kilobytes are normal.
 const MAX_ANSWER: usize = 1 << 20;
@@ -97,7 +101,10 @@ impl Api {
                 Err(ApiError::Connect(error)) if start.elapsed() > START_LIMIT => {
                     return Err(ApiError::NotUp(error));
                 }
-                Err(ApiError::Connect(_)) => tokio::time::sleep(START_PAUSE).await,
+                Err(ApiError::Connect(_)) => {
+                    let pause = START_PAUSE.max(start.elapsed() / START_SHARE);
+                    tokio::time::sleep(pause).await;
+                }
                 Err(error) => return Err(error),
             }
         }

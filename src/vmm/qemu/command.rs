@@ -135,8 +135,8 @@ fn machine(engine: Engine, shape: Shape, options: &str) -> Vec<String> {
         Engine::Kvm => ("kvm".to_owned(), "host"),
         // In software `rep movsb` takes its bytes one by one, and a CPU that calls it fast has the
         // guest's kernel and C library copy with it: bytes through a socket then take 1.6 times as long.
-        // Newer QEMUs also call it fast for short copies. Linux takes that to imply the other, and
-        // would overrun what is shorter than 32 bytes if it found it alone (`memmove_64.S`).
+        // Newer QEMUs also call it fast for short copies (fsrm), which Linux takes to imply the other:
+        // 6.1 does not boot with that one alone.
         Engine::Tcg { .. } => (format!("tcg,tb-size={TCG_CACHE_MIB}"), "max,-erms,-fsrm"),
     };
     let mut args: Vec<String> =
