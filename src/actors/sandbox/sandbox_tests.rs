@@ -248,6 +248,24 @@ fn a_sandbox_whose_actor_panics_again_and_again_is_given_up_and_says_so() {
     });
 }
 
+/// Of a sandbox that is still pending when its creator fails, the control plane takes the row away.
+#[test]
+fn a_boot_that_failed_is_answered_when_everybody_can_read_it() {
+    System::new().block_on(async {
+        let bench = Bench::new();
+        bench.machines.set_mode(Step::Boot, Mode::Failing { times: 1, fault: Fault::EndedEarly });
+        bench.sink.open.send_replace(false);
+        let (manager, spec) = (bench.manager.clone(), spec());
+        let creating = manager.create(spec, Trace::default());
+        tokio::pin!(creating);
+        let early = tokio::time::timeout(Duration::from_millis(200), &mut creating).await;
+        assert!(early.is_err(), "answered before it was known");
+        bench.sink.open.send_replace(true);
+        creating.await.expect("is queued").expect_err("does not boot");
+        assert_eq!(bench.told().last(), Some(&SandboxState::Error));
+    });
+}
+
 /// F15: a cancelled boot may be over before the control plane has heard of the stop.
 #[test]
 fn a_boot_that_ends_before_its_stop_is_known_ends_the_sandbox_once() {

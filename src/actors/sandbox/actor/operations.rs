@@ -91,6 +91,13 @@ impl SandboxActor {
         });
     }
 
+    /// Tells whoever wanted a sandbox that there is none, once everybody can read what became of it: of
+    /// one that is still said to be pending by then, the control plane takes the row away.
+    fn refuse(&self, creator: Reply<Result<(), Arc<MachineError>>>, error: MachineError) {
+        // It may have hung up.
+        self.publisher.afterwards(move || drop(creator.send(Err(Arc::new(error)))));
+    }
+
     pub(super) fn pause(
         &mut self,
         machine: Arc<dyn Machine>,
@@ -272,7 +279,7 @@ impl Handler<Booted> for SandboxActor {
         match outcome {
             _ if self.life.state != SandboxState::Starting => {
                 self.dismantle(ctx);
-                let _ = creator.send(Err(Arc::new(MachineError::Cancelled)));
+                self.refuse(creator, MachineError::Cancelled);
             }
             Ok(machine) => {
                 self.ledger.restart(Utc::now());
@@ -280,10 +287,8 @@ impl Handler<Booted> for SandboxActor {
                 self.attend(&machine, ctx);
             }
             Err(error) => {
-                let error = Arc::new(error);
-                let reason = crate::chain(&*error).to_string();
-                self.finish(SandboxState::Error, Some(reason), ctx);
-                let _ = creator.send(Err(error));
+                self.finish(SandboxState::Error, Some(crate::chain(&error).to_string()), ctx);
+                self.refuse(creator, error);
             }
         }
     }
