@@ -70,6 +70,8 @@ pub struct Config {
     pub slot_pool: usize,
     /// Sandboxes that are ready before anybody asks for them; 0 for none.
     pub standbys: usize,
+    /// Firecrackers that wait for a snapshot; 0 for none.
+    pub vmm_pool: usize,
     /// Seconds that a guest has to start.
     pub boot_timeout_sec: u64,
     /// A step that fails once, for tests, such as `frozen=kill-vm`.
@@ -97,6 +99,7 @@ impl Default for Config {
             memory_reserve_mib: None,
             slot_pool: 8,
             standbys: 2,
+            vmm_pool: 1,
             boot_timeout_sec: 60,
             fault: None,
             log: "info,actix_server=warn,sea_orm_migration=warn".to_owned(),
@@ -153,6 +156,10 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub standbys: Option<usize>,
+    /// Firecrackers that wait for a snapshot [default: 1]
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vmm_pool: Option<usize>,
     /// A step that fails once, for tests
     #[arg(long, value_name = "STEP=ACTION", hide = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -260,6 +267,7 @@ mod tests {
             memory_reserve_mib: Some(1),
             slot_pool: Some(1),
             standbys: Some(1),
+            vmm_pool: Some(1),
             fault: Some(String::new()),
             boot_timeout_sec: Some(1),
             log: Some(String::new()),

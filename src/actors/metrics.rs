@@ -64,6 +64,7 @@ struct LookedAt {
     sandboxes: Family<StateLabel, Gauge>,
     memory_bytes: Gauge,
     slots_ready: Gauge,
+    vmms_ready: Gauge,
     standbys_ready: Gauge,
     mailbox_refusals: Counter,
     busy_retries: Counter,
@@ -92,6 +93,11 @@ impl LookedAt {
             self.slots_ready.clone(),
         );
         registry.register(
+            "vmms_ready",
+            "Processes of the hypervisor that wait for a snapshot",
+            self.vmms_ready.clone(),
+        );
+        registry.register(
             "standbys_ready",
             "Sandboxes that were made before anybody asked for them",
             self.standbys_ready.clone(),
@@ -115,6 +121,7 @@ impl LookedAt {
         }
         self.memory_bytes.set(gauge(readings.memory_bytes));
         self.slots_ready.set(gauge(readings.readiness.slots as u64));
+        self.vmms_ready.set(gauge(readings.readiness.vmms as u64));
         self.standbys_ready.set(gauge(readings.readiness.standbys as u64));
         self.mailbox_refusals.inner().store(readings.mailbox_refusals, Ordering::Relaxed);
         self.busy_retries.inner().store(readings.busy_retries, Ordering::Relaxed);

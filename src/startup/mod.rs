@@ -331,6 +331,7 @@ fn host_settings(config: &Config) -> Result<HostSettings> {
         data_dir: config.data_dir.clone(),
         slot_pool: config.slot_pool,
         standbys: config.standbys,
+        vmm_pool: config.vmm_pool,
         boot_timeout: Duration::from_secs(config.boot_timeout_sec),
         faults: Faults::new(fault),
     })

@@ -96,6 +96,12 @@ pub struct VmPlan<'a> {
     pub shape: Shape,
     /// Its disk.
     pub disk: DiskPlan<'a>,
+    /// Where its process runs.
+    pub place: Place<'a>,
+}
+
+/// Where a VM's process runs, whatever its VM is.
+pub struct Place<'a> {
     /// The VM's own directory; sockets and logs go here.
     pub dir: &'a Path,
     /// The host's end of the guest's network card.
@@ -161,6 +167,8 @@ pub struct RestorePlan<'a> {
     pub devices: OwnedFd,
     /// Tells the snapshot from all others.
     pub build: BuildId,
+    /// What [`StartAhead::start_ahead`] has started in the same place.
+    pub started: Option<ProcessId>,
     /// Ends it early.
     pub cancel: &'a CancellationToken,
     /// Where the time goes.
@@ -182,6 +190,9 @@ pub trait Hypervisor: Send + Sync {
     /// Which kind of disk its VMs take.
     fn disk_kind(&self) -> DiskKind;
 
+    /// The way to processes that wait for their snapshot, if there is one.
+    fn ahead(&self) -> Option<&dyn StartAhead>;
+
     /// Starts a VM from its kernel. Returns as soon as its process runs.
     ///
     /// # Errors
@@ -193,7 +204,7 @@ pub trait Hypervisor: Send + Sync {
     ///
     /// # Errors
     ///
-    /// Nothing runs then.
+    /// Nothing runs then, but perhaps what was started ahead.
     async fn restore(&self, plan: RestorePlan<'_>) -> Result<Box<dyn Vm>, HypervisorError>;
 
     /// Takes over a VM that a former daemon started in `dir`.
@@ -202,6 +213,17 @@ pub trait Hypervisor: Send + Sync {
     ///
     /// [`ProcessError::Gone`] within, if it does not run any more.
     async fn adopt(&self, process: ProcessId, dir: &Path) -> Result<Box<dyn Vm>, HypervisorError>;
+}
+
+/// A hypervisor whose processes can be started before it is known what they will run.
+#[async_trait]
+pub trait StartAhead: Send + Sync {
+    /// Starts a process that waits for a restore in the same place.
+    ///
+    /// # Errors
+    ///
+    /// Nothing runs then.
+    async fn start_ahead(&self, place: Place<'_>) -> Result<ProcessId, HypervisorError>;
 }
 
 /// One VM. Dropping it leaves it running.

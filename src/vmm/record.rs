@@ -114,6 +114,14 @@ pub struct Record {
     pub life: Life,
 }
 
+impl Record {
+    /// Makes the record of something that was made ahead that of a sandbox, which has its slot and its
+    /// process.
+    pub fn hand_over_to(&mut self, sandbox: Self) {
+        *self = Self { slot: self.slot, process: self.process, ..sandbox };
+    }
+}
+
 /// A record together with its file.
 #[derive(Debug)]
 pub struct RecordFile {

@@ -25,6 +25,8 @@ pub struct Usage {
 pub struct Readiness {
     /// Network slots.
     pub slots: usize,
+    /// VMs' processes that wait for a snapshot.
+    pub vmms: usize,
     /// Machines that were made already.
     pub standbys: usize,
 }

@@ -95,7 +95,12 @@ async fn what_sandboxes_take_together_is_told() {
     let idle = text().await;
     assert_parses(&idle);
     assert_eq!((of(&idle, cpu), of(&idle, memory)), (0.0, 0.0));
-    for name in ["nestbox_slots_ready", "nestbox_standbys_ready", "nestbox_websocket_sessions"] {
+    for name in [
+        "nestbox_slots_ready",
+        "nestbox_vmms_ready",
+        "nestbox_standbys_ready",
+        "nestbox_websocket_sessions",
+    ] {
         assert_eq!(of(&idle, name), 0.0, "{name}");
     }
     assert_eq!(of(&idle, "nestbox_database_busy_retries_total"), 0.0);

@@ -1,5 +1,6 @@
 //! What only Firecracker has: a pager beside the VM, a jail around it, a block device below it.
 
+mod ahead;
 mod choice;
 mod costs;
 mod floor;

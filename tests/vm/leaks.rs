@@ -110,7 +110,7 @@ async fn or_again(daemon: &mut Daemon, sandbox: Sandbox, killed: bool) -> Sandbo
 fn cycles_leave_nothing(moments: &'static [Moment]) {
     // The lab compares what there was before the daemon with what there is after it.
     in_a_lab(4, async |lab| {
-        let options = Options { slot_pool: 1, standbys: 1, ..Options::default() };
+        let options = Options { slot_pool: 1, standbys: 1, vmm_pool: 1, ..Options::default() };
         let mut daemon = lab.daemon_with(options).await;
         for cycle in 0..CYCLES {
             live(&mut daemon, moments[cycle % moments.len()]).await;

@@ -114,20 +114,17 @@ fn a_pause_keeps_the_history_and_a_daemon_that_starts_again_begins_one() {
 fn the_host_tells_what_it_has_ready() {
     in_a_lab(1, async |lab| {
         let mut daemon = lab.daemon().await;
-        let metric = async |name: &str| {
-            let text = daemon.get("/metrics").await.expect(200);
-            let text = text.as_str().expect("a text").to_owned();
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-            line.unwrap_or_else(|| panic!("{name} in {text}")).parse::<f64>().expect("a number")
-        };
-        eventually("a slot is ready", || async { metric("nestbox_slots_ready").await == 1.0 })
-            .await;
-        assert_eq!(metric("nestbox_standbys_ready").await, 0.0);
+        eventually("a slot is ready", || async {
+            daemon.metric("nestbox_slots_ready").await == 1.0
+        })
+        .await;
+        assert_eq!(daemon.metric("nestbox_standbys_ready").await, 0.0);
+        assert_eq!(daemon.metric("nestbox_vmms_ready").await, 0.0);
         let sandbox = daemon.create_with(json!({ "memory_mb": 256 })).await;
         sandbox.sh("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done").await;
         sandbox.destroy().await;
-        assert!(metric("nestbox_sandbox_cpu_seconds_total").await > 0.01);
-        assert_eq!(metric("nestbox_sandbox_memory_bytes").await, 0.0);
+        assert!(daemon.metric("nestbox_sandbox_cpu_seconds_total").await > 0.01);
+        assert_eq!(daemon.metric("nestbox_sandbox_memory_bytes").await, 0.0);
         daemon.stop().await;
     });
 }

@@ -82,7 +82,8 @@ impl Other {
     async fn start(lab: &Lab, images: &Path) -> Self {
         let (data_dir, log) = (lab.path("other"), lab.path("other.log"));
         let mut command = lab.nestbox();
-        command.args(["serve", "--listen", "127.0.0.1:0", "--slot-pool", "0", "--standbys", "0"]);
+        command.args(["serve", "--listen", "127.0.0.1:0"]);
+        command.args(["--slot-pool", "0", "--standbys", "0", "--vmm-pool", "0"]);
         command.arg("--data-dir").arg(&data_dir).arg("--image-dir").arg(images);
         command.stdout(Stdio::null()).stderr(File::create(&log).expect("a file"));
         let process = command.spawn().expect("it starts");

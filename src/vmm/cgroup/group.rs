@@ -66,6 +66,15 @@ impl Cgroup {
         &self.places
     }
 
+    /// Changes what the sandbox may use.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Write`].
+    pub fn set_limits(&self, limits: Limits) -> Result<(), CgroupError> {
+        self.places.iter().try_for_each(|place| place.limit(limits))
+    }
+
     /// Changes what the sandbox gets of processors that others want too.
     ///
     /// # Errors

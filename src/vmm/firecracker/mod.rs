@@ -21,14 +21,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use self::api::SOCKET;
+use self::api::{Api, SOCKET};
 use self::jail::{DEVICES, DISK, ID, INITRAMFS, Jail, KERNEL};
 use self::machine::PAGER_SOCKET;
-use self::vm::{Companions, FirecrackerVm, LOG, Learning, WorkingSets};
-use super::cgroup::CgroupEntry;
+use self::vm::{Companions, FirecrackerVm, LOG, Learning, WorkingSets, control};
 use super::console;
 use super::hypervisor::{
-    BootPlan, DiskKind, DiskPlan, Engine, Hypervisor, HypervisorError, RestorePlan, Vm, VmPlan,
+    BootPlan, DiskKind, DiskPlan, Engine, Hypervisor, HypervisorError, Place, RestorePlan,
+    StartAhead, Vm, VmPlan,
 };
 use super::memory::{BuildId, Lineage};
 use super::pager::{self, PagerPlan};
@@ -41,6 +41,9 @@ const JAILER: &str = "jailer";
 
 /// The versions that this is known to work with: `1.16` and its patches.
 pub const SUPPORTED: &str = "1.16";
+
+/// What failed when a jail could not be made.
+const JAIL: &str = "make a jail for";
 
 /// A killed process is gone in milliseconds, unless the host is in trouble.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -159,12 +162,18 @@ impl Hypervisor for Firecracker {
         DiskKind::Device
     }
 
+    fn ahead(&self) -> Option<&dyn StartAhead> {
+        Some(self)
+    }
+
     async fn boot(&self, plan: BootPlan<'_>) -> Result<Box<dyn Vm>, HypervisorError> {
-        let BootPlan { vm, kernel, initramfs, .. } = plan;
-        let (shape, uid) = (vm.shape, vm.uid);
+        let BootPlan { vm: VmPlan { shape, disk, place }, kernel, initramfs, .. } = plan;
+        let (dir, uid) = (place.dir, place.uid);
         let files = [(KERNEL, open(kernel)?), (INITRAMFS, open(initramfs)?)];
-        let jail = self.prepare(vm.dir, &vm.disk, uid, files.into())?;
-        let vm = self.spawn(vm, &jail, None, None).await?;
+        let jail = Jail::make(dir, &self.program, uid).map_err(failed(JAIL))?;
+        furnish(&jail, &disk, uid, files.into())?;
+        let process = self.spawn(place, &jail).await?;
+        let vm = take_charge(process, None, &jail, dir, None).await?;
         let booted = vm.start("boot", async {
             vm.api().wait().await?;
             for (path, body) in machine::boot(shape) {
@@ -176,19 +185,35 @@ impl Hypervisor for Firecracker {
     }
 
     async fn restore(&self, plan: RestorePlan<'_>) -> Result<Box<dyn Vm>, HypervisorError> {
-        let RestorePlan { vm, memory, devices, build, cancel, trace } = plan;
-        let (dir, uid) = (vm.dir, vm.uid);
-        let files = vec![(DEVICES, File::from(devices))];
-        let jail = trace.blocking("jail", || self.prepare(dir, &vm.disk, uid, files))?;
-        let cgroup = vm.cgroup.try_clone().map_err(failed("confine"))?;
+        let RestorePlan { vm, memory, devices, build, started, cancel, trace } = plan;
+        let VmPlan { disk, place, .. } = vm;
+        let (dir, uid) = (place.dir, place.uid);
+        let jail = trace.blocking("jail", || {
+            let jail = match started {
+                Some(_) => Jail::find(dir),
+                None => Jail::make(dir, &self.program, uid),
+            };
+            let jail = jail.map_err(failed(JAIL))?;
+            furnish(&jail, &disk, uid, vec![(DEVICES, File::from(devices))])?;
+            Ok::<_, HypervisorError>(jail)
+        })?;
         let learning = Learning::new(build, &memory, self.sets.clone());
-        let serving = self.serve(&vm, &jail, memory, build, cgroup);
-        let pager = trace.span("pager", serving).await?;
-        let spawned = trace.span("spawn", self.spawn(vm, &jail, Some(pager), Some(learning))).await;
-        let vm = match spawned {
+        let pager = trace.span("pager", self.serve(&place, &jail, memory, build)).await?;
+        let spawned = async {
+            let process = match started {
+                Some(process) => {
+                    // Firecracker opens the tap by name, which nobody else may have open then.
+                    drop(place);
+                    process
+                }
+                None => self.spawn(place, &jail).await?,
+            };
+            take_charge(process, Some(pager), &jail, dir, Some(learning)).await
+        };
+        let vm = match trace.span("spawn", spawned).await {
             Ok(vm) => vm,
             Err(error) => {
-                kill_pager(pager).await?;
+                kill(pager).await?;
                 return Err(error);
             }
         };
@@ -207,6 +232,25 @@ impl Hypervisor for Firecracker {
         let jail = Jail::find(dir)
             .map_err(|source| HypervisorError::Open { path: dir.to_owned(), source })?;
         Ok(Box::new(FirecrackerVm::attach(process, companions.pager, jail, dir, None)?))
+    }
+}
+
+#[async_trait]
+impl StartAhead for Firecracker {
+    async fn start_ahead(&self, place: Place<'_>) -> Result<ProcessId, HypervisorError> {
+        let jail = Jail::make(place.dir, &self.program, place.uid).map_err(failed(JAIL))?;
+        let id = self.spawn(place, &jail).await?;
+        let process = VmProcess::watch(id)?;
+        let api = Api::of(id.pid, jail.root());
+        let up = tokio::select! {
+            biased;
+            up = api.wait() => up.map_err(control("reach")),
+            how = process.ended() => Err(HypervisorError::Ended { how }),
+        };
+        if up.is_err() {
+            process.kill(KILL_LIMIT).await?;
+        }
+        up.map(|()| id)
     }
 }
 
@@ -230,48 +274,60 @@ async fn or_kill(
     }
 }
 
-async fn kill_pager(pager: ProcessId) -> Result<(), HypervisorError> {
-    match VmProcess::watch(pager) {
-        Ok(pager) => Ok(pager.kill(KILL_LIMIT).await?),
+async fn kill(process: ProcessId) -> Result<(), HypervisorError> {
+    match VmProcess::watch(process) {
+        Ok(process) => Ok(process.kill(KILL_LIMIT).await?),
         Err(_) => Ok(()),
     }
 }
 
-impl Firecracker {
-    /// Makes the jail with what Firecracker will open in it.
-    fn prepare(
-        &self,
-        dir: &Path,
-        disk: &DiskPlan<'_>,
-        uid: u32,
-        files: Vec<(&str, File)>,
-    ) -> Result<Jail, HypervisorError> {
-        let DiskPlan::Device(device) = disk else { unreachable!("it asks for a device") };
-        let prepare = || {
-            let jail = Jail::make(dir, &self.program, uid)?;
-            for (name, file) in files {
-                jail.put(name, file, uid)?;
-            }
-            jail.node(DISK, *device, uid)?;
-            Ok(jail)
-        };
-        prepare().map_err(failed("make a jail for"))
+/// Takes charge of a process that was started in a jail. On failure it does not run any more.
+async fn take_charge(
+    process: ProcessId,
+    pager: Option<ProcessId>,
+    jail: &Jail,
+    dir: &Path,
+    learning: Option<Learning>,
+) -> Result<FirecrackerVm, HypervisorError> {
+    let written = Companions { pager }.write(dir).map_err(failed("keep a record of"));
+    let vm =
+        written.and_then(|()| FirecrackerVm::attach(process, pager, jail.clone(), dir, learning));
+    if vm.is_err() {
+        kill(process).await?;
     }
+    vm
+}
 
+/// Puts into a jail what Firecracker will open in it.
+fn furnish(
+    jail: &Jail,
+    disk: &DiskPlan<'_>,
+    uid: u32,
+    files: Vec<(&str, File)>,
+) -> Result<(), HypervisorError> {
+    let DiskPlan::Device(device) = disk else { unreachable!("it asks for a device") };
+    let put = || {
+        files.into_iter().try_for_each(|(name, file)| jail.put(name, file, uid))?;
+        jail.node(DISK, *device, uid)
+    };
+    put().map_err(failed(JAIL))
+}
+
+impl Firecracker {
     /// Starts the pager that the VM will connect to.
     async fn serve(
         &self,
-        vm: &VmPlan<'_>,
+        place: &Place<'_>,
         jail: &Jail,
         memory: Arc<Lineage>,
         build: BuildId,
-        cgroup: CgroupEntry,
     ) -> Result<ProcessId, HypervisorError> {
         let socket = console::listen(jail.root(), PAGER_SOCKET)?;
         let path = jail.root().join(PAGER_SOCKET);
-        chown(&path, Some(vm.uid), Some(vm.uid)).map_err(failed("make a jail for"))?;
-        let (dir, namespace) = (vm.dir.to_owned(), vm.namespace.to_owned());
-        let (uid, prefetch) = (vm.uid, self.sets.of(build, &memory));
+        chown(&path, Some(place.uid), Some(place.uid)).map_err(failed(JAIL))?;
+        let cgroup = place.cgroup.try_clone().map_err(failed("confine"))?;
+        let (dir, namespace) = (place.dir.to_owned(), place.namespace.to_owned());
+        let (uid, prefetch) = (place.uid, self.sets.of(build, &memory));
         let start = move || {
             pager::start(PagerPlan {
                 lineage: &memory,
@@ -289,27 +345,19 @@ impl Firecracker {
             .map_err(|error| HypervisorError::Control { verb: "serve", source: error.into() })
     }
 
-    /// Starts the process, confined. On failure nothing runs, a pager apart.
-    async fn spawn(
-        &self,
-        plan: VmPlan<'_>,
-        jail: &Jail,
-        pager: Option<ProcessId>,
-        learning: Option<Learning>,
-    ) -> Result<FirecrackerVm, HypervisorError> {
-        quiet::give(&plan.tap, plan.uid).map_err(failed("give a network to"))?;
+    /// Starts the process, confined. On failure nothing runs.
+    async fn spawn(&self, place: Place<'_>, jail: &Jail) -> Result<ProcessId, HypervisorError> {
+        quiet::give(&place.tap, place.uid).map_err(failed("give a network to"))?;
         // A tap has one user at a time: Firecracker opens it by name.
-        drop(plan.tap);
-        let dir = plan.dir.to_owned();
-        let log_path = dir.join(LOG);
+        drop(place.tap);
+        let log_path = place.dir.join(LOG);
         let log = File::create(&log_path)
             .map_err(|source| HypervisorError::Open { path: log_path, source })?;
-        let output = output::make(&dir).map_err(failed("make a console for"))?;
-        Companions { pager }.write(&dir).map_err(failed("keep a record of"))?;
-        let (program, args, user) = self.command(jail, plan.uid);
+        let output = output::make(place.dir).map_err(failed("make a console for"))?;
+        let (program, args, user) = self.command(jail, place.uid);
         let confinement = Confinement {
-            namespace: plan.namespace.to_owned(),
-            cgroup: plan.cgroup,
+            namespace: place.namespace.to_owned(),
+            cgroup: place.cgroup,
             user,
             dir: jail.root().to_owned(),
             inherited: Vec::new(),
@@ -318,8 +366,7 @@ impl Firecracker {
         };
         let spawn = move || VmProcess::spawn(&program, &args, confinement);
         let spawned = tokio::task::spawn_blocking(spawn).await;
-        let process = spawned.expect("starting a process does not panic")?;
-        FirecrackerVm::attach(process, pager, jail.clone(), &dir, learning)
+        Ok(spawned.expect("starting a process does not panic")?)
     }
 
     /// What is executed, with which arguments, as whom.

@@ -238,7 +238,7 @@ impl FirecrackerVm {
     }
 }
 
-fn control(verb: &'static str) -> impl Fn(ApiError) -> HypervisorError {
+pub(super) fn control(verb: &'static str) -> impl Fn(ApiError) -> HypervisorError {
     move |source| HypervisorError::Control { verb, source: Box::new(source) }
 }
 

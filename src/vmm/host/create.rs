@@ -82,9 +82,21 @@ impl Host {
         spec: MachineSpec,
         run: &Run,
     ) -> Result<HostMachine, MachineError> {
+        // Now: what is offered and not taken for long is offered again, and an image may have to boot.
+        let vmm = self.vmms.take(&spec.id);
         let source = self.source(&spec.origin, spec.shape, run);
-        let (source, image) = run.trace.span("template", source).await?;
-        let machine = self.create_from(spec, source, run).await?;
+        let (source, image) = match run.trace.span("template", source).await {
+            Ok(found) => found,
+            Err(error) => {
+                if let Some(vmm) = vmm {
+                    standby::dismiss(vmm).await;
+                }
+                return Err(error);
+            }
+        };
+        let template = spec.template.clone();
+        let machine = self.create_from(spec, source, vmm, run).await?;
+        self.start_ahead(&template, machine.shape());
         if let Some(image) = image {
             // What was created once is likely to be created again.
             self.stand_by(&image, machine.shape());
@@ -96,6 +108,7 @@ impl Host {
         self: &Arc<Self>,
         spec: MachineSpec,
         source: Arc<Snapshot>,
+        vmm: Option<Standby>,
         run: &Run,
     ) -> Result<HostMachine, MachineError> {
         if let Some(standby) = self.standbys.take(&spec.id)
@@ -103,8 +116,15 @@ impl Host {
         {
             return Ok(machine);
         }
-        let mut parts = Parts::new(self.dir(&spec.id));
         let id = spec.id.clone();
+        let mut parts = match vmm {
+            Some(vmm) if vmm.waits() => vmm.parts,
+            Some(dead) => {
+                standby::dismiss(dead).await;
+                Parts::new(self.dir(&id))
+            }
+            None => Parts::new(self.dir(&id)),
+        };
         let made = async {
             self.found(&mut parts, spec, source, run).await?;
             self.restore(&mut parts, run).await
@@ -165,12 +185,7 @@ impl Host {
             _ => unreachable!("a standby is whole"),
         };
         let wanted = self.new_record(spec.clone(), source);
-        run.trace.blocking("record", || {
-            record.update(|record| {
-                let (slot, process) = (record.slot, record.process);
-                *record = Record { slot, process, ..wanted };
-            })
-        })?;
+        run.trace.blocking("record", || record.update(|record| record.hand_over_to(wanted)))?;
         if let Some(cgroup) = &parts.cgroup {
             let shared = cgroup.set_share(record.get().shape.vcpus, run.share);
             shared.map_err(|error| MachineError::Cgroup { source: Box::new(error) })?;
@@ -195,18 +210,27 @@ impl Host {
         source: Arc<Snapshot>,
         run: &Run,
     ) -> Result<(), MachineError> {
-        let record = self.new_record(spec, &source);
-        let place = Parts::new(parts.dir.clone());
+        let wanted = self.new_record(spec, &source);
+        let (place, made) = (Parts::new(parts.dir.clone()), parts.record.clone());
         let work = move || {
-            place.make_dir().map_err(file_error)?;
-            let record = RecordFile::create(&place.dir, record)?;
+            let record = match made {
+                // Of a process that was started ahead.
+                Some(record) => {
+                    record.update(|record| record.hand_over_to(wanted))?;
+                    record
+                }
+                None => {
+                    place.make_dir().map_err(file_error)?;
+                    Arc::new(RecordFile::create(&place.dir, wanted)?)
+                }
+            };
             let dir = snapshot_dir(&place.dir, source.manifest().build);
             let snapshot = source.link_into(&dir, Durability::Cached)?;
             Ok::<_, MachineError>((record, snapshot))
         };
         let made = run.trace.span("directory", tokio::task::spawn_blocking(work)).await;
         let (record, snapshot) = made.expect("making files does not panic")?;
-        parts.record = Some(Arc::new(record));
+        parts.record = Some(record);
         parts.snapshot = Some(Arc::new(snapshot));
         Ok(())
     }

@@ -15,6 +15,7 @@
 //! consists of at any moment is in [`parts::Parts`], so that a failure half-way leaves nothing
 //! behind.
 
+mod ahead;
 mod capture;
 mod create;
 mod disk;
@@ -75,6 +76,8 @@ pub struct HostSettings {
     pub slot_pool: usize,
     /// Machines that stand by for the next creates.
     pub standbys: usize,
+    /// VMs' processes that wait for the next creates.
+    pub vmm_pool: usize,
     /// How long a guest may take to boot.
     pub boot_timeout: Duration,
     /// What is to fail on purpose.
@@ -130,6 +133,7 @@ struct Host {
     store: SnapshotStore,
     making: Making,
     standbys: Standbys,
+    vmms: Standbys,
     kernel: String,
     cpu_model: String,
     faults: Faults,
@@ -198,7 +202,9 @@ impl Host {
         images: ImageStore,
         runtime: Handle,
     ) -> Result<Self, HostError> {
-        let HostSettings { data_dir, slot_pool, standbys, boot_timeout, faults } = settings;
+        let HostSettings { data_dir, slot_pool, standbys, vmm_pool, boot_timeout, faults } =
+            settings;
+        let vmm_pool = hypervisor.ahead().map_or(0, |_| vmm_pool);
         let sandboxes = data_dir.join(SANDBOXES);
         std::fs::create_dir_all(&sandboxes)
             .map_err(|source| HostError::Directory { path: sandboxes.clone(), source })?;
@@ -217,6 +223,7 @@ impl Host {
             slots: SlotPool::start(network, &in_use).await?,
             making: Making::default(),
             standbys: Standbys::new(standbys),
+            vmms: Standbys::new(vmm_pool),
             kernel: kernel_release()?,
             cpu_model: cpu_model()?,
             data_dir,
@@ -289,7 +296,7 @@ impl Machines for HostMachines {
 
     fn readiness(&self) -> Readiness {
         let slots = self.host.slots.status().ready;
-        Readiness { slots, standbys: self.host.standbys.ready() }
+        Readiness { slots, vmms: self.host.vmms.ready(), standbys: self.host.standbys.ready() }
     }
 
     async fn template(&self, name: &TemplateName) -> Result<Template, MachineError> {
@@ -299,7 +306,7 @@ impl Machines for HostMachines {
     }
 
     async fn reserve(&self, template: &TemplateName, shape: Shape) -> SandboxId {
-        self.host.standbys.reserve(template, shape).await.unwrap_or_else(SandboxId::random)
+        self.host.reserve(template, shape).await
     }
 
     async fn make(&self, spec: MachineSpec, run: &Run) -> Result<Arc<dyn Machine>, MachineError> {
@@ -353,7 +360,11 @@ impl Machines for HostMachines {
 
     async fn shut_down(&self) {
         let host = self.host.clone();
-        self.host.run(async move { host.stand_down().await }).await;
+        let all = async move {
+            host.standbys.close().await;
+            host.vmms.close().await;
+        };
+        self.host.run(all).await;
         if let Err(error) = self.host.slots.shutdown().await {
             tracing::warn!(error = %crate::chain(&error), "some network slots are left");
         }

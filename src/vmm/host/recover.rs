@@ -22,7 +22,7 @@ use crate::vmm::record::{Home, RecordFile};
 use crate::vmm::snapshot::Snapshot;
 
 /// A killed process is gone in milliseconds, unless the host is in trouble.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 impl Host {
     pub(super) async fn list_survivors(&self) -> Vec<Survivor> {

@@ -8,11 +8,12 @@ use super::Host;
 use super::disk::Base;
 use super::error::file_error;
 use super::parts::{Parts, overlay_name};
-use crate::vmm::cgroup::Limits;
+use crate::domain::shape::Shape;
+use crate::vmm::cgroup::{Limits, Share};
 use crate::vmm::console;
 use crate::vmm::fault::Point;
 use crate::vmm::guest::{AGENT_PORT, Agent, Identity};
-use crate::vmm::hypervisor::{RestorePlan, Vm, VmPlan};
+use crate::vmm::hypervisor::{Place, RestorePlan, Vm, VmPlan};
 use crate::vmm::machine::{MachineError, Run};
 use crate::vmm::network::resolvers;
 use crate::vmm::record::{Record, RecordFile};
@@ -55,7 +56,10 @@ impl Host {
         };
         self.check(&snapshot)?;
         let now = record.get();
-        self.take_slot(parts, &record, run).await?;
+        match parts.started {
+            Some(_) => self.fit(parts, &now, run).await?,
+            None => self.take_slot(parts, &record, run).await?,
+        }
         self.faults.at(Point::SlotTaken, None).map_err(file_error)?;
         let name = overlay_name(snapshot.manifest().build);
         let base = Base::of(&snapshot);
@@ -71,12 +75,13 @@ impl Host {
             memory: snapshot.memory().clone(),
             devices: snapshot.open_devices()?.into(),
             build: snapshot.manifest().build,
+            started: parts.started,
             cancel: &run.cancel,
             trace: &run.trace,
         };
         let vm: Arc<dyn Vm> = Arc::from(self.hypervisor.restore(plan).await?);
         let process = vm.process();
-        parts.vm = Some(vm.clone());
+        (parts.started, parts.vm) = (None, Some(vm.clone()));
         record.update(|record| record.process = Some(process))?;
         self.faults.at(Point::Restored, Some(process.pid)).map_err(file_error)?;
 
@@ -107,16 +112,39 @@ impl Host {
         // Before there is a guest: its first packet is the first that the policy is asked about.
         let limited = run.trace.span("network", slot.limit(&now.network)).await;
         limited.map_err(|error| MachineError::Network { source: Box::new(error) })?;
-        let limits = Limits {
-            memory_bytes: (u64::from(now.shape.memory_mib) + MEMORY_OVERHEAD_MIB) << 20,
-            pids: MAX_PIDS,
-            vcpus: now.shape.vcpus,
-            share: run.share,
-        };
-        let cgroup = run.trace.span("cgroup", self.cgroups.create(&now.id, limits)).await;
+        let made = self.cgroups.create(&now.id, limits(now.shape, run.share));
+        let cgroup = run.trace.span("cgroup", made).await;
         let cgroup = cgroup.map_err(|error| MachineError::Cgroup { source: Box::new(error) })?;
         parts.cgroup = Some(cgroup);
         Ok(())
+    }
+
+    /// Fits the slot and the cgroup of a process that was started ahead to what it becomes.
+    async fn fit(&self, parts: &Parts, now: &Record, run: &Run) -> Result<(), MachineError> {
+        let (Some(slot), Some(cgroup)) = (&parts.slot, &parts.cgroup) else {
+            unreachable!("a process runs in both")
+        };
+        // Before there is a guest: its first packet is the first that the policy is asked about.
+        let limited = run.trace.span("network", slot.limit(&now.network)).await;
+        limited.map_err(|error| MachineError::Network { source: Box::new(error) })?;
+        let limited = || cgroup.set_limits(limits(now.shape, run.share));
+        let limited = run.trace.blocking("cgroup", limited);
+        limited.map_err(|error| MachineError::Cgroup { source: Box::new(error) })
+    }
+
+    /// Where the VM's process runs, in a machine that has a slot and a cgroup.
+    pub(super) async fn place<'a>(&self, parts: &'a Parts) -> Result<Place<'a>, MachineError> {
+        let (Some(slot), Some(cgroup)) = (&parts.slot, &parts.cgroup) else {
+            unreachable!("they were made before")
+        };
+        let (tap, entry) = (slot.tap().await, cgroup.entry());
+        Ok(Place {
+            dir: &parts.dir,
+            tap: tap.map_err(|error| MachineError::Network { source: Box::new(error) })?,
+            namespace: slot.namespace(),
+            cgroup: entry.map_err(|error| MachineError::Cgroup { source: Box::new(error) })?,
+            uid: FIRST_UID + slot.index().get(),
+        })
     }
 
     /// What the VM is made of, in a machine that has a slot, a cgroup and an overlay.
@@ -127,21 +155,11 @@ impl Host {
         overlay_name: &'a str,
         base: &Base,
     ) -> Result<VmPlan<'a>, MachineError> {
-        let (slot, cgroup, disk) = match (&parts.slot, &parts.cgroup, &parts.disk) {
-            (Some(slot), Some(cgroup), Some(disk)) => (slot, cgroup, disk),
-            _ => unreachable!("they were made before"),
-        };
-        let network = |error| MachineError::Network { source: Box::new(error) };
+        let disk = parts.disk.as_ref().expect("it was made before");
         Ok(VmPlan {
             shape: now.shape,
             disk: disk.plan(overlay_name, base)?,
-            dir: &parts.dir,
-            tap: slot.tap().await.map_err(network)?,
-            namespace: slot.namespace(),
-            cgroup: cgroup
-                .entry()
-                .map_err(|error| MachineError::Cgroup { source: Box::new(error) })?,
-            uid: FIRST_UID + slot.index().get(),
+            place: self.place(parts).await?,
         })
     }
 
@@ -183,6 +201,16 @@ impl Host {
                 })
             }),
         }
+    }
+}
+
+/// What a VM of a shape may use of the host.
+fn limits(shape: Shape, share: Share) -> Limits {
+    Limits {
+        memory_bytes: (u64::from(shape.memory_mib) + MEMORY_OVERHEAD_MIB) << 20,
+        pids: MAX_PIDS,
+        vcpus: shape.vcpus,
+        share,
     }
 }
 

@@ -37,19 +37,21 @@ const OFFER_LIMIT: Duration = Duration::from_secs(10);
 /// A standby is made only if the host has room for this many machines of its shape.
 const ROOM: u64 = 4;
 
-/// What standbys are made for.
+/// What something is ready for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Kind {
-    image: TemplateName,
-    shape: Shape,
+pub(super) enum Kind {
+    /// Creates from an image in a shape: a machine that waits, frozen.
+    Of { image: TemplateName, shape: Shape },
+    /// All: see [`super::ahead`].
+    Any,
 }
 
-/// A machine that waits, frozen.
+/// A machine, or the beginning of one, that waits.
 pub(super) struct Standby {
     kind: Kind,
     id: SandboxId,
     /// The warm snapshot that it came from.
-    source: BuildId,
+    source: Option<BuildId>,
     pub parts: Parts,
     offered: Option<Instant>,
 }
@@ -64,7 +66,7 @@ struct State {
     closed: bool,
 }
 
-/// The standbys of a host.
+/// What a host has ready, and how much of it there is to be.
 pub(super) struct Standbys {
     wanted: usize,
     state: Mutex<State>,
@@ -85,7 +87,8 @@ impl Standbys {
         self.state().ready.len()
     }
 
-    fn offer(&self, kind: &Kind) -> Option<SandboxId> {
+    /// The id of one that was not offered yet, or long ago.
+    pub fn offer(&self, kind: &Kind) -> Option<SandboxId> {
         let mut state = self.state();
         let free = |standby: &&mut Standby| {
             standby.kind == *kind
@@ -98,7 +101,7 @@ impl Standbys {
 
     /// The id of a standby, or of one that is about to be ready.
     pub async fn reserve(&self, image: &TemplateName, shape: Shape) -> Option<SandboxId> {
-        let kind = Kind { image: image.clone(), shape };
+        let kind = Kind::Of { image: image.clone(), shape };
         let made = self.made.notified();
         tokio::pin!(made);
         made.as_mut().enable();
@@ -136,7 +139,7 @@ impl Standbys {
     }
 
     /// Leave to make one, if one is missing.
-    fn begin(&self, kind: &Kind) -> bool {
+    pub fn begin(&self, kind: &Kind) -> bool {
         let mut state = self.state();
         let of_kind = state.ready.iter().filter(|standby| standby.kind == *kind).count();
         let missing = !state.closed && of_kind + state.making < self.wanted;
@@ -144,8 +147,33 @@ impl Standbys {
         missing
     }
 
+    /// Whether nothing is to be made any more.
+    pub fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    /// Ends all and keeps new ones from being made.
+    pub async fn close(&self) {
+        loop {
+            let made = self.made.notified();
+            tokio::pin!(made);
+            // Before the look: what ends after it is not missed.
+            made.as_mut().enable();
+            let (standby, making) = {
+                let mut state = self.state();
+                state.closed = true;
+                (state.ready.pop_front(), state.making)
+            };
+            match standby {
+                Some(standby) => dismiss(standby).await,
+                None if making == 0 => return,
+                None => made.await,
+            }
+        }
+    }
+
     /// Gives one back that may not be kept. It counts as being made until it is taken away.
-    fn end(&self, made: Option<Standby>) -> Option<Standby> {
+    pub fn end(&self, made: Option<Standby>) -> Option<Standby> {
         let mut state = self.state();
         match made {
             Some(refused) if state.closed => return Some(refused),
@@ -160,24 +188,28 @@ impl Standbys {
 }
 
 impl Standby {
+    pub fn new(kind: Kind, id: SandboxId, source: Option<BuildId>, parts: Parts) -> Self {
+        Self { kind, id, source, parts, offered: None }
+    }
+
     /// Whether it is what a restore of that snapshot would give.
     pub fn fits(&self, source: BuildId) -> bool {
-        self.source == source
+        self.source == Some(source)
     }
 }
 
 impl Host {
     /// Sees to it that machines stand by for the next creates from an image in a shape.
     pub(super) fn stand_by(self: &Arc<Self>, image: &TemplateName, shape: Shape) {
-        let kind = Kind { image: image.clone(), shape };
+        let kind = Kind::Of { image: image.clone(), shape };
         while self.standbys.begin(&kind) {
-            let (host, kind) = (self.clone(), kind.clone());
+            let (host, image, kind) = (self.clone(), image.clone(), kind.clone());
             self.runtime.spawn(async move {
                 if let Some(other) = host.standbys.take_other(&kind) {
                     dismiss(other).await;
                 }
-                let made = match has_room(kind.shape) {
-                    true => host.make_standby(kind).await,
+                let made = match has_room(shape) {
+                    true => host.make_standby(image, shape).await,
                     false => None,
                 };
                 if let Some(refused) = host.standbys.end(made) {
@@ -188,8 +220,8 @@ impl Host {
         }
     }
 
-    async fn make_standby(self: &Arc<Self>, kind: Kind) -> Option<Standby> {
-        let spec = spec(&kind);
+    async fn make_standby(self: &Arc<Self>, image: TemplateName, shape: Shape) -> Option<Standby> {
+        let spec = spec(&image, shape);
         let id = spec.id.clone();
         let mut parts = Parts::new(self.dir(&id));
         let run = Run { share: Share::Background, ..Run::default() };
@@ -205,7 +237,7 @@ impl Host {
             Ok::<_, MachineError>(build)
         };
         match made.await {
-            Ok(source) => Some(Standby { kind, id, source, parts, offered: None }),
+            Ok(source) => Some(Standby::new(Kind::Of { image, shape }, id, Some(source), parts)),
             Err(error) => {
                 tracing::warn!(error = %crate::chain(&error), "a standby could not be made");
                 report(parts.dismantle().await);
@@ -213,36 +245,16 @@ impl Host {
             }
         }
     }
-
-    /// Ends all standbys and keeps new ones from being made.
-    pub(super) async fn stand_down(&self) {
-        loop {
-            let made = self.standbys.made.notified();
-            tokio::pin!(made);
-            // Before the look: what ends after it is not missed.
-            made.as_mut().enable();
-            let (standby, making) = {
-                let mut state = self.standbys.state();
-                state.closed = true;
-                (state.ready.pop_front(), state.making)
-            };
-            match standby {
-                Some(standby) => dismiss(standby).await,
-                None if making == 0 => return,
-                None => made.await,
-            }
-        }
-    }
 }
 
 /// What a standby is until it becomes a sandbox: without a token, so that it can be rehearsed with,
 /// and in a state in which a later daemon takes it away.
-fn spec(kind: &Kind) -> MachineSpec {
+fn spec(image: &TemplateName, shape: Shape) -> MachineSpec {
     MachineSpec {
         id: SandboxId::random(),
-        origin: Origin::Template(kind.image.clone()),
-        template: kind.image.clone(),
-        shape: kind.shape,
+        origin: Origin::Template(image.clone()),
+        template: image.clone(),
+        shape,
         envs: Default::default(),
         // As most creates want it: nothing is to change when it becomes a sandbox.
         network: Default::default(),
@@ -267,7 +279,7 @@ pub(super) async fn dismiss(mut standby: Standby) {
     report(standby.parts.dismantle().await);
 }
 
-fn report(remains: Vec<String>) {
+pub(super) fn report(remains: Vec<String>) {
     if !remains.is_empty() {
         // It is found again when the daemon starts.
         tracing::error!(remains = remains.join("; "), "something is left of a standby");

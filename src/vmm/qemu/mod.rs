@@ -16,7 +16,8 @@ use self::command::{Descriptors, Start, command_line};
 use self::vm::QemuVm;
 use super::console;
 use super::hypervisor::{
-    BootPlan, DiskKind, DiskPlan, Engine, Hypervisor, HypervisorError, RestorePlan, Vm, VmPlan,
+    BootPlan, DiskKind, DiskPlan, Engine, Hypervisor, HypervisorError, RestorePlan, StartAhead, Vm,
+    VmPlan,
 };
 use super::memory::{self, GuestMemory, Lineage};
 use super::process::{Confinement, ProcessId, User, VmProcess};
@@ -115,6 +116,11 @@ impl Hypervisor for Qemu {
         DiskKind::Layers
     }
 
+    fn ahead(&self) -> Option<&dyn StartAhead> {
+        // Its command line describes the machine.
+        None
+    }
+
     async fn boot(&self, plan: BootPlan<'_>) -> Result<Box<dyn Vm>, HypervisorError> {
         let memory = File::options().read(true).write(true).open(plan.memory);
         let memory = memory
@@ -124,7 +130,7 @@ impl Hypervisor for Qemu {
             initramfs: open(plan.initramfs)?,
             memory: memory.into(),
         };
-        let dir = plan.vm.dir.to_owned();
+        let dir = plan.vm.place.dir.to_owned();
         let process = self.spawn(plan.vm, start).await?;
         Ok(Box::new(or_kill(process, QemuVm::connect(process, &dir)).await?))
     }
@@ -138,7 +144,7 @@ impl Hypervisor for Qemu {
         })?;
         let devices = plan.devices.as_raw_fd();
         let start = Start::Restore { memory: base.into(), devices: plan.devices };
-        let dir = plan.vm.dir.to_owned();
+        let dir = plan.vm.place.dir.to_owned();
         let process = trace.span("spawn", self.spawn(plan.vm, start)).await?;
         let vm = async {
             let vm = trace.span("qmp", QemuVm::connect(process, &dir)).await?;
@@ -195,7 +201,8 @@ fn open(path: &Path) -> Result<OwnedFd, HypervisorError> {
 impl Qemu {
     /// Starts the process, confined.
     async fn spawn(&self, plan: VmPlan<'_>, start: Start) -> Result<ProcessId, HypervisorError> {
-        let DiskPlan::Layers { layers, overlay } = plan.disk else {
+        let VmPlan { shape, disk, place } = plan;
+        let DiskPlan::Layers { layers, overlay } = disk else {
             unreachable!("it asks for layers");
         };
         let reading = vm::reading(&overlay.file)
@@ -205,19 +212,19 @@ impl Qemu {
             layers,
             reading,
             overlay: (overlay.name.to_owned(), overlay.file),
-            tap: plan.tap,
-            console: console::listen(plan.dir, console::SOCKET)?,
-            qmp: console::listen(plan.dir, qmp::SOCKET)?,
+            tap: place.tap,
+            console: console::listen(place.dir, console::SOCKET)?,
+            qmp: console::listen(place.dir, qmp::SOCKET)?,
         };
-        let log_path = plan.dir.join(vm::LOG);
+        let log_path = place.dir.join(vm::LOG);
         let failed_log = |source| HypervisorError::Open { path: log_path.clone(), source };
         let log = File::create(&log_path).map_err(failed_log)?;
-        let args = command_line(self.accel, plan.shape, &inherited);
+        let args = command_line(self.accel, shape, &inherited);
         let confinement = Confinement {
-            namespace: plan.namespace.to_owned(),
-            cgroup: plan.cgroup,
-            user: User::Unprivileged { uid: plan.uid, groups: self.device_groups() },
-            dir: plan.dir.to_owned(),
+            namespace: place.namespace.to_owned(),
+            cgroup: place.cgroup,
+            user: User::Unprivileged { uid: place.uid, groups: self.device_groups() },
+            dir: place.dir.to_owned(),
             inherited: inherited.into_list(),
             output: log.try_clone().map(OwnedFd::from).map_err(failed_log)?,
             log,

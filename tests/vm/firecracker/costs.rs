@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::floor::{Floor, Way};
 use super::{pager_of, rollup, under_firecracker};
-use crate::support::{Daemon, Sandbox};
+use crate::support::{Daemon, Lab, Options, Sandbox, eventually};
 
 const TURNS: usize = 5;
 
@@ -22,6 +22,25 @@ const BAR: f64 = 1.5;
 
 /// What a daemon does after an answer is no part of what is measured next.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// Waits until a daemon has ready what it keeps ready.
+async fn settle(daemon: &Daemon, kept: &Options) {
+    let wanted = [
+        ("nestbox_slots_ready", kept.slot_pool),
+        ("nestbox_vmms_ready", kept.vmm_pool),
+        ("nestbox_standbys_ready", kept.standbys),
+    ];
+    let ready = || async {
+        for (name, count) in wanted {
+            if daemon.metric(name).await != count as f64 {
+                return false;
+            }
+        }
+        true
+    };
+    eventually("all is ready", ready).await;
+    tokio::time::sleep(SETTLE).await;
+}
 
 /// Samples under names, in the order in which these came up.
 #[derive(Default)]
@@ -72,8 +91,8 @@ async fn exec_true(sandbox: &Sandbox) {
     assert_eq!(output.exit_code, 0);
 }
 
-/// One sandbox's life.
-async fn measure(daemon: &Daemon, samples: &mut Samples) {
+/// Creates a sandbox and runs a first command in it.
+async fn create(daemon: &Daemon, samples: &mut Samples) -> Sandbox {
     let started = Instant::now();
     let wish = json!({ "memory_mb": 256 });
     let answer = daemon.post("/v1/sandboxes?trace=true", &wish).await.expect(201);
@@ -82,13 +101,19 @@ async fn measure(daemon: &Daemon, samples: &mut Samples) {
     exec_true(&sandbox).await;
     samples.add("create to first exec (ms)", milliseconds(started));
     samples.add_spans("create", &answer);
-    tokio::time::sleep(SETTLE).await;
+    sandbox
+}
+
+/// One sandbox's life.
+async fn live(daemon: &Daemon, kept: &Options, samples: &mut Samples) {
+    let sandbox = create(daemon, samples).await;
+    settle(daemon, kept).await;
     samples.add("VM, proportional (kB)", rollup(sandbox.vm_pid(), "Pss") as f64);
     samples.add("pager, proportional (kB)", rollup(pager_of(&sandbox), "Pss") as f64);
 
     let path = format!("/v1/sandboxes/{}", sandbox.id);
     for verb in ["pause", "resume", "fork"] {
-        tokio::time::sleep(SETTLE).await;
+        settle(daemon, kept).await;
         let started = Instant::now();
         let body = if verb == "fork" { json!({ "count": 1 }) } else { json!({}) };
         let answer = daemon.post(&format!("{path}/{verb}?trace=true"), &body).await;
@@ -107,7 +132,7 @@ async fn measure(daemon: &Daemon, samples: &mut Samples) {
             _ => {}
         }
     }
-    tokio::time::sleep(SETTLE).await;
+    settle(daemon, kept).await;
     let started = Instant::now();
     sandbox.destroy().await;
     samples.add("destroy (ms)", milliseconds(started));
@@ -123,36 +148,62 @@ fn report(samples: &Samples, floors: &[&str]) {
     }
 }
 
+/// Has a daemon and the script take turns.
+async fn take_turns(lab: &Lab, kept: Options, turn: impl AsyncFn(&Daemon, &Options, &mut Samples)) {
+    let mut daemon = lab.daemon_with(kept.clone()).await;
+    let first = daemon.create().await;
+    exec_true(&first).await;
+    tokio::time::sleep(SETTLE).await;
+    let state = State::read(&first.dir()).expect("its pager's state");
+    let snapshot = Snapshot::open(&first.snapshot_dir()).expect("its snapshot");
+    let snapshot = snapshot.link_into(&lab.path("snapshot"), Durability::Cached);
+    let snapshot = snapshot.expect("a link");
+    first.destroy().await;
+    let floor = Floor::start(lab).await;
+
+    let mut samples = Samples::default();
+    let ways = [(Way::Jailer, "floor, jailer (ms)"), (Way::Directly, "floor, directly (ms)")];
+    for number in 1..=TURNS {
+        settle(&daemon, &kept).await;
+        turn(&daemon, &kept, &mut samples).await;
+        for (way, name) in ways {
+            settle(&daemon, &kept).await;
+            samples.add(name, floor.restore(&snapshot, state.working_set(), way).await);
+        }
+        eprintln!("turn {number} of {TURNS}");
+        if number >= ENOUGH {
+            report(&samples, &ways.map(|(_, name)| name));
+        }
+    }
+    floor.release().await;
+    daemon.stop().await;
+}
+
+/// As shipped, but for standbys: each create loads the snapshot, as the script does.
 #[test]
 #[ignore = "a measurement of some minutes"]
 fn a_create_takes_hardly_longer_than_a_script() {
     under_firecracker(3, async |lab| {
-        let mut daemon = lab.daemon().await;
-        let first = daemon.create().await;
-        exec_true(&first).await;
-        tokio::time::sleep(SETTLE).await;
-        let state = State::read(&first.dir()).expect("its pager's state");
-        let snapshot = Snapshot::open(&first.snapshot_dir()).expect("its snapshot");
-        let snapshot = snapshot.link_into(&lab.path("snapshot"), Durability::Cached);
-        let snapshot = snapshot.expect("a link");
-        first.destroy().await;
-        let floor = Floor::start(lab).await;
-
-        let mut samples = Samples::default();
-        let ways = [(Way::Jailer, "floor, jailer (ms)"), (Way::Directly, "floor, directly (ms)")];
-        for turn in 1..=TURNS {
-            tokio::time::sleep(SETTLE).await;
-            measure(&daemon, &mut samples).await;
-            for (way, name) in ways {
-                tokio::time::sleep(SETTLE).await;
-                samples.add(name, floor.restore(&snapshot, state.working_set(), way).await);
-            }
-            eprintln!("turn {turn} of {TURNS}");
-            if turn >= ENOUGH {
-                report(&samples, &ways.map(|(_, name)| name));
-            }
-        }
-        floor.release().await;
-        daemon.stop().await;
+        take_turns(lab, Options { vmm_pool: 1, ..Options::default() }, live).await;
     });
+}
+
+/// As shipped: each create gets a machine that was restored before.
+#[test]
+#[ignore = "a measurement of some minutes"]
+fn a_create_from_a_standby_takes_less_than_a_script() {
+    under_firecracker(3, async |lab| {
+        let kept = Options { vmm_pool: 1, standbys: 1, ..Options::default() };
+        take_turns(lab, kept, async |daemon: &Daemon, _: &Options, samples: &mut Samples| {
+            create(daemon, samples).await.destroy().await;
+        })
+        .await;
+    });
+}
+
+/// Nothing is started before it is asked for, but a network slot.
+#[test]
+#[ignore = "a measurement of some minutes"]
+fn a_create_with_nothing_made_ahead_over_a_script() {
+    under_firecracker(3, async |lab| take_turns(lab, Options::default(), live).await);
 }

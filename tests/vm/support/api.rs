@@ -94,6 +94,14 @@ impl Api {
         self.send(self.request(Method::DELETE, path)).await
     }
 
+    /// One of the daemon's metrics that has no labels.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").await.expect(200);
+        let text = text.as_str().expect("a text").to_owned();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{name} in {text}")).parse().expect("a number")
+    }
+
     /// Asks for a sandbox.
     pub async fn try_create(&self, wish: Value) -> Answer {
         self.post("/v1/sandboxes", &wish).await

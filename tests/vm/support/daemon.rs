@@ -31,6 +31,8 @@ pub struct Options {
     pub slot_pool: usize,
     /// Sandboxes that it keeps ready.
     pub standbys: usize,
+    /// Firecrackers that it keeps ready.
+    pub vmm_pool: usize,
     /// Where its images are; the lab's if absent.
     pub images: Option<PathBuf>,
     /// Its database; in the data directory if absent.
@@ -48,7 +50,8 @@ impl Default for Options {
         let listen = "127.0.0.1:0".to_owned();
         let (images, database, path, fault) = (None, None, None, None);
         let flags = Vec::new();
-        Self { listen, slot_pool: 1, standbys: 0, images, database, path, fault, flags }
+        let (slot_pool, standbys, vmm_pool) = (1, 0, 0);
+        Self { listen, slot_pool, standbys, vmm_pool, images, database, path, fault, flags }
     }
 }
 
@@ -101,6 +104,7 @@ impl Daemon {
             ("--image-dir", text(images)),
             ("--slot-pool", options.slot_pool.to_string()),
             ("--standbys", options.standbys.to_string()),
+            ("--vmm-pool", options.vmm_pool.to_string()),
         ] {
             command.extend([flag.to_owned(), value]);
         }
