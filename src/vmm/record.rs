@@ -115,6 +115,26 @@ pub struct Record {
 }
 
 impl Record {
+    /// That of a machine that is no sandbox, or not yet, so that a later daemon takes away what is left of
+    /// it.
+    pub fn nobodys(id: &SandboxId, image: &TemplateName, shape: Shape, engine: Engine) -> Self {
+        Self {
+            id: id.clone(),
+            template: image.clone(),
+            image: image.clone(),
+            shape,
+            engine,
+            access_token: String::new(),
+            envs: BTreeMap::new(),
+            network: Policy::default(),
+            home: Home::Vm,
+            snapshot: None,
+            slot: None,
+            process: None,
+            life: Life::nobodys(),
+        }
+    }
+
     /// Makes the record of something that was made ahead that of a sandbox, which has its slot and its
     /// process.
     pub fn hand_over_to(&mut self, sandbox: Self) {

@@ -19,7 +19,7 @@ use crate::domain::shape::Shape;
 use crate::vmm::cgroup::Share;
 use crate::vmm::machine::{MachineError, Run};
 use crate::vmm::process::VmProcess;
-use crate::vmm::record::{Home, Life, Record, RecordFile};
+use crate::vmm::record::{Record, RecordFile};
 
 /// What was just created is put to work at once, and nobody waits for the next process yet: on a busy
 /// host one would be started at the expense of the other.
@@ -48,7 +48,7 @@ impl Host {
                 tokio::time::sleep(LULL).await;
                 let made = match host.vmms.is_closed() {
                     true => None,
-                    false => host.make_vmm(template, shape).await,
+                    false => host.make_vmm(&template, shape).await,
                 };
                 if let Some(refused) = host.vmms.end(made) {
                     standby::dismiss(refused).await;
@@ -58,7 +58,7 @@ impl Host {
         }
     }
 
-    async fn make_vmm(&self, template: TemplateName, shape: Shape) -> Option<Standby> {
+    async fn make_vmm(&self, template: &TemplateName, shape: Shape) -> Option<Standby> {
         let id = SandboxId::random();
         let mut parts = Parts::new(self.dir(&id));
         match self.begin_machine(&mut parts, &id, template, shape).await {
@@ -75,26 +75,12 @@ impl Host {
         &self,
         parts: &mut Parts,
         id: &SandboxId,
-        template: TemplateName,
+        template: &TemplateName,
         shape: Shape,
     ) -> Result<(), MachineError> {
         let hypervisor = self.hypervisor.ahead().expect("nothing is wanted where there is no way");
         parts.make_dir().map_err(file_error)?;
-        let record = Record {
-            id: id.clone(),
-            image: template.clone(),
-            template,
-            shape,
-            engine: self.hypervisor.engine(),
-            access_token: String::new(),
-            envs: Default::default(),
-            network: Default::default(),
-            home: Home::Vm,
-            snapshot: None,
-            slot: None,
-            process: None,
-            life: Life::nobodys(),
-        };
+        let record = Record::nobodys(id, template, shape, self.hypervisor.engine());
         let record = parts.record.insert(Arc::new(RecordFile::create(&parts.dir, record)?)).clone();
         let run = Run { share: Share::Background, ..Run::default() };
         self.take_slot(parts, &record, &run).await?;

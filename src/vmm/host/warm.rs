@@ -36,7 +36,7 @@ use crate::vmm::hypervisor::{BootPlan, Vm};
 use crate::vmm::image::Image;
 use crate::vmm::machine::{MachineError, Run};
 use crate::vmm::memory::{BuildId, Durability, Lineage};
-use crate::vmm::record::{Home, Life, Record, RecordFile};
+use crate::vmm::record::{Record, RecordFile};
 use crate::vmm::snapshot::{FORMAT, Manifest, ROOTFS, Snapshot, SnapshotError};
 
 const WARM: &str = "warm";
@@ -157,7 +157,9 @@ impl Host {
     ) -> Result<Arc<Snapshot>, MachineError> {
         let run = Run::default();
         parts.make_dir().map_err(file_error)?;
-        let record = RecordFile::create(&parts.dir, self.boot_record(id, image, shape))?;
+        // As any machine has one, so that a later daemon takes away what is left of it.
+        let record = Record::nobodys(&id, &image.name, shape, self.hypervisor.engine());
+        let record = RecordFile::create(&parts.dir, record)?;
         let record = parts.record.insert(Arc::new(record)).clone();
         self.take_slot(parts, &record, &run).await?;
 
@@ -229,25 +231,6 @@ impl Host {
         };
         let written = tokio::task::spawn_blocking(write).await;
         Ok(Arc::new(written.expect("writing a snapshot does not panic")?))
-    }
-
-    /// A boot has a record as any machine has, so that a later daemon takes away what is left of it.
-    fn boot_record(&self, id: SandboxId, image: &Image, shape: Shape) -> Record {
-        Record {
-            id,
-            template: image.name.clone(),
-            image: image.name.clone(),
-            shape,
-            engine: self.hypervisor.engine(),
-            access_token: String::new(),
-            envs: Default::default(),
-            network: Default::default(),
-            home: Home::Vm,
-            snapshot: None,
-            slot: None,
-            process: None,
-            life: Life::nobodys(),
-        }
     }
 }
 
