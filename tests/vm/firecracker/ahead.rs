@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use super::{is_gone, under_firecracker};
+use super::{is_gone, rollup, under_firecracker};
 use crate::support::{Daemon, Lab, Options, Sandbox, eventually};
 
 fn one_ahead() -> Options {
@@ -53,6 +53,7 @@ fn a_create_is_loaded_into_what_waits_whatever_it_is() {
         for (wish, limit_mib) in wishes {
             let ahead = waiting(&daemon, lab).await;
             daemon.get(&format!("/v1/sandboxes/{}", ahead.id)).await.is_error(404, "not_found");
+            eprintln!("one that waits has {} kB, proportional", rollup(ahead.vm_pid(), "Pss"));
             let sandbox = daemon.create_with(wish.clone()).await;
             assert_eq!((&sandbox.id, sandbox.vm_pid()), (&ahead.id, ahead.vm_pid()), "{wish}");
             assert_eq!(memory_limit(sandbox.vm_pid()), limit_mib << 20, "{wish}");
