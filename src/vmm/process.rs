@@ -25,6 +25,9 @@ use tokio::io::unix::AsyncFd;
 
 use super::cgroup::CgroupEntry;
 
+/// A killed process is gone in milliseconds, unless the host is in trouble.
+pub const KILL_LIMIT: Duration = Duration::from_secs(10);
+
 /// What went wrong with a VM's process.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
@@ -193,6 +196,19 @@ impl VmProcess {
         Ok(Self { id, pidfd })
     }
 
+    /// Kills the process of that id, if it has not ended, and waits until it is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessError::Control`]; [`ProcessError::Stuck`] if it is still there after [`KILL_LIMIT`].
+    pub async fn end(id: ProcessId) -> Result<(), ProcessError> {
+        match Self::watch(id) {
+            Ok(process) => process.kill(KILL_LIMIT).await,
+            Err(ProcessError::Gone { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Which process this is.
     pub fn id(&self) -> ProcessId {
         self.id
@@ -292,8 +308,9 @@ mod tests {
         let pid = child.id() as i32;
         let id = ProcessId { pid, start_ticks: start_ticks(pid).expect("it runs") };
         let process = VmProcess::watch(id).expect("it can be watched");
-        process.kill(Duration::from_secs(5)).await.expect("it dies");
-        process.kill(Duration::from_secs(5)).await.expect("killing again is fine");
+        VmProcess::end(id).await.expect("it dies");
+        VmProcess::end(id).await.expect("one that has ended is as good");
+        process.kill(KILL_LIMIT).await.expect("killing again is fine");
         assert!(!Path::new(&format!("/proc/{pid}")).exists(), "it was reaped");
         child.wait().expect_err("there is nothing left to wait for");
         assert!(matches!(VmProcess::watch(id), Err(ProcessError::Gone { .. })));

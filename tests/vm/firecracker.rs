@@ -6,7 +6,6 @@ mod costs;
 mod floor;
 
 use std::fs;
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Daemon, Engine, Lab, Options, Sandbox, eventually, in_a_lab};
+use crate::support::{Answer, Daemon, Engine, Lab, Options, Sandbox, eventually, in_a_lab, lives};
 
 /// Touches memory that nobody has touched before, for a quarter of a minute or longer, so that there
 /// are faults all the time.
@@ -73,10 +72,6 @@ async fn served(sandbox: &Sandbox) -> Counters {
     State::read(&sandbox.dir()).expect("its pager's state").counters()
 }
 
-fn is_gone(pid: i32) -> bool {
-    !Path::new(&format!("/proc/{pid}")).exists()
-}
-
 /// Does work in a sandbox that makes page faults; gives what the caller is told in the end.
 async fn work(sandbox: &Sandbox) -> tokio::task::JoinHandle<Answer> {
     sandbox.write("/tmp/touch.py", TOUCH).await;
@@ -105,7 +100,7 @@ fn a_vm_whose_pager_is_killed_is_ended_and_says_so() {
         eprintln!("{took:?} after its pager's end: {reason}");
         assert!(took < Duration::from_secs(2), "the sandbox says so after {took:?}");
         assert!(reason.contains("pager"), "{reason}");
-        assert!(is_gone(vm), "the VM lives on");
+        assert!(!lives(vm), "the VM lives on");
         let answer = working.await.expect("no panic");
         let message = answer.is_error(502, "agent_error").message();
         assert!(message.contains(&reason), "{message} / {reason}");
@@ -128,7 +123,7 @@ fn a_pager_that_dies_while_no_daemon_runs_ends_its_vm_too() {
         daemon.start_again().await;
         let reason = sandbox.through(daemon.api()).becomes("error").await;
         eprintln!("after a start: {reason}");
-        assert!(is_gone(vm), "the VM lives on");
+        assert!(!lives(vm), "the VM lives on");
         daemon.is_back_to(&idle).await;
         daemon.stop().await;
     });

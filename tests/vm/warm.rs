@@ -11,7 +11,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::support::{Daemon, Lab, Options, Sandbox, SmallDisk, eventually, in_a_lab, two_vcpus};
+use crate::support::{
+    Daemon, Lab, Options, Sandbox, SmallDisk, eventually, in_a_lab, lives, two_vcpus,
+};
 
 const BOOT: &str = "booting an image to freeze it";
 
@@ -181,17 +183,9 @@ fn images_may_be_on_another_disk_than_the_data() {
 }
 
 /// The machine that stands by: it has a VM, and is nobody's.
-async fn standby(daemon: &Daemon, lab: &Lab) -> Sandbox {
-    let find = async || {
-        let known: HashSet<String> = daemon.ids().await.into_iter().collect();
-        let entries = fs::read_dir(lab.data_dir().join("sandboxes")).expect("sandboxes").flatten();
-        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        let all = names.filter(|name| !known.contains(name)).map(|name| daemon.sandbox(&name));
-        let mut all = all.filter(|it| it.try_record().is_some_and(|it| it["process"].is_object()));
-        all.next()
-    };
-    eventually("a machine stands by", || async { find().await.is_some() }).await;
-    let found = find().await.expect("it was just there");
+async fn standby(daemon: &Daemon) -> Sandbox {
+    eventually("a machine stands by", || async { !daemon.unclaimed().await.is_empty() }).await;
+    let found = daemon.unclaimed().await.remove(0);
     // It does nothing any more: it is frozen.
     let idle = || async {
         let before = ticks(found.vm_pid());
@@ -200,11 +194,6 @@ async fn standby(daemon: &Daemon, lab: &Lab) -> Sandbox {
     };
     eventually("it is frozen", idle).await;
     found
-}
-
-/// Whether a process has not ended. One whose parent is gone may wait for init to reap it.
-fn lives(pid: i32) -> bool {
-    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
 }
 
 /// Time that a process has taken, in hundredths of a second.
@@ -226,7 +215,7 @@ fn a_sandbox_that_stood_by_is_as_any_other() {
         let first = daemon.create().await;
         let (mut said, mut sandboxes) = (vec![first.sh(RANDOM).await], vec![first]);
         for number in 1..=2 {
-            let waiting = standby(&daemon, lab).await;
+            let waiting = standby(&daemon).await;
             let (id, vm) = (waiting.id.clone(), waiting.vm_pid());
             assert!(!sandboxes.iter().any(|known: &Sandbox| known.id == id), "it is another one");
             daemon.get(&format!("/v1/sandboxes/{id}")).await.is_error(404, "not_found");
@@ -270,7 +259,7 @@ fn no_standby_is_left_when_the_daemon_ends_however_it_does() {
         let options = Options { standbys: 1, slot_pool: 0, ..Options::default() };
         let mut daemon = lab.daemon_with(options).await;
         daemon.create().await.destroy().await;
-        let vm = standby(&daemon, lab).await.vm_pid();
+        let vm = standby(&daemon).await.vm_pid();
         daemon.kill9().await;
         assert!(lives(vm), "nobody ended it");
         daemon.start_again().await;
@@ -278,7 +267,7 @@ fn no_standby_is_left_when_the_daemon_ends_however_it_does() {
         assert!(daemon.ids().await.is_empty());
 
         daemon.create().await.destroy().await;
-        let vm = standby(&daemon, lab).await.vm_pid();
+        let vm = standby(&daemon).await.vm_pid();
         daemon.stop().await;
         assert!(!lives(vm));
         assert_eq!(daemon.census().count("files"), 0);

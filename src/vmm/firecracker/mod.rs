@@ -17,14 +17,13 @@ use std::io;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 
-use self::api::{Api, SOCKET};
+use self::api::SOCKET;
 use self::jail::{DEVICES, DISK, ID, INITRAMFS, Jail, KERNEL};
 use self::machine::PAGER_SOCKET;
-use self::vm::{Companions, FirecrackerVm, LOG, Learning, WorkingSets, control};
+use self::vm::{Companions, FirecrackerVm, LOG, Learning, WorkingSets};
 use super::console;
 use super::hypervisor::{
     BootPlan, DiskKind, DiskPlan, Engine, Hypervisor, HypervisorError, Place, RestorePlan,
@@ -44,9 +43,6 @@ pub const SUPPORTED: &str = "1.16";
 
 /// What failed when a jail could not be made.
 const JAIL: &str = "make a jail for";
-
-/// A killed process is gone in milliseconds, unless the host is in trouble.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// How Firecracker is confined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,7 +209,7 @@ impl Hypervisor for Firecracker {
         let vm = match trace.span("spawn", spawned).await {
             Ok(vm) => vm,
             Err(error) => {
-                kill(pager).await?;
+                VmProcess::end(pager).await?;
                 return Err(error);
             }
         };
@@ -238,19 +234,12 @@ impl Hypervisor for Firecracker {
 #[async_trait]
 impl StartAhead for Firecracker {
     async fn start_ahead(&self, place: Place<'_>) -> Result<ProcessId, HypervisorError> {
-        let jail = Jail::make(place.dir, &self.program, place.uid).map_err(failed(JAIL))?;
-        let id = self.spawn(place, &jail).await?;
-        let process = VmProcess::watch(id)?;
-        let api = Api::of(id.pid, jail.root());
-        let up = tokio::select! {
-            biased;
-            up = api.wait() => up.map_err(control("reach")),
-            how = process.ended() => Err(HypervisorError::Ended { how }),
-        };
-        if up.is_err() {
-            process.kill(KILL_LIMIT).await?;
-        }
-        up.map(|()| id)
+        let dir = place.dir;
+        let jail = Jail::make(dir, &self.program, place.uid).map_err(failed(JAIL))?;
+        let process = self.spawn(place, &jail).await?;
+        let vm = take_charge(process, None, &jail, dir, None).await?;
+        let up = vm.start("reach", vm.api().wait()).await;
+        or_kill(up, vm).await.map(|_| process)
     }
 }
 
@@ -274,13 +263,6 @@ async fn or_kill(
     }
 }
 
-async fn kill(process: ProcessId) -> Result<(), HypervisorError> {
-    match VmProcess::watch(process) {
-        Ok(process) => Ok(process.kill(KILL_LIMIT).await?),
-        Err(_) => Ok(()),
-    }
-}
-
 /// Takes charge of a process that was started in a jail. On failure it does not run any more.
 async fn take_charge(
     process: ProcessId,
@@ -293,7 +275,7 @@ async fn take_charge(
     let vm =
         written.and_then(|()| FirecrackerVm::attach(process, pager, jail.clone(), dir, learning));
     if vm.is_err() {
-        kill(process).await?;
+        VmProcess::end(process).await?;
     }
     vm
 }

@@ -12,7 +12,6 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::KILL_LIMIT;
 use super::api::{Api, ApiError};
 use super::jail::{Jail, NEW_DEVICES, NEW_MEMORY};
 use super::quiet::{self, Packets};
@@ -21,7 +20,7 @@ use crate::vmm::console::Console;
 use crate::vmm::hypervisor::{HypervisorError, LayeredDisk, Vm};
 use crate::vmm::memory::{self, BuildId, GuestMemory, Lineage, PAGE_SIZE};
 use crate::vmm::pager::{self, WorkingSet};
-use crate::vmm::process::{ProcessId, VmProcess};
+use crate::vmm::process::{KILL_LIMIT, ProcessId, VmProcess};
 
 /// What Firecracker itself has to say, in a sandbox's directory.
 pub const LOG: &str = "firecracker.log";
@@ -238,7 +237,7 @@ impl FirecrackerVm {
     }
 }
 
-pub(super) fn control(verb: &'static str) -> impl Fn(ApiError) -> HypervisorError {
+fn control(verb: &'static str) -> impl Fn(ApiError) -> HypervisorError {
     move |source| HypervisorError::Control { verb, source: Box::new(source) }
 }
 

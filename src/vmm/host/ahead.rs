@@ -28,7 +28,7 @@ const LULL: Duration = Duration::from_millis(500);
 impl Standby {
     /// Whether its process has not ended.
     pub fn waits(&self) -> bool {
-        self.parts.started.is_some_and(|process| VmProcess::watch(process).is_ok())
+        self.parts.process.is_some_and(|process| VmProcess::watch(process).is_ok())
     }
 }
 
@@ -50,10 +50,7 @@ impl Host {
                     true => None,
                     false => host.make_vmm(&template, shape).await,
                 };
-                if let Some(refused) = host.vmms.end(made) {
-                    standby::dismiss(refused).await;
-                    host.vmms.end(None);
-                }
+                host.vmms.end(made).await;
             });
         }
     }
@@ -85,7 +82,7 @@ impl Host {
         let run = Run { share: Share::Background, ..Run::default() };
         self.take_slot(parts, &record, &run).await?;
         let process = hypervisor.start_ahead(self.place(parts).await?).await?;
-        parts.started = Some(process);
+        parts.process = Some(process);
         Ok(record.update(|record| record.process = Some(process))?)
     }
 }

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::disk::Disk;
-use super::recover::KILL_LIMIT;
 use crate::vmm::cgroup::Cgroup;
 use crate::vmm::disk::DiskFormat;
 use crate::vmm::hypervisor::Vm;
@@ -29,8 +28,8 @@ pub(super) struct Parts {
     pub slot: Option<Slot>,
     pub cgroup: Option<Cgroup>,
     pub disk: Option<Disk>,
-    /// A process that waits for its snapshot. Once it is restored, it is the VM's.
-    pub started: Option<ProcessId>,
+    /// The VM's process while there is no `vm` yet: it waits for its snapshot, or a former daemon left it.
+    pub process: Option<ProcessId>,
     pub vm: Option<Arc<dyn Vm>>,
 }
 
@@ -58,7 +57,7 @@ pub(super) fn overlay_path(dir: &Path, name: &str, format: DiskFormat) -> PathBu
 impl Parts {
     pub fn new(dir: PathBuf) -> Self {
         let (record, snapshot, slot, cgroup) = (None, None, None, None);
-        Self { dir, record, snapshot, slot, cgroup, disk: None, started: None, vm: None }
+        Self { dir, record, snapshot, slot, cgroup, disk: None, process: None, vm: None }
     }
 
     /// Makes the machine's directory. The VM's user may pass through it, no more; everybody else is
@@ -72,12 +71,10 @@ impl Parts {
         if let Some(vm) = &self.vm {
             vm.kill().await.map_err(|error| crate::chain(&error).to_string())?;
         }
-        if let Some(process) = self.started
-            && let Ok(process) = VmProcess::watch(process)
-        {
-            process.kill(KILL_LIMIT).await.map_err(|error| crate::chain(&error).to_string())?;
+        if let Some(process) = self.process {
+            VmProcess::end(process).await.map_err(|error| crate::chain(&error).to_string())?;
+            self.process = None;
         }
-        self.started = None;
         if let Some(cgroup) = &self.cgroup {
             cgroup.kill().await.map_err(|error| crate::chain(&error).to_string())?;
         }

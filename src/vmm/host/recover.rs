@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::frozen::HostFrozen;
 use super::machine::HostMachine;
@@ -17,12 +16,9 @@ use crate::vmm::cgroup::CgroupError;
 use crate::vmm::guest::{AGENT_PORT, Agent};
 use crate::vmm::hypervisor::Engine;
 use crate::vmm::machine::{Found, MachineError, Survivor};
-use crate::vmm::process::{VmProcess, start_ticks};
+use crate::vmm::process::start_ticks;
 use crate::vmm::record::{Home, RecordFile};
 use crate::vmm::snapshot::Snapshot;
-
-/// A killed process is gone in milliseconds, unless the host is in trouble.
-pub(super) const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 impl Host {
     pub(super) async fn list_survivors(&self) -> Vec<Survivor> {
@@ -129,12 +125,7 @@ impl Host {
         let now = record.as_ref().map(RecordFile::get);
         parts.record = record.map(Arc::new);
         // By its pid, for its sockets may be what is broken.
-        if let Some(process) = now.as_ref().and_then(|now| now.process)
-            && let Ok(process) = VmProcess::watch(process)
-            && let Err(error) = process.kill(KILL_LIMIT).await
-        {
-            return Err(MachineError::Remains(vec![crate::chain(&error).to_string()]));
-        }
+        parts.process = now.as_ref().and_then(|now| now.process);
         // A VM that lives uses everything, so everything stays.
         if let Err(error) = parts.kill().await {
             return Err(MachineError::Remains(vec![error]));

@@ -56,7 +56,7 @@ impl Host {
         };
         self.check(&snapshot)?;
         let now = record.get();
-        match parts.started {
+        match parts.process {
             Some(_) => self.fit(parts, &now, run).await?,
             None => self.take_slot(parts, &record, run).await?,
         }
@@ -75,13 +75,13 @@ impl Host {
             memory: snapshot.memory().clone(),
             devices: snapshot.open_devices()?.into(),
             build: snapshot.manifest().build,
-            started: parts.started,
+            started: parts.process,
             cancel: &run.cancel,
             trace: &run.trace,
         };
         let vm: Arc<dyn Vm> = Arc::from(self.hypervisor.restore(plan).await?);
         let process = vm.process();
-        (parts.started, parts.vm) = (None, Some(vm.clone()));
+        (parts.process, parts.vm) = (None, Some(vm.clone()));
         record.update(|record| record.process = Some(process))?;
         self.faults.at(Point::Restored, Some(process.pid)).map_err(file_error)?;
 

@@ -172,17 +172,22 @@ impl Standbys {
         }
     }
 
-    /// Gives one back that may not be kept. It counts as being made until it is taken away.
-    pub fn end(&self, made: Option<Standby>) -> Option<Standby> {
-        let mut state = self.state();
-        match made {
-            Some(refused) if state.closed => return Some(refused),
-            Some(standby) => state.ready.push_back(standby),
-            None => {}
+    /// Keeps one that was made, if it was. Nothing is kept any more once this is closed; what is refused
+    /// counts as being made until it is taken away.
+    pub async fn end(&self, made: Option<Standby>) {
+        if let Some(refused) = made.and_then(|standby| self.keep(standby)) {
+            dismiss(refused).await;
         }
-        state.making -= 1;
-        drop(state);
+        self.state().making -= 1;
         self.made.notify_waiters();
+    }
+
+    fn keep(&self, standby: Standby) -> Option<Standby> {
+        let mut state = self.state();
+        if state.closed {
+            return Some(standby);
+        }
+        state.ready.push_back(standby);
         None
     }
 }
@@ -212,10 +217,7 @@ impl Host {
                     true => host.make_standby(image, shape).await,
                     false => None,
                 };
-                if let Some(refused) = host.standbys.end(made) {
-                    dismiss(refused).await;
-                    host.standbys.end(None);
-                }
+                host.standbys.end(made).await;
             });
         }
     }

@@ -8,7 +8,6 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -25,9 +24,6 @@ use super::tsc;
 
 /// The program, looked up in `PATH`.
 const PROGRAM: &str = "qemu-system-x86_64";
-
-/// A killed process is gone in milliseconds, unless the host is in trouble.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// How QEMU is to execute the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,10 +180,8 @@ async fn or_kill(
     vm: impl Future<Output = Result<QemuVm, HypervisorError>>,
 ) -> Result<QemuVm, HypervisorError> {
     let vm = vm.await;
-    if vm.is_err()
-        && let Ok(orphan) = VmProcess::watch(process)
-    {
-        orphan.kill(KILL_LIMIT).await?;
+    if vm.is_err() {
+        VmProcess::end(process).await?;
     }
     vm
 }

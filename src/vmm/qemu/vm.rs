@@ -9,12 +9,11 @@ use async_trait::async_trait;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::json;
 
-use super::KILL_LIMIT;
 use super::qmp::{Qmp, QmpError};
 use crate::vmm::console::Console;
 use crate::vmm::hypervisor::{HypervisorError, LayeredDisk, OverlayPlan, Vm};
 use crate::vmm::memory::{GuestMemory, Lineage};
-use crate::vmm::process::{ProcessId, VmProcess};
+use crate::vmm::process::{KILL_LIMIT, ProcessId, VmProcess};
 
 /// What QEMU itself has to say, in a sandbox's directory.
 pub const LOG: &str = "qemu.log";

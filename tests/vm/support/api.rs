@@ -131,6 +131,15 @@ impl Api {
         list.map(|sandbox| sandbox["id"].as_str().expect("an id").to_owned()).collect()
     }
 
+    /// What has a process and is no sandbox yet: standbys, and what was started ahead.
+    pub async fn unclaimed(&self) -> Vec<Sandbox> {
+        let known = self.ids().await;
+        let entries = fs::read_dir(self.data_dir.join("sandboxes")).expect("sandboxes").flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let all = names.filter(|name| !known.contains(name)).map(|name| self.sandbox(&name));
+        all.filter(|it| it.try_record().is_some_and(|it| it["process"].is_object())).collect()
+    }
+
     /// Waits until there is a sandbox, or the boot of a warm snapshot, whose VM runs.
     pub async fn starting(&self) -> Sandbox {
         let sandboxes = self.data_dir.join("sandboxes");

@@ -42,6 +42,11 @@ pub fn two_vcpus() -> usize {
     std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(2))
 }
 
+/// Whether a process has not ended. One whose parent is gone may wait for init to reap it.
+pub fn lives(pid: i32) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
+}
+
 /// Waits until a condition holds, looking often.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     eventually_within(PATIENCE, what, &mut condition).await;
