@@ -4,7 +4,7 @@ import { call, sandboxPath } from "./api.js";
 import { ask } from "./ask.js";
 import { byId } from "./dom.js";
 import { say } from "./notice.js";
-import { choose } from "./route.js";
+import { choose, chosen } from "./route.js";
 import { showSnapshots } from "./snapshots.js";
 import { learn, refresh } from "./store.js";
 import { timed } from "./timings.js";
@@ -80,6 +80,8 @@ export async function destroy(id) {
     if (!sure) return;
     await act("destroy", id, () => call("DELETE", sandboxPath(id)));
     say(`${id} is destroyed.`);
+    // Another one may have been chosen meanwhile.
+    if (chosen() !== id) return;
     choose("");
     byId("list-title").focus();
 }

@@ -3,7 +3,7 @@
 import { call } from "./api.js";
 import { busy, byId, isOff } from "./dom.js";
 import { complain, say } from "./notice.js";
-import { choose } from "./route.js";
+import { chooseLater } from "./route.js";
 import { learn, refresh } from "./store.js";
 import { timed } from "./timings.js";
 
@@ -19,7 +19,7 @@ export function takeBeginning(id) {
     return beginning;
 }
 
-/** Makes a sandbox and goes to it. */
+/** Makes a sandbox and goes to it, if nothing else is done meanwhile. */
 export async function createSandbox(wish, beginning) {
     try {
         await make(wish, beginning);
@@ -29,6 +29,7 @@ export async function createSandbox(wish, beginning) {
 }
 
 async function make(wish, beginning) {
+    const goTo = chooseLater();
     const created = timed("create", undefined,
         () => call("POST", "/v1/sandboxes?trace=true", wish));
     // It is in the list while it starts.
@@ -37,7 +38,7 @@ async function make(wish, beginning) {
     if (beginning) beginnings.set(sandbox.id, beginning);
     learn(sandbox);
     say(`The sandbox ${sandbox.id} runs.`);
-    choose(sandbox.id);
+    goTo(sandbox.id);
 }
 
 /** What the form says; fields that are empty are left to the daemon. */

@@ -142,8 +142,10 @@ async fn copies_and_keeps(page: &Page) {
     page.click("Take snapshot").await;
     page.says("The snapshot ready is taken").await;
     page.says("Snapshots 1").await;
+    let here = page.address().await;
     page.click("Create a sandbox from ready").await;
     page.says("Sandboxes 3").await;
+    page.eventually("it is shown", async || page.address().await != here).await;
     page.shows_state("running").await;
     page.says("ready · 1 vCPU").await;
     page.keep_picture("8-from-a-snapshot").await;

@@ -7,10 +7,10 @@
 mod docs;
 mod driver;
 mod errors;
-mod files;
 mod journey;
 mod keyboard;
 mod keys;
+mod late;
 mod looks;
 mod page;
 mod terminal;
