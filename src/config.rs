@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 /// Read if it is there and no other file is named.
 const DEFAULT_FILE: &str = "/etc/nestbox/config.toml";
 
+/// The most of a kind that is kept ready. Each takes memory, a network or both.
+const MOST_READY: usize = 256;
+
 /// Which hypervisor to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -148,15 +151,15 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "MIB")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_reserve_mib: Option<u64>,
-    /// Network slots that are kept ready [default: 8]
+    /// Network slots that are kept ready [default: 8, at most 256]
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slot_pool: Option<usize>,
-    /// Sandboxes that are ready before anybody asks for them [default: 2]
+    /// Sandboxes that are ready before anybody asks for them [default: 2, at most 256]
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub standbys: Option<usize>,
-    /// Firecrackers that wait for a snapshot [default: 1]
+    /// Firecrackers that wait for a snapshot [default: 1, at most 256]
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vmm_pool: Option<usize>,
@@ -191,6 +194,14 @@ pub enum ConfigError {
     /// A value is wrong, or a name unknown; the source says which and where it came from.
     #[error("the settings cannot be read")]
     Read(#[source] Box<figment::Error>),
+    /// More are to be kept ready than makes sense.
+    #[error("{name} is {count}: at most {MOST_READY} are kept ready")]
+    TooMany {
+        /// The setting.
+        name: &'static str,
+        /// What it was set to.
+        count: usize,
+    },
 }
 
 impl Config {
@@ -219,11 +230,24 @@ impl Config {
         }
         let mut config: Self =
             figment.extract().map_err(|error| ConfigError::Read(Box::new(error)))?;
+        config.check()?;
         // Paths are kept beyond the working directory of today.
         config.data_dir = absolute(&config.data_dir);
         config.image_dir = config.image_dir.map(|dir| absolute(&dir));
         config.firecracker = config.firecracker.map(|program| absolute(&program));
         Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let ready = [
+            ("slot_pool", self.slot_pool),
+            ("standbys", self.standbys),
+            ("vmm_pool", self.vmm_pool),
+        ];
+        match ready.into_iter().find(|(_, count)| *count > MOST_READY) {
+            Some((name, count)) => Err(ConfigError::TooMany { name, count }),
+            None => Ok(()),
+        }
     }
 
     /// Where images are kept.
@@ -299,7 +323,15 @@ mod tests {
     fn a_wrong_or_unknown_setting_is_named() {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("config.toml");
-        for (text, name) in [("listn = 1", "listn"), ("listen = \"nowhere\"", "listen")] {
+        let wrong = [
+            ("listn = 1", "listn"),
+            ("listen = \"nowhere\"", "listen"),
+            ("slot_pool = -1", "slot_pool"),
+            ("slot_pool = 257", "slot_pool is 257: at most 256"),
+            ("standbys = 257", "standbys is 257: at most 256"),
+            ("vmm_pool = 1000000000000", "vmm_pool is 1000000000000: at most 256"),
+        ];
+        for (text, name) in wrong {
             std::fs::write(&file, text).expect("writes");
             let args = ConfigArgs { config: Some(file.clone()), ..ConfigArgs::default() };
             let error = Config::load(&args, None).expect_err("is refused");

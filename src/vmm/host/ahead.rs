@@ -46,9 +46,9 @@ impl Host {
             let (host, template) = (self.clone(), template.clone());
             self.runtime.spawn(async move {
                 tokio::time::sleep(LULL).await;
-                let made = match host.vmms.is_closed() {
-                    true => None,
-                    false => host.make_vmm(&template, shape).await,
+                let made = match host.vmms.turn().await {
+                    Some(_turn) => host.make_vmm(&template, shape).await,
+                    None => None,
                 };
                 host.vmms.end(made).await;
             });

@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use super::Host;
 use super::parts::Parts;
@@ -33,6 +33,9 @@ const WAIT_LIMIT: Duration = Duration::from_secs(10);
 
 /// An id that was given out and not used by then is given to somebody else.
 const OFFER_LIMIT: Duration = Duration::from_secs(10);
+
+/// How many are made at a time, however many are missing.
+const PARALLEL: usize = 2;
 
 /// A standby is made only if the host has room for this many machines of its shape.
 const ROOM: u64 = 4;
@@ -63,7 +66,6 @@ struct State {
     making: usize,
     /// How many creates wait for one of those.
     waiting: usize,
-    closed: bool,
 }
 
 /// What a host has ready, and how much of it there is to be.
@@ -71,11 +73,14 @@ pub(super) struct Standbys {
     wanted: usize,
     state: Mutex<State>,
     made: Notify,
+    /// Limits how many are made at a time; closed once nothing is to be made any more.
+    turns: Semaphore,
 }
 
 impl Standbys {
     pub fn new(wanted: usize) -> Self {
-        Self { wanted, state: Mutex::default(), made: Notify::new() }
+        let turns = Semaphore::new(PARALLEL);
+        Self { wanted, state: Mutex::default(), made: Notify::new(), turns }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -142,14 +147,14 @@ impl Standbys {
     pub fn begin(&self, kind: &Kind) -> bool {
         let mut state = self.state();
         let of_kind = state.ready.iter().filter(|standby| standby.kind == *kind).count();
-        let missing = !state.closed && of_kind + state.making < self.wanted;
+        let missing = !self.turns.is_closed() && of_kind + state.making < self.wanted;
         state.making += usize::from(missing);
         missing
     }
 
-    /// Whether nothing is to be made any more.
-    pub fn is_closed(&self) -> bool {
-        self.state().closed
+    /// Waits for leave to make it now; `None` if nothing is to be made any more.
+    pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.turns.acquire().await.ok()
     }
 
     /// Ends all and keeps new ones from being made.
@@ -161,7 +166,7 @@ impl Standbys {
             made.as_mut().enable();
             let (standby, making) = {
                 let mut state = self.state();
-                state.closed = true;
+                self.turns.close();
                 (state.ready.pop_front(), state.making)
             };
             match standby {
@@ -184,7 +189,7 @@ impl Standbys {
 
     fn keep(&self, standby: Standby) -> Option<Standby> {
         let mut state = self.state();
-        if state.closed {
+        if self.turns.is_closed() {
             return Some(standby);
         }
         state.ready.push_back(standby);
@@ -213,9 +218,9 @@ impl Host {
                 if let Some(other) = host.standbys.take_other(&kind) {
                     dismiss(other).await;
                 }
-                let made = match has_room(shape) {
-                    true => host.make_standby(image, shape).await,
-                    false => None,
+                let made = match host.standbys.turn().await {
+                    Some(_turn) if has_room(shape) => host.make_standby(image, shape).await,
+                    _ => None,
                 };
                 host.standbys.end(made).await;
             });
@@ -285,5 +290,39 @@ pub(super) fn report(remains: Vec<String>) {
     if !remains.is_empty() {
         // It is found again when the daemon starts.
         tracing::error!(remains = remains.join("; "), "something is left of a standby");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn few_are_made_at_a_time_and_none_once_it_is_closed() {
+        let wanted = PARALLEL + 3;
+        let standbys = Standbys::new(wanted);
+        let begun = (0..=wanted).filter(|_| standbys.begin(&Kind::Any)).count();
+        assert_eq!(begun, wanted);
+
+        let mut turns = Vec::new();
+        while let Some(turn) = standbys.turn().now_or_never() {
+            turns.push(turn.expect("it is open"));
+        }
+        assert_eq!(turns.len(), PARALLEL);
+        let mut next = Box::pin(standbys.turn());
+        assert!(next.as_mut().now_or_never().is_none(), "all turns are taken");
+        turns.pop();
+        assert!(next.now_or_never().flatten().is_some(), "one has ended");
+
+        let mut closing = Box::pin(standbys.close());
+        assert!(closing.as_mut().now_or_never().is_none(), "some are still being made");
+        assert!(standbys.turn().await.is_none());
+        for _ in 0..wanted {
+            standbys.end(None).await;
+        }
+        closing.await;
+        assert!(!standbys.begin(&Kind::Any), "it is closed");
     }
 }

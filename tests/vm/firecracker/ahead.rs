@@ -9,8 +9,8 @@ use serde_json::json;
 use super::{rollup, under_firecracker};
 use crate::support::{Daemon, Options, Sandbox, World, eventually, lives};
 
-fn one_ahead() -> Options {
-    Options { vmm_pool: 1, ..Options::default() }
+fn ahead(vmm_pool: usize) -> Options {
+    Options { vmm_pool, ..Options::default() }
 }
 
 /// The sandbox that the process which waits now will become.
@@ -42,7 +42,7 @@ async fn reaches_outside(sandbox: &Sandbox) -> bool {
 fn a_create_is_loaded_into_what_waits_whatever_it_is() {
     under_firecracker(3, async |lab| {
         let world = World::connect();
-        let mut daemon = lab.daemon_with(one_ahead()).await;
+        let mut daemon = lab.daemon_with(ahead(1)).await;
         let first = daemon.create().await;
         first.sh("echo kept > /tmp/kept").await;
         first.snapshot("kept").await;
@@ -86,7 +86,7 @@ fn a_create_is_loaded_into_what_waits_whatever_it_is() {
 #[test]
 fn one_that_has_died_while_it_waited_is_made_up_for() {
     under_firecracker(1, async |lab| {
-        let mut daemon = lab.daemon_with(one_ahead()).await;
+        let mut daemon = lab.daemon_with(ahead(1)).await;
         daemon.create().await.destroy().await;
         let ahead = waiting(&daemon).await;
         let process = ahead.vm_pid();
@@ -102,7 +102,7 @@ fn one_that_has_died_while_it_waited_is_made_up_for() {
 #[test]
 fn none_is_left_when_the_daemon_ends_however_it_does() {
     under_firecracker(1, async |lab| {
-        let mut daemon = lab.daemon_with(one_ahead()).await;
+        let mut daemon = lab.daemon_with(ahead(1)).await;
         daemon.create().await.destroy().await;
         let process = waiting(&daemon).await.vm_pid();
         daemon.kill9().await;
@@ -115,8 +115,32 @@ fn none_is_left_when_the_daemon_ends_however_it_does() {
         let process = waiting(&daemon).await.vm_pid();
         daemon.stop().await;
         assert!(!lives(process));
-        for kind in ["processes", "files", "network namespaces", "cgroups", "claimed slots"] {
-            assert_eq!(daemon.census().count(kind), 0, "{kind}: {:#?}", daemon.census());
-        }
+        nothing_is_left(&daemon);
     });
+}
+
+#[test]
+fn many_are_made_one_after_another_and_no_more_once_the_daemon_ends() {
+    under_firecracker(1, async |lab| {
+        let mut daemon = lab.daemon_with(ahead(5)).await;
+        daemon.create().await.destroy().await;
+        let some = || async { daemon.metric("nestbox_vmms_ready").await >= 1.0 };
+        eventually("the first waits", some).await;
+        daemon.stop().await;
+        nothing_is_left(&daemon);
+
+        daemon.start_again().await;
+        daemon.create().await.destroy().await;
+        let all = || async { daemon.metric("nestbox_vmms_ready").await == 5.0 };
+        eventually("all wait", all).await;
+        assert_eq!(daemon.unclaimed().await.len(), 5);
+        daemon.stop().await;
+        nothing_is_left(&daemon);
+    });
+}
+
+fn nothing_is_left(daemon: &Daemon) {
+    for kind in ["processes", "files", "network namespaces", "cgroups", "claimed slots"] {
+        assert_eq!(daemon.census().count(kind), 0, "{kind}: {:#?}", daemon.census());
+    }
 }
