@@ -209,7 +209,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`], naming the setting and its source.
+    /// [`ConfigError`], naming the setting, and where it came from if it cannot be read.
     pub fn load(args: &ConfigArgs, data_dir: Option<&Path>) -> Result<Self, ConfigError> {
         let mut figment = Figment::from(Serialized::defaults(Self::default()));
         match &args.config {

@@ -48,6 +48,12 @@ fn collector() -> (String, Requests) {
     (url, taken)
 }
 
+/// A name as Protocol Buffers write it, which is not a part of a longer one.
+fn named(name: &str) -> Vec<u8> {
+    let length = u8::try_from(name.len()).expect("a short name");
+    [&[length], name.as_bytes()].concat()
+}
+
 fn options(endpoint: &str) -> Options {
     Options { flags: vec!["--otlp-endpoint".to_owned(), endpoint.to_owned()], ..Options::default() }
 }
@@ -63,7 +69,6 @@ fn a_collector_gets_what_was_done_with_which_sandbox() {
         // The request, and the steps of what it led to.
         let told = async || {
             let taken = taken.lock().expect("a lock");
-            let request = ["request_id", &path].map(str::as_bytes);
             let has_all = |texts: &[&[u8]]| {
                 taken.iter().any(|(line, body)| {
                     let has = |text: &&[u8]| body.windows(text.len()).any(|part| part == *text);
@@ -71,9 +76,9 @@ fn a_collector_gets_what_was_done_with_which_sandbox() {
                 })
             };
             // What has ended is sent every few seconds, so that steps of one create may come apart.
-            has_all(&request)
-                && has_all(&["create", &sandbox.id].map(str::as_bytes))
-                && ["directory", "init"].iter().all(|step| has_all(&[step.as_bytes()]))
+            has_all(&["request_id", &path].map(str::as_bytes))
+                && has_all(&[&named("create"), sandbox.id.as_bytes()])
+                && ["directory", "init"].iter().all(|step| has_all(&[&named(step)]))
         };
         eventually("the collector has the request and its steps", told).await;
         sandbox.destroy().await;

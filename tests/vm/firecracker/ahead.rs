@@ -120,7 +120,7 @@ fn none_is_left_when_the_daemon_ends_however_it_does() {
 }
 
 #[test]
-fn many_are_made_one_after_another_and_no_more_once_the_daemon_ends() {
+fn as_many_wait_as_are_wanted_and_no_more_are_made_once_the_daemon_ends() {
     under_firecracker(1, async |lab| {
         let mut daemon = lab.daemon_with(ahead(5)).await;
         daemon.create().await.destroy().await;
