@@ -7,17 +7,18 @@ use tokio::time::sleep;
 
 use crate::page::{Page, on_the_page};
 
-/// Has the answer to the next request of a method and a part of its address arrive late, as it was
-/// when it was asked for.
-const DELAY: &str = "const [method, part] = arguments; const real = window.fetch; \
-    window.late = false; \
+/// Has the answer to the next request of a method and a part of its address wait, as it was when it
+/// was asked for, until `window.release` is called.
+const HOLD: &str = "const [method, part] = arguments; const real = window.fetch; \
+    const released = new Promise((release) => { window.release = release; }); \
+    window.held = false; \
     window.fetch = async (...request) => { \
         if (request[1].method !== method || !String(request[0]).includes(part)) \
             return real(...request); \
         window.fetch = real; \
         const answer = await real(...request); \
-        await new Promise((done) => setTimeout(done, 1500)); \
-        window.late = true; \
+        window.held = true; \
+        await released; \
         return answer; \
     }";
 
@@ -25,13 +26,15 @@ const DELAY: &str = "const [method, part] = arguments; const real = window.fetch
 const MOMENT: Duration = Duration::from_millis(300);
 
 impl Page {
-    async fn delays(&self, method: &str, part: &str) {
-        self.script(DELAY, json!([method, part])).await;
+    async fn holds(&self, method: &str, part: &str) {
+        self.script(HOLD, json!([method, part])).await;
     }
 
+    /// Lets the answer go that was held, as soon as there is one.
     async fn late_answer(&self) {
-        let come = async || self.script("return window.late", json!([])).await == true;
-        self.eventually("the late answer is there", come).await;
+        let held = async || self.script("return window.held", json!([])).await == true;
+        self.eventually("there is an answer to hold", held).await;
+        self.script("window.release()", json!([])).await;
         sleep(MOMENT).await;
     }
 }
@@ -49,7 +52,7 @@ fn a_late_answer_neither_hides_what_was_asked_for_after_it_nor_what_is_being_wri
         page.click("Go").await;
         page.offers("Download one").await;
 
-        page.delays("GET", "/files/list").await;
+        page.holds("GET", "/files/list").await;
         page.click("Reload").await;
         page.write("Directory", "/tmp/second").await;
         page.click("Go").await;
@@ -68,7 +71,7 @@ fn a_new_sandbox_is_gone_to_unless_something_else_is_done_meanwhile() {
         let first = daemon.create().await;
         page.enter().await;
         page.choose(&first.id).await;
-        page.delays("POST", "/v1/sandboxes?").await;
+        page.holds("POST", "/v1/sandboxes?").await;
         page.click("New sandbox with Python").await;
         page.click("Files").await;
         page.late_answer().await;
@@ -80,7 +83,7 @@ fn a_new_sandbox_is_gone_to_unless_something_else_is_done_meanwhile() {
         page.choose(second).await;
         page.terminal_ends(&[">>>"]).await;
 
-        page.delays("POST", "/v1/sandboxes?").await;
+        page.holds("POST", "/v1/sandboxes?").await;
         page.click("New sandbox with Python").await;
         // Impatience is nothing else.
         page.click_on("//*[@id='new-python']").await;
@@ -98,7 +101,7 @@ fn the_end_of_a_sandbox_leads_nobody_away_from_another_one() {
         let (first, second) = (daemon.create().await, daemon.create().await);
         page.enter().await;
         page.choose(&first.id).await;
-        page.delays("DELETE", &first.id).await;
+        page.holds("DELETE", &first.id).await;
         page.click("Destroy…").await;
         page.click("Destroy").await;
         page.choose(&second.id).await;
