@@ -7,15 +7,20 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
+/// Below this, in its directory of images, a daemon mounts what it needs to make one.
+const IMAGE_IN_THE_MAKING: &str = "/.work/tree/";
+
 /// Gives the calling thread network and mount namespaces of its own with an empty `/run`.
 pub fn separate() {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("new namespaces");
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("private mounts");
-    // The namespaces of daemons elsewhere come and go.
+    // The namespaces of daemons elsewhere come and go, and so do the images that they make.
     let mounts = fs::read_to_string("/proc/thread-self/mounts").expect("mounts");
     let targets: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).collect();
-    for target in targets.into_iter().rev().filter(|target| target.starts_with("/run/")) {
+    let passing =
+        |target: &&str| target.starts_with("/run/") || target.contains(IMAGE_IN_THE_MAKING);
+    for target in targets.into_iter().rev().filter(passing) {
         match umount2(target, MntFlags::MNT_DETACH) {
             // Gone in the meantime.
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
