@@ -1,6 +1,7 @@
 //! Settings: one typed tree, from defaults, then a file, then `NESTBOX_*`, then flags.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -13,6 +14,9 @@ const DEFAULT_FILE: &str = "/etc/nestbox/config.toml";
 
 /// The most of a kind that is kept ready. Each takes memory, a network or both.
 const MOST_READY: usize = 256;
+
+/// Seconds that a guest may be given to start.
+const BOOT_TIMEOUTS: RangeInclusive<u64> = 1..=3600;
 
 /// Which hypervisor to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -167,7 +171,7 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "STEP=ACTION", hide = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
-    /// Seconds that a guest has to start [default: 60]
+    /// Seconds that a guest has to start [default: 60, at most 3600]
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot_timeout_sec: Option<u64>,
@@ -202,6 +206,10 @@ pub enum ConfigError {
         /// What it was set to.
         count: usize,
     },
+    /// No guest could start, or nobody would learn that one does not.
+    #[error("boot_timeout_sec is {0}: a guest has {min} to {max} seconds to start",
+        min = BOOT_TIMEOUTS.start(), max = BOOT_TIMEOUTS.end())]
+    BootTimeout(u64),
 }
 
 impl Config {
@@ -244,9 +252,12 @@ impl Config {
             ("standbys", self.standbys),
             ("vmm_pool", self.vmm_pool),
         ];
-        match ready.into_iter().find(|(_, count)| *count > MOST_READY) {
-            Some((name, count)) => Err(ConfigError::TooMany { name, count }),
-            None => Ok(()),
+        if let Some((name, count)) = ready.into_iter().find(|(_, count)| *count > MOST_READY) {
+            return Err(ConfigError::TooMany { name, count });
+        }
+        match BOOT_TIMEOUTS.contains(&self.boot_timeout_sec) {
+            true => Ok(()),
+            false => Err(ConfigError::BootTimeout(self.boot_timeout_sec)),
         }
     }
 
@@ -330,6 +341,8 @@ mod tests {
             ("slot_pool = 257", "slot_pool is 257: at most 256"),
             ("standbys = 257", "standbys is 257: at most 256"),
             ("vmm_pool = 1000000000000", "vmm_pool is 1000000000000: at most 256"),
+            ("boot_timeout_sec = 0", "boot_timeout_sec is 0: a guest has 1 to 3600 seconds"),
+            ("boot_timeout_sec = 3601", "boot_timeout_sec is 3601"),
         ];
         for (text, name) in wrong {
             std::fs::write(&file, text).expect("writes");

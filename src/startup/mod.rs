@@ -1,6 +1,7 @@
 //! The only place that picks concrete parts and starts actors.
 
 mod doctor;
+mod limits;
 mod serve;
 mod telemetry;
 mod warm_up;
@@ -32,13 +33,13 @@ use crate::vmm::choice::{Choice, Preferences, TrialImage, Wanted, choose};
 use crate::vmm::fault::Faults;
 use crate::vmm::firecracker::Jailing;
 use crate::vmm::host::{HostMachines, HostSettings, left_running};
-use crate::vmm::host_memory::host_memory;
 use crate::vmm::hypervisor::Engine;
 use crate::vmm::image::ImageStore;
 use crate::vmm::machine::Machines;
 pub use crate::vmm::pager;
 
 pub use doctor::doctor;
+pub use limits::limits;
 pub use serve::serve;
 pub use warm_up::warm_up;
 
@@ -59,9 +60,6 @@ const LOCK_FILE: &str = "daemon.lock";
 /// How long another daemon's hold on the data directory is taken for one that is just ending.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 const HOST_ID_FILE: &str = "host-id";
-
-/// The host keeps a twentieth of its memory to itself, and at least this.
-const LEAST_RESERVE_MIB: u64 = 256;
 
 /// Everything that runs in a daemon, beside its HTTP server.
 pub struct Daemon {
@@ -87,6 +85,7 @@ impl Daemon {
         if !nix::unistd::geteuid().is_root() {
             bail!("the daemon makes network namespaces and VMs, so it has to be started as root");
         }
+        let limits = limits(config.memory_reserve_mib)?;
         let Some(lock) = claim_data_dir(&config.data_dir)? else {
             bail!(
                 "another daemon uses {}: stop it, or choose another --data-dir",
@@ -101,7 +100,6 @@ impl Daemon {
         let machines: Arc<dyn Machines> = Arc::new(machines);
         let host_id = host_id(&config.data_dir)?;
         let arbiter = Arbiter::new();
-        let limits = limits(config.memory_reserve_mib)?;
         let (control, manager) =
             assemble(&arbiter.handle(), &host_id, limits, database.clone(), machines.clone())
                 .await?;
@@ -191,21 +189,6 @@ pub async fn assemble(
     let host = HostHandle::start(arbiter, id, limits, database.clone(), manager.clone());
     let control = ControlPlane::new(database, host, machines, metrics);
     Ok((control, manager))
-}
-
-/// What this host has to give.
-///
-/// # Errors
-///
-/// If `/proc/meminfo` cannot be read.
-pub fn limits(reserve_mib: Option<u64>) -> Result<Limits> {
-    let memory = host_memory().context("cannot learn the host's memory")?;
-    let cpus = std::thread::available_parallelism().context("cannot count the host's CPUs")?;
-    Ok(Limits {
-        cpus: u32::try_from(cpus.get()).unwrap_or(u32::MAX),
-        memory_mib: memory.total_mib,
-        reserve_mib: reserve_mib.unwrap_or_else(|| LEAST_RESERVE_MIB.max(memory.total_mib / 20)),
-    })
 }
 
 /// Chooses as the settings say; `doctor` does it too.
