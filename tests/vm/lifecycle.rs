@@ -259,21 +259,21 @@ fn a_client_that_hangs_up_while_it_destroys_has_done_so() {
 fn a_sandbox_ends_when_its_time_is_over() {
     in_a_lab(1, async |lab| {
         let mut daemon = lab.daemon().await;
-        let wish = json!({ "memory_mb": 256, "timeout_sec": 3 });
+        let wish = json!({ "memory_mb": 256, "timeout_sec": 4 });
         let sandbox = daemon.create_with(wish).await;
         // Work keeps it alive, beyond its time and for as long again afterwards.
-        sandbox.sh("sleep 4").await;
+        sandbox.sh("sleep 5").await;
         let worked = Instant::now();
-        // A request that fails does not.
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        // A request that fails does not: it would end after six seconds.
+        tokio::time::sleep(Duration::from_secs(2)).await;
         sandbox.try_read("/no/such/file").await.is_error(404, "not_found");
         assert_eq!(sandbox.state().await, "running");
 
         let over = || async { sandbox.state().await == "stopped" };
         eventually_within(Duration::from_secs(8), "it is over", &mut { over }).await;
         let after = worked.elapsed();
-        assert!((2500..5000).contains(&after.as_millis()), "it ended after {after:?}");
-        assert!(sandbox.look().await["reason"].as_str().expect("a reason").contains("3 s"));
+        assert!((3500..5900).contains(&after.as_millis()), "it ended after {after:?}");
+        assert!(sandbox.look().await["reason"].as_str().expect("a reason").contains("4 s"));
         daemon.stop().await;
     });
 }

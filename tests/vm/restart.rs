@@ -89,16 +89,17 @@ fn sandboxes_survive_every_end_of_the_daemon() {
 fn a_time_that_ran_out_while_no_daemon_ran_is_over_at_the_next_start() {
     in_a_lab(1, async |lab| {
         let mut daemon = lab.daemon().await;
-        let wish = json!({ "memory_mb": 256, "timeout_sec": 3 });
+        let wish = json!({ "memory_mb": 256, "timeout_sec": 6 });
         let sandbox = daemon.create_with(wish).await;
         let vm = format!("/proc/{}", sandbox.vm_pid());
         daemon.kill9().await;
-        tokio::time::sleep(Duration::from_secs(4)).await;
+        tokio::time::sleep(Duration::from_secs(7)).await;
         assert!(std::path::Path::new(&vm).exists(), "nobody ends it meanwhile");
         daemon.start_again().await;
         let sandbox = sandbox.through(daemon.api());
         let over = || async { sandbox.state().await == "stopped" };
-        eventually_within(Duration::from_secs(3), "it is over", &mut { over }).await;
+        // Its time does not begin anew.
+        eventually_within(Duration::from_secs(5), "it is over", &mut { over }).await;
         daemon.stop().await;
     });
 }
