@@ -30,11 +30,11 @@ pub enum HypervisorChoice {
     Qemu,
 }
 
-/// Whether Firecracker runs in its jailer.
+/// Whether a hypervisor sees a file system of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum JailerChoice {
-    /// It does, and is not used without.
+    /// It does, Firecracker by its jailer, and is not used without.
     On,
     /// It does not: it still has a user, a network and limits of its own, but sees the host's files.
     Off,
@@ -67,7 +67,7 @@ pub struct Config {
     pub hypervisor: HypervisorChoice,
     /// The Firecracker program; the one on `PATH` if absent.
     pub firecracker: Option<PathBuf>,
-    /// Whether Firecracker runs in its jailer, which is looked for beside it.
+    /// Whether a hypervisor sees a file system of its own; Firecracker's jailer is looked for beside it.
     pub jailer: JailerChoice,
     /// Where images are kept; `images` in the data directory if absent.
     pub image_dir: Option<PathBuf>,
@@ -143,7 +143,7 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub firecracker: Option<PathBuf>,
-    /// Whether Firecracker runs in its jailer [default: on]
+    /// Whether Firecracker runs in its jailer, and QEMU in a root of its own [default: on]
     #[arg(long, value_enum)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jailer: Option<JailerChoice>,

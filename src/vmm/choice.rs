@@ -13,7 +13,7 @@ use super::disk::Devices;
 use super::firecracker::{self, Firecracker, Jailing};
 use super::hypervisor::{Hypervisor, HypervisorError};
 use super::kvm::{self, Check, Outcome};
-use super::qemu::{Accel, Qemu};
+use super::qemu::{Accel, Qemu, Root};
 
 /// A guest that works is up long before that, with hardware virtualization at least.
 const TRIAL_LIMIT: Duration = Duration::from_secs(30);
@@ -36,7 +36,7 @@ pub struct Preferences<'a> {
     pub wanted: Wanted,
     /// The Firecracker program, if not the one on `PATH`.
     pub firecracker: Option<&'a Path>,
-    /// How Firecracker is confined.
+    /// Whether a hypervisor sees a root of its own or the host's.
     pub jailing: Jailing,
     /// Where disks are made.
     pub data_dir: &'a Path,
@@ -117,10 +117,12 @@ pub async fn choose(
                     let reason = "hardware virtualization works here".to_owned();
                     Ok(Choice { hypervisor: Arc::new(firecracker), checks, reason })
                 }
-                false => choose_qemu(no_kvm, checks, image).await,
+                false => choose_qemu(preferences, no_kvm, checks, image).await,
             }
         }
-        (Wanted::Auto | Wanted::Qemu, _, _) => choose_qemu(no_kvm, checks, image).await,
+        (Wanted::Auto | Wanted::Qemu, _, _) => {
+            choose_qemu(preferences, no_kvm, checks, image).await
+        }
     }
 }
 
@@ -130,6 +132,7 @@ fn first_bad(checks: &[Check]) -> Option<Check> {
 
 /// QEMU, on the CPU where that works. `no_kvm` says why KVM is out of the question, if it is.
 async fn choose_qemu(
+    preferences: Preferences<'_>,
     no_kvm: Option<Check>,
     mut checks: Vec<Check>,
     image: Option<TrialImage<'_>>,
@@ -151,9 +154,14 @@ async fn choose_qemu(
             format!("in software, because hardware virtualization does not work: {}", check.found),
         ),
     };
-    let qemu = Qemu::find(accel).await.map_err(ChoiceError::None)?;
+    let root = match preferences.jailing {
+        Jailing::Jailer => Root::Empty,
+        Jailing::None => Root::Host,
+    };
+    let qemu = Qemu::find(accel, root).await.map_err(ChoiceError::None)?;
     let found = format!("{} {}", qemu.program().display(), qemu.version());
     checks.push(Check::of("QEMU is installed", Ok(found)));
+    checks.push(Check::of("QEMU is confined", Ok(qemu.confinement())));
     Ok(Choice { hypervisor: Arc::new(qemu), checks, reason })
 }
 
@@ -241,7 +249,7 @@ async fn qemu_verdict(image: Option<TrialImage<'_>>) -> Result<Check, ChoiceErro
         return Ok(kept);
     }
     let Some(image) = image else { return Ok(nothing_to_try_with()) };
-    let qemu = Qemu::find(Accel::Kvm).await.map_err(ChoiceError::None)?;
+    let qemu = Qemu::find(Accel::Kvm, Root::Host).await.map_err(ChoiceError::None)?;
     let mut command = Command::new(qemu.program());
     command.args(qemu.trial_command(image.kernel, image.initramfs, image.rootfs));
     Ok(keep(NAME, Check::of(BOOTS, trial(command).await)))

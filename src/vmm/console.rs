@@ -5,7 +5,7 @@
 //! dropped, so a guest can never fill the host's disk through its console.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -14,13 +14,12 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::vmm_log::BoundedLog;
+
 /// Name of the console's socket in a sandbox's directory.
 pub const SOCKET: &str = "console.sock";
 /// Name of the log in a sandbox's directory; its predecessor has `.1` appended.
 pub const LOG: &str = "console.log";
-
-/// The log starts anew beyond this; together with its predecessor twice this in bytes.
-const LOG_LIMIT: usize = 128 << 10;
 
 /// What the agent says once it listens.
 const READY: &[u8] = b"envd: ready";
@@ -66,7 +65,7 @@ impl Console {
     /// Follows a console that comes out of `stream`, and keeps its log in `dir`.
     pub fn read(stream: impl AsyncRead + Send + Unpin + 'static, dir: &Path) -> Self {
         let (announce, heard) = watch::channel(Heard::default());
-        let log = Log::new(dir.join(LOG));
+        let log = BoundedLog::new(dir.join(LOG));
         let reader = tokio::spawn(read(stream, log, announce));
         Self { heard, reader }
     }
@@ -96,7 +95,11 @@ impl Drop for Console {
     }
 }
 
-async fn read(mut stream: impl AsyncRead + Unpin, mut log: Log, announce: watch::Sender<Heard>) {
+async fn read(
+    mut stream: impl AsyncRead + Unpin,
+    mut log: BoundedLog,
+    announce: watch::Sender<Heard>,
+) {
     let mut buffer = vec![0; 4096];
     let mut tail: Vec<u8> = Vec::new();
     loop {
@@ -119,42 +122,6 @@ async fn read(mut stream: impl AsyncRead + Unpin, mut log: Log, announce: watch:
 
 fn contains(text: &[u8], word: &[u8]) -> bool {
     text.windows(word.len()).any(|window| window == word)
-}
-
-/// A file that starts anew when it is full and keeps one predecessor.
-struct Log {
-    path: PathBuf,
-    file: Option<File>,
-    written: usize,
-}
-
-impl Log {
-    fn new(path: PathBuf) -> Self {
-        Self { path, file: None, written: 0 }
-    }
-
-    /// Appends, as well as it can: a console that cannot be logged harms nobody.
-    fn append(&mut self, data: &[u8]) {
-        if self.written > LOG_LIMIT {
-            let previous = self.path.with_extension("log.1");
-            if let Err(error) = std::fs::rename(&self.path, previous) {
-                tracing::debug!(path = %self.path.display(), %error, "cannot rotate a console's log");
-            }
-            self.file = None;
-            self.written = 0;
-        }
-        if self.file.is_none() {
-            self.file = File::options().create(true).append(true).open(&self.path).ok();
-            let length = self.file.as_ref().and_then(|file| file.metadata().ok());
-            self.written = length.map_or(0, |metadata| metadata.len() as usize);
-        }
-        if let Some(file) = &mut self.file {
-            self.written += data.len();
-            if let Err(error) = file.write_all(data) {
-                tracing::debug!(path = %self.path.display(), %error, "cannot log a console");
-            }
-        }
-    }
 }
 
 /// Makes a listening Unix socket `name` in `dir`, to be inherited by a hypervisor.
@@ -203,6 +170,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
+    use crate::vmm::vmm_log::LOG_LIMIT;
 
     #[tokio::test]
     async fn the_agents_word_is_seen_and_the_log_stays_small() {

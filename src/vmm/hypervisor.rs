@@ -35,6 +35,13 @@ pub enum HypervisorError {
     /// Its program does not say its version.
     #[error("cannot learn the version of {program}")]
     Version { program: PathBuf, source: std::io::Error },
+    /// Its processes cannot be confined here as they should be.
+    #[error("cannot {what}; {advice}")]
+    Unconfined {
+        what: &'static str,
+        advice: &'static str,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A part of the plan could not be opened.
     #[error("cannot open {path}")]
     Open { path: PathBuf, source: std::io::Error },
@@ -96,6 +103,8 @@ pub struct VmPlan<'a> {
     pub shape: Shape,
     /// Its disk.
     pub disk: DiskPlan<'a>,
+    /// Bytes of the disk as the guest sees it.
+    pub disk_bytes: u64,
     /// Where its process runs.
     pub place: Place<'a>,
 }

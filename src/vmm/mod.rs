@@ -1,5 +1,6 @@
 //! Everything that touches the kernel or a hypervisor. Knows no actor, no HTTP, no database.
 
+mod answered_calls;
 pub mod cgroup;
 pub mod choice;
 pub mod console;
@@ -24,6 +25,7 @@ pub mod snapshot;
 pub mod trace;
 mod tsc;
 pub mod usage;
+mod vmm_log;
 
 use std::path::PathBuf;
 

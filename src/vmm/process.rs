@@ -8,21 +8,23 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Gid, Uid, setgid, setgroups, setsid, setuid};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::answered_calls::AnsweredCalls;
 use super::cgroup::CgroupEntry;
 
 /// A killed process is gone in milliseconds, unless the host is in trouble.
@@ -65,15 +67,49 @@ pub struct Confinement {
     pub cgroup: CgroupEntry,
     /// Whom it runs as.
     pub user: User,
-    /// Working directory. It is entered while still root, so that directories above it need not be
-    /// open to the user.
-    pub dir: PathBuf,
-    /// Descriptors that the process inherits under their present numbers.
+    /// Which files it sees.
+    pub files: Files,
+    /// Which processes it sees.
+    pub processes: Processes,
+    /// What the kernel lets it have beside its cgroup's limits.
+    pub limits: ProcessLimits,
+    /// Descriptors that the process inherits under their present numbers; no others.
     pub inherited: Vec<OwnedFd>,
     /// Takes the process's standard output.
     pub output: OwnedFd,
     /// Takes the process's standard error.
-    pub log: File,
+    pub log: OwnedFd,
+    /// What has to answer for some of its system calls.
+    pub answered: Option<AnsweredCalls>,
+}
+
+/// Which files a process sees.
+pub enum Files {
+    /// The host's, from this working directory on. It is entered while still root, so that directories
+    /// above it need not be open to the user.
+    Host(PathBuf),
+    /// Those of a mount namespace, from its root on.
+    Namespace(Arc<File>),
+}
+
+/// Which processes a process sees, and who ends with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Processes {
+    /// The host's.
+    Host,
+    /// Itself and what it starts, which ends with it: pid_namespaces(7).
+    Own,
+}
+
+/// Limits of a process that its cgroup does not know: setrlimit(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessLimits {
+    /// Descriptors.
+    pub open_files: u64,
+    /// Bytes of a file that it may write to. What is beyond is an error to it, and no signal.
+    pub file_bytes: u64,
+    /// Threads and processes of its user.
+    pub threads: u64,
 }
 
 /// Whom a process runs as.
@@ -112,7 +148,7 @@ impl VmProcess {
     ) -> Result<ProcessId, ProcessError> {
         let namespace = File::open(&confinement.namespace)
             .map_err(|source| ProcessError::Open { path: confinement.namespace.clone(), source })?;
-        let cgroup = confinement.cgroup;
+        let Confinement { cgroup, files, processes, limits, answered, .. } = confinement;
         let inherited: Vec<RawFd> = confinement.inherited.iter().map(AsRawFd::as_raw_fd).collect();
         let user = match confinement.user {
             User::Root => None,
@@ -123,10 +159,16 @@ impl VmProcess {
         };
 
         let mut command = Command::new(program);
+        let mounts = match files {
+            Files::Host(dir) => {
+                command.current_dir(dir);
+                None
+            }
+            Files::Namespace(mounts) => Some(mounts),
+        };
         command
             .args(args)
             .env_clear()
-            .current_dir(&confinement.dir)
             .stdin(Stdio::null())
             .stdout(confinement.output)
             .stderr(confinement.log);
@@ -134,12 +176,18 @@ impl VmProcess {
             setsid()?;
             cgroup.enter()?;
             setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+            unshare(CloneFlags::CLONE_NEWIPC)?;
+            if let Some(mounts) = &mounts {
+                // Root and working directory are its root then.
+                setns(mounts, CloneFlags::CLONE_NEWNS)?;
+            }
+            close_on_exec()?;
             for fd in &inherited {
                 // SAFETY: the descriptor is open in the parent, thus in this copy of it.
                 let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
                 fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
             }
-            setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+            limits.set()?;
             if let Some((uid, gid, groups)) = &user {
                 setgroups(groups)?;
                 setgid(*gid)?;
@@ -149,13 +197,19 @@ impl VmProcess {
             // QEMU asks for huge pages for its translations and touches few of each: 3 of 32 MB of an
             // idle guest. Guest memory is a private mapping of a file, which has none either way.
             nix::sys::prctl::set_thp_disable(true)?;
+            if let Some(answered) = &answered {
+                answered.ask()?;
+            }
             Ok(())
         };
         // SAFETY: between fork and exec only system calls on values made before the fork; nothing
         // allocates or takes a lock.
         unsafe { command.pre_exec(enter) };
-        let child = command
-            .spawn()
+        let started = match processes {
+            Processes::Host => command.spawn(),
+            Processes::Own => spawn_in_own_pid_namespace(&mut command),
+        };
+        let child = started
             .map_err(|source| ProcessError::Spawn { program: program.to_owned(), source })?;
         let pid = i32::try_from(child.id()).expect("a pid is a positive i32");
         match start_ticks(pid) {
@@ -267,6 +321,51 @@ impl VmProcess {
             Err(_) => Err(ProcessError::Stuck { pid, waited: limit }),
         }
     }
+}
+
+impl ProcessLimits {
+    /// Sets them for the calling process. Allocates nothing: it is called between fork and exec.
+    fn set(&self) -> io::Result<()> {
+        let Self { open_files, file_bytes, threads } = *self;
+        for (what, most) in [
+            (Resource::RLIMIT_CORE, 0),
+            (Resource::RLIMIT_NOFILE, open_files),
+            (Resource::RLIMIT_FSIZE, file_bytes),
+            (Resource::RLIMIT_NPROC, threads),
+        ] {
+            setrlimit(what, most, most)?;
+        }
+        // SAFETY: to ignore a signal installs no handler.
+        unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn)? };
+        Ok(())
+    }
+}
+
+/// Has all descriptors of the calling process beyond the standard streams be closed when it executes a
+/// program: the daemon's own are already, but not what whoever started the daemon left open.
+fn close_on_exec() -> io::Result<()> {
+    const FIRST: nix::libc::c_uint = 3;
+    // SAFETY: the call takes three numbers and touches no memory.
+    let done = unsafe {
+        nix::libc::syscall(
+            nix::libc::SYS_close_range,
+            FIRST,
+            nix::libc::c_uint::MAX,
+            nix::libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    Errno::result(done)?;
+    Ok(())
+}
+
+/// Starts a process that is the first of a pid namespace. The namespace is one of the calling thread's
+/// children and not of its own, so that a thread is made for it: pid_namespaces(7).
+fn spawn_in_own_pid_namespace(command: &mut Command) -> io::Result<Child> {
+    let spawn = || {
+        unshare(CloneFlags::CLONE_NEWPID)?;
+        command.spawn()
+    };
+    std::thread::scope(|scope| scope.spawn(spawn).join()).expect("starting does not panic")
 }
 
 /// Whether a process has ended: its pidfd is readable then, pidfd_open(2).

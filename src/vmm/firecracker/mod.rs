@@ -8,7 +8,6 @@
 mod api;
 mod jail;
 mod machine;
-mod output;
 mod quiet;
 mod vm;
 
@@ -23,7 +22,7 @@ use async_trait::async_trait;
 use self::api::SOCKET;
 use self::jail::{DEVICES, DISK, ID, INITRAMFS, Jail, KERNEL};
 use self::machine::PAGER_SOCKET;
-use self::vm::{Companions, FirecrackerVm, LOG, Learning, WorkingSets};
+use self::vm::{CONSOLE_PIPE, Companions, FirecrackerVm, LOG_PIPE, Learning, WorkingSets};
 use super::console;
 use super::hypervisor::{
     BootPlan, DiskKind, DiskPlan, Engine, Hypervisor, HypervisorError, Place, RestorePlan,
@@ -31,8 +30,9 @@ use super::hypervisor::{
 };
 use super::memory::{BuildId, Lineage};
 use super::pager::{self, PagerPlan};
-use super::process::{Confinement, ProcessId, User, VmProcess};
+use super::process::{Confinement, Files, ProcessId, ProcessLimits, Processes, User, VmProcess};
 use super::trace::Trace;
+use super::vmm_log;
 
 /// The program, looked up in `PATH` if the settings do not name it.
 const PROGRAM: &str = "firecracker";
@@ -40,6 +40,14 @@ const JAILER: &str = "jailer";
 
 /// The versions that this is known to work with: `1.16` and its patches.
 pub const SUPPORTED: &str = "1.16";
+
+/// What one Firecracker may use. It writes files only where a whole memory is saved; what else it has is
+/// a disk, a tap, its KVM and a few sockets.
+const LIMITS: ProcessLimits =
+    ProcessLimits { open_files: 512, file_bytes: MOST_MEMORY_BYTES, threads: 64 };
+
+/// The largest memory that a guest can have, and then some.
+const MOST_MEMORY_BYTES: u64 = 1 << 40;
 
 /// What failed when a jail could not be made.
 const JAIL: &str = "make a jail for";
@@ -163,7 +171,7 @@ impl Hypervisor for Firecracker {
     }
 
     async fn boot(&self, plan: BootPlan<'_>) -> Result<Box<dyn Vm>, HypervisorError> {
-        let BootPlan { vm: VmPlan { shape, disk, place }, kernel, initramfs, .. } = plan;
+        let BootPlan { vm: VmPlan { shape, disk, place, .. }, kernel, initramfs, .. } = plan;
         let (dir, uid) = (place.dir, place.uid);
         let files = [(KERNEL, open(kernel)?), (INITRAMFS, open(initramfs)?)];
         let jail = Jail::make(dir, &self.program, uid).map_err(failed(JAIL))?;
@@ -332,19 +340,21 @@ impl Firecracker {
         quiet::give(&place.tap, place.uid).map_err(failed("give a network to"))?;
         // A tap has one user at a time: Firecracker opens it by name.
         drop(place.tap);
-        let log_path = place.dir.join(LOG);
-        let log = File::create(&log_path)
-            .map_err(|source| HypervisorError::Open { path: log_path, source })?;
-        let output = output::make(place.dir).map_err(failed("make a console for"))?;
+        let output =
+            vmm_log::make_pipe(place.dir, CONSOLE_PIPE).map_err(failed("make a console for"))?;
+        let log = vmm_log::make_pipe(place.dir, LOG_PIPE).map_err(failed("make a log for"))?;
         let (program, args, user) = self.command(jail, place.uid);
         let confinement = Confinement {
             namespace: place.namespace.to_owned(),
             cgroup: place.cgroup,
             user,
-            dir: jail.root().to_owned(),
+            files: Files::Host(jail.root().to_owned()),
+            processes: Processes::Own,
+            limits: LIMITS,
             inherited: Vec::new(),
             output,
             log,
+            answered: None,
         };
         let spawn = move || VmProcess::spawn(&program, &args, confinement);
         let spawned = tokio::task::spawn_blocking(spawn).await;
@@ -367,6 +377,9 @@ impl Firecracker {
             ("--uid", uid.to_string()),
             ("--gid", uid.to_string()),
             ("--chroot-base-dir", jail.base().display().to_string()),
+            // Else the jailer raises what it was started with.
+            ("--resource-limit", format!("no-file={}", LIMITS.open_files)),
+            ("--resource-limit", format!("fsize={}", LIMITS.file_bytes)),
         ] {
             args.extend([flag.to_owned(), value]);
         }

@@ -14,16 +14,21 @@ use serde_json::json;
 
 use super::api::{Api, ApiError};
 use super::jail::{Jail, NEW_DEVICES, NEW_MEMORY};
+use super::machine;
 use super::quiet::{self, Packets};
-use super::{machine, output};
 use crate::vmm::console::Console;
 use crate::vmm::hypervisor::{HypervisorError, LayeredDisk, Vm};
 use crate::vmm::memory::{self, BuildId, GuestMemory, Lineage, PAGE_SIZE};
 use crate::vmm::pager::{self, WorkingSet};
 use crate::vmm::process::{KILL_LIMIT, ProcessId, VmProcess};
+use crate::vmm::vmm_log::{self, VmmLog};
 
 /// What Firecracker itself has to say, in a sandbox's directory.
-pub const LOG: &str = "firecracker.log";
+const LOG: &str = "firecracker.log";
+/// The pipe that it comes through.
+pub const LOG_PIPE: &str = "firecracker.pipe";
+/// The pipe that its guest's console comes through, and what Firecracker logs.
+pub const CONSOLE_PIPE: &str = "console.pipe";
 
 /// Beside the record: what belongs to a VM besides its own process.
 const COMPANIONS: &str = "firecracker.json";
@@ -127,6 +132,7 @@ pub struct FirecrackerVm {
     jail: Jail,
     dir: PathBuf,
     console: Console,
+    log: VmmLog,
     learning: Option<Learning>,
 }
 
@@ -152,7 +158,11 @@ impl FirecrackerVm {
             api: Api::of(process.pid, jail.root()),
             jail,
             dir: dir.to_owned(),
-            console: Console::read(output::follow(dir).map_err(file_error("follow"))?, dir),
+            console: {
+                let pipe = vmm_log::follow_pipe(dir, CONSOLE_PIPE);
+                Console::read(pipe.map_err(file_error("follow"))?, dir)
+            },
+            log: VmmLog::follow(dir, LOG, LOG_PIPE).map_err(file_error("follow"))?,
             learning,
         })
     }
@@ -197,18 +207,9 @@ impl FirecrackerVm {
         self.api.patch("/vm", &json!({"state": state})).await
     }
 
-    /// What the VM says at its end.
-    fn last_words(&self) -> Option<String> {
-        const LONGEST: usize = 300;
-        let bytes = fs::read(self.dir.join(LOG)).ok()?;
-        let text = String::from_utf8_lossy(&bytes);
-        let line = text.lines().rfind(|line| !line.trim().is_empty())?;
-        Some(line.chars().take(LONGEST).collect())
-    }
-
     async fn own_end(&self) -> String {
         let how = self.process.ended().await;
-        match self.last_words() {
+        match self.log.last_words().await {
             Some(words) => format!("{how}: {words}"),
             None => how,
         }

@@ -39,6 +39,11 @@ pub(super) struct Base {
 }
 
 impl Base {
+    /// Bytes of the disk as the guest sees it.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
     /// The disk of a snapshot.
     pub fn of(snapshot: &Snapshot) -> Self {
         let manifest = snapshot.manifest();

@@ -159,6 +159,7 @@ impl Host {
         Ok(VmPlan {
             shape: now.shape,
             disk: disk.plan(overlay_name, base)?,
+            disk_bytes: base.size(),
             place: self.place(parts).await?,
         })
     }

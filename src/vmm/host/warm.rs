@@ -224,6 +224,7 @@ impl Host {
             Snapshot::create::<SnapshotError>(&dir, &manifest, &devices, durability, |new| {
                 let to = |file: &str| new.join(file);
                 move_file(&memory, &to(MEMORY))?;
+                make_read_only(&to(MEMORY))?;
                 Lineage::seal(new, shape, provenance, durability)?;
                 link_or_copy(&rootfs, &to(ROOTFS))?;
                 move_file(&overlay, &to(&manifest.layers[1].file))
@@ -294,6 +295,12 @@ fn make_memory(path: &Path, shape: Shape) -> io::Result<()> {
     let file = File::options().create_new(true).write(true).open(path)?;
     file.set_len(u64::from(shape.memory_mib) << 20)?;
     file.set_permissions(Permissions::from_mode(0o666))
+}
+
+/// What was one VM's to write is what all others read from now on.
+fn make_read_only(path: &Path) -> Result<(), SnapshotError> {
+    let done = fs::set_permissions(path, Permissions::from_mode(0o444));
+    done.map_err(SnapshotError::io("protect", path))
 }
 
 /// A guest writes its memory through to a file while it boots, and where there is no room for that

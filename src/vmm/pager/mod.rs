@@ -52,7 +52,9 @@ pub use working_set::WorkingSet;
 
 use super::cgroup::CgroupEntry;
 use super::memory::{Lineage, MemoryError, PAGE_SIZE, RegionError};
-use super::process::{Confinement, ProcessError, ProcessId, User, VmProcess};
+use super::process::{
+    Confinement, Files, ProcessError, ProcessId, ProcessLimits, Processes, User, VmProcess,
+};
 use state::StateFile;
 
 /// The program that runs now, also if its file was replaced since.
@@ -60,6 +62,10 @@ const PROGRAM: &str = "/proc/self/exe";
 
 /// Name of the file with what a pager prints, which is why it failed.
 const LOG: &str = "pager.log";
+
+/// What one pager may use: a file for each generation, its state and its log; and, since it is the same
+/// user, its VM's threads.
+const LIMITS: ProcessLimits = ProcessLimits { open_files: 512, file_bytes: 256 << 20, threads: 64 };
 
 /// What went wrong with a pager: the first ones in the daemon, the others in the
 /// pager.
@@ -260,10 +266,14 @@ pub fn start_program(program: &Path, plan: PagerPlan<'_>) -> Result<ProcessId, P
         namespace: namespace.to_owned(),
         cgroup,
         user: User::Unprivileged { uid, groups: Vec::new() },
-        dir: dir.to_owned(),
+        files: Files::Host(dir.to_owned()),
+        // It has to know its VM by the number that the host knows it by.
+        processes: Processes::Host,
+        limits: LIMITS,
         inherited,
         output: output.into(),
-        log,
+        log: log.into(),
+        answered: None,
     };
     VmProcess::spawn(program, &args, confinement).map_err(PagerError::Start)
 }

@@ -1,7 +1,7 @@
 //! QEMU's command line, as a pure function of a plan.
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::domain::shape::Shape;
 use crate::vmm::disk::OpenLayer;
@@ -32,6 +32,17 @@ pub const MACHINE: u32 = 1;
 /// TCG's cache of translated code, in MiB: with its default of a quarter of the guest's memory a
 /// host full of idle guests would be full of translations.
 const TCG_CACHE_MIB: u32 = 64;
+
+/// How QEMU gets the memory that a guest is restored from, and that others read too: without a
+/// descriptor that it could be written through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SharedMemory {
+    /// QEMU opens it for reading if it is told to, from 8.2 on.
+    Opened,
+    /// QEMU insists on opening it for writing, and is given a descriptor for reading:
+    /// [`crate::vmm::answered_calls`].
+    Answered,
+}
 
 /// Open files and sockets that QEMU inherits. Nothing of the host must be open to its unprivileged
 /// user by path, but what is opened anew through `/proc/self/fd/N`: kernel, initramfs and memory.
@@ -162,8 +173,13 @@ fn machine(engine: Engine, shape: Shape, options: &str) -> Vec<String> {
 const SNAPSHOT_OPTIONS: &str = ",memory-backend=mem,suppress-vmdesc=on";
 
 /// QEMU's arguments for a VM with memory in a file, disk and network.
-pub fn command_line(engine: Engine, shape: Shape, inherited: &Descriptors) -> Vec<String> {
-    let path = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+pub fn command_line(
+    engine: Engine,
+    shape: Shape,
+    inherited: &Descriptors,
+    shared: SharedMemory,
+) -> Vec<String> {
+    let path = |fd: &OwnedFd| format!("{}", descriptor_path(fd).display());
     let number = |fd: &OwnedFd| fd.as_raw_fd().to_string();
     let mut args = machine(engine, shape, SNAPSHOT_OPTIONS);
     let mut add = |flag: &str, value: String| {
@@ -181,19 +197,21 @@ pub fn command_line(engine: Engine, shape: Shape, inherited: &Descriptors) -> Ve
             add("-kernel", path(kernel));
             add("-initrd", path(initramfs));
             add("-append", kernel_command_line(engine));
-            (memory, "on")
+            (memory, "share=on")
         }
         Start::Restore { memory, .. } => {
             // The kernel is in the memory already, and what loads it is never run again.
             add("-incoming", "defer".to_owned());
-            (memory, "off")
+            let share = match shared {
+                // The guest's writes are the process's own, although the file is for reading.
+                SharedMemory::Opened => "share=off,readonly=on,rom=off",
+                SharedMemory::Answered => "share=off",
+            };
+            (memory, share)
         }
     };
     let (memory, size) = (path(memory), shape.memory_mib);
-    add(
-        "-object",
-        format!("memory-backend-file,id=mem,share={share},mem-path={memory},size={size}M"),
-    );
+    add("-object", format!("memory-backend-file,id=mem,{share},mem-path={memory},size={size}M"));
     // Else the state begins with the machine's configuration, and is refused under any other.
     add("-global", "migration.send-configuration=off".to_owned());
 
@@ -241,7 +259,8 @@ pub fn command_line(engine: Engine, shape: Shape, inherited: &Descriptors) -> Ve
     add("-netdev", format!("tap,id=net0,fd={}", number(&inherited.tap)));
     // The guest need not tell the network that it is there now: its neighbour knows already.
     add("-device", format!("virtio-net-device,netdev=net0,mac={GUEST_MAC},guest_announce=off"));
-    add("-object", "rng-random,id=rng0,filename=/dev/urandom".to_owned());
+    // getrandom(2): it has no devices to open.
+    add("-object", "rng-builtin,id=rng0".to_owned());
     add("-device", "virtio-rng-device,rng=rng0".to_owned());
 
     let (console, qmp) = (number(&inherited.console), number(&inherited.qmp));
@@ -254,6 +273,11 @@ pub fn command_line(engine: Engine, shape: Shape, inherited: &Descriptors) -> Ve
         args.push("-S".to_owned());
     }
     args
+}
+
+/// Name by which a file that QEMU inherits is opened anew.
+pub fn descriptor_path(fd: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
 /// Name by which QEMU opens a descriptor that it was given. It works with that very descriptor, and

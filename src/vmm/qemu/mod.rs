@@ -2,25 +2,33 @@
 
 mod command;
 mod qmp;
+mod root;
 mod vm;
 
-use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
-use self::command::{Descriptors, Start, command_line};
+use self::command::{Descriptors, SharedMemory, Start, command_line, descriptor_path};
 use self::vm::QemuVm;
+use super::answered_calls;
 use super::console;
 use super::hypervisor::{
     BootPlan, DiskKind, DiskPlan, Engine, Hypervisor, HypervisorError, RestorePlan, StartAhead, Vm,
     VmPlan,
 };
 use super::memory::{self, GuestMemory, Lineage};
-use super::process::{Confinement, ProcessId, User, VmProcess};
+use super::process::{
+    Confinement, Files, ProcessError, ProcessId, ProcessLimits, Processes, User, VmProcess,
+};
 use super::tsc;
+use super::vmm_log;
 
 /// The program, looked up in `PATH`.
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -34,21 +42,47 @@ pub enum Accel {
     Tcg,
 }
 
+/// The first version that can map a file privately that it opens for reading only: its option
+/// `memory-backend-file,rom`.
+const READS_SHARED_MEMORY: (u32, u32) = (8, 2);
+
+/// Descriptors of one QEMU: some twenty when it starts, three more for each overlay that it is given.
+const OPEN_FILES: u64 = 512;
+
+/// Threads of one QEMU, as its cgroup has it.
+const THREADS: u64 = 64;
+
+/// How long a QEMU that was just started may take to open its guest's memory.
+const OPEN_LIMIT: Duration = Duration::from_secs(60);
+
+/// The files that QEMUs see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Root {
+    /// Their own program and what it needs, nothing else.
+    Empty,
+    /// The host's, as far as its rights let an unprivileged user.
+    Host,
+}
+
 /// QEMU, found on this host.
 #[derive(Debug, Clone)]
 pub struct Qemu {
     program: PathBuf,
     version: String,
     accel: command::Engine,
+    shared_memory: SharedMemory,
+    /// The mount namespace that its processes enter; the host's if there is none.
+    files: Option<Arc<File>>,
 }
 
 impl Qemu {
-    /// Looks QEMU up and asks for its version.
+    /// Looks QEMU up, asks for its version, and prepares what its processes are confined to.
     ///
     /// # Errors
     ///
-    /// [`HypervisorError::Missing`] with what to install.
-    pub async fn find(accel: Accel) -> Result<Self, HypervisorError> {
+    /// [`HypervisorError::Missing`] with what to install; [`HypervisorError::Unconfined`] with what the
+    /// host lacks.
+    pub async fn find(accel: Accel, root: Root) -> Result<Self, HypervisorError> {
         let program = super::find_program(PROGRAM).ok_or_else(|| HypervisorError::Missing {
             program: PROGRAM.to_owned(),
             advice: "install it with `apt-get install qemu-system-x86`",
@@ -76,7 +110,22 @@ impl Qemu {
                 command::Engine::Tcg { tsc_khz }
             }
         };
-        Ok(Self { program, version, accel })
+        let shared_memory = match reads_shared_memory(&version) {
+            true => SharedMemory::Opened,
+            false => {
+                answered_calls::check_support().map_err(|source| HypervisorError::Unconfined {
+                    what: "give QEMU before 8.2 its guest's memory for reading only",
+                    advice: "use a newer kernel, or QEMU from 8.2 on",
+                    source: source.into(),
+                })?;
+                SharedMemory::Answered
+            }
+        };
+        let files = match root {
+            Root::Host => None,
+            Root::Empty => Some(Arc::new(make_root(&program, accel).await?)),
+        };
+        Ok(Self { program, version, accel, shared_memory, files })
     }
 
     /// Arguments of a VM without network whose changes are thrown away, its console on standard
@@ -88,6 +137,54 @@ impl Qemu {
     /// The program's path.
     pub fn program(&self) -> &Path {
         &self.program
+    }
+
+    /// How it is confined, for people.
+    pub fn confinement(&self) -> String {
+        let files = match &self.files {
+            Some(_) => "a root with nothing but its own program",
+            None => "the host's files in sight, as the settings say",
+        };
+        let memory = match self.shared_memory {
+            SharedMemory::Opened => "",
+            SharedMemory::Answered => {
+                "; before 8.2, so the daemon opens its shared memory for it at each start"
+            }
+        };
+        format!("{files}, and namespaces of its own for processes, IPC and network{memory}")
+    }
+}
+
+/// Makes what the processes of a QEMU see.
+async fn make_root(program: &Path, accel: command::Engine) -> Result<File, HypervisorError> {
+    let program = program.to_owned();
+    let devices: &[&str] = match accel {
+        command::Engine::Kvm => &["/dev/kvm"],
+        command::Engine::Tcg { .. } => &[],
+    };
+    let make = move || root::make(&root::Contents::of(&program, devices)?);
+    let made = tokio::task::spawn_blocking(make).await.expect("mounting does not panic");
+    made.map_err(|source| HypervisorError::Unconfined {
+        what: "give QEMU a root of its own",
+        advice: "set NESTBOX_JAILER=off to run it with the host's files in sight",
+        source: source.into(),
+    })
+}
+
+/// Whether a version, such as "10.0.2", is one that need not open shared memory for writing.
+fn reads_shared_memory(version: &str) -> bool {
+    let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    version >= READS_SHARED_MEMORY
+}
+
+/// What nobody may write to any more who has not opened it for that already: a base that an older daemon
+/// made was everybody's to write who had a descriptor of it.
+fn protect(memory: &File) -> io::Result<()> {
+    const READ_ONLY: u32 = 0o444;
+    match memory.metadata()?.permissions().mode() & 0o777 {
+        READ_ONLY => Ok(()),
+        _ => memory.set_permissions(Permissions::from_mode(READ_ONLY)),
     }
 }
 
@@ -135,6 +232,10 @@ impl Hypervisor for Qemu {
         let (cancel, trace, memory) = (plan.cancel, plan.trace, plan.memory);
         let base = memory.base().try_clone();
         let base = base.map_err(|source| HypervisorError::Open {
+            path: memory.base_path().to_owned(),
+            source,
+        })?;
+        protect(&base).map_err(|source| HypervisorError::Open {
             path: memory.base_path().to_owned(),
             source,
         })?;
@@ -195,7 +296,7 @@ fn open(path: &Path) -> Result<OwnedFd, HypervisorError> {
 impl Qemu {
     /// Starts the process, confined.
     async fn spawn(&self, plan: VmPlan<'_>, start: Start) -> Result<ProcessId, HypervisorError> {
-        let VmPlan { shape, disk, place } = plan;
+        let VmPlan { shape, disk, disk_bytes, place } = plan;
         let DiskPlan::Layers { layers, overlay } = disk else {
             unreachable!("it asks for layers");
         };
@@ -210,23 +311,63 @@ impl Qemu {
             console: console::listen(place.dir, console::SOCKET)?,
             qmp: console::listen(place.dir, qmp::SOCKET)?,
         };
-        let log_path = place.dir.join(vm::LOG);
-        let failed_log = |source| HypervisorError::Open { path: log_path.clone(), source };
-        let log = File::create(&log_path).map_err(failed_log)?;
-        let args = command_line(self.accel, shape, &inherited);
+        let output = vmm_log::make_pipe(place.dir, vm::LOG_PIPE).map_err(|source| {
+            HypervisorError::Open { path: place.dir.join(vm::LOG_PIPE), source }
+        })?;
+        let args = command_line(self.accel, shape, &inherited, self.shared_memory);
+        let starting = Starting {
+            program: self.program.clone(),
+            args,
+            shared: self.answered_memory(&inherited.start)?,
+        };
         let confinement = Confinement {
             namespace: place.namespace.to_owned(),
             cgroup: place.cgroup,
             user: User::Unprivileged { uid: place.uid, groups: self.device_groups() },
-            dir: place.dir.to_owned(),
+            files: match &self.files {
+                Some(files) => Files::Namespace(files.clone()),
+                None => Files::Host(place.dir.to_owned()),
+            },
+            processes: Processes::Own,
+            limits: ProcessLimits {
+                open_files: OPEN_FILES,
+                file_bytes: most_overlay_bytes(disk_bytes),
+                threads: THREADS,
+            },
             inherited: inherited.into_list(),
-            output: log.try_clone().map(OwnedFd::from).map_err(failed_log)?,
-            log,
+            log: output.try_clone().map_err(|source| HypervisorError::Open {
+                path: place.dir.join(vm::LOG_PIPE),
+                source,
+            })?,
+            output,
+            answered: None,
         };
-        let program = self.program.clone();
-        let spawn = move || VmProcess::spawn(&program, &args, confinement);
-        let spawned = tokio::task::spawn_blocking(spawn).await;
-        Ok(spawned.expect("starting a process does not panic")?)
+        let started = tokio::task::spawn_blocking(move || starting.start(confinement)).await;
+        let (process, answered) = started.expect("starting a process does not panic")?;
+        match answered {
+            Ok(()) => Ok(process),
+            Err(source) => {
+                VmProcess::end(process).await?;
+                Err(HypervisorError::Control { verb: "open the memory of", source: source.into() })
+            }
+        }
+    }
+
+    /// The memory that has to be opened for a QEMU, and the name under which it does so itself.
+    fn answered_memory(
+        &self,
+        start: &Start,
+    ) -> Result<Option<(PathBuf, OwnedFd)>, HypervisorError> {
+        match (start, self.shared_memory) {
+            (Start::Restore { memory, .. }, SharedMemory::Answered) => {
+                let path = descriptor_path(memory);
+                let failed = |source| HypervisorError::Open { path: path.clone(), source };
+                let file = memory.try_clone().map_err(failed)?;
+                Ok(Some((path, file)))
+            }
+            // Its own, or opened for reading.
+            (Start::Boot { .. }, _) | (Start::Restore { .. }, SharedMemory::Opened) => Ok(None),
+        }
     }
 
     /// Groups that the unprivileged process needs: that of `/dev/kvm`, where it is used.
@@ -239,4 +380,39 @@ impl Qemu {
             command::Engine::Tcg { .. } => Vec::new(),
         }
     }
+}
+
+/// A QEMU that is about to be started.
+struct Starting {
+    program: PathBuf,
+    args: Vec<String>,
+    /// The memory that is opened for it, and by which name it asks.
+    shared: Option<(PathBuf, OwnedFd)>,
+}
+
+impl Starting {
+    /// Starts it. Blocks until it has opened the memory that is to be opened for it, and says whether that
+    /// went well.
+    fn start(
+        self,
+        mut confinement: Confinement,
+    ) -> Result<(ProcessId, io::Result<()>), ProcessError> {
+        let Self { program, args, shared } = self;
+        let Some((path, memory)) = shared else {
+            return Ok((VmProcess::spawn(&program, &args, confinement)?, Ok(())));
+        };
+        let failed = |source| ProcessError::Spawn { program: program.clone(), source };
+        let (asking, pending) = answered_calls::pair().map_err(failed)?;
+        confinement.answered = Some(asking);
+        let process = VmProcess::spawn(&program, &args, confinement)?;
+        let answer = || pending.answering()?.give_for(&path, memory.as_fd(), OPEN_LIMIT);
+        Ok((process, answer()))
+    }
+}
+
+/// The longest that an overlay on a disk may become, in bytes: what is written twice takes no more space,
+/// but QEMU's own tables do, and holes that are not used again.
+fn most_overlay_bytes(disk_bytes: u64) -> u64 {
+    const TABLES: u64 = 64 << 20;
+    disk_bytes.saturating_mul(2).saturating_add(TABLES)
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use async_trait::async_trait;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -14,22 +14,26 @@ use crate::vmm::console::Console;
 use crate::vmm::hypervisor::{HypervisorError, LayeredDisk, OverlayPlan, Vm};
 use crate::vmm::memory::{GuestMemory, Lineage};
 use crate::vmm::process::{KILL_LIMIT, ProcessId, VmProcess};
+use crate::vmm::vmm_log::VmmLog;
 
 /// What QEMU itself has to say, in a sandbox's directory.
-pub const LOG: &str = "qemu.log";
+const LOG: &str = "qemu.log";
+/// The pipe that it comes through.
+pub const LOG_PIPE: &str = "qemu.pipe";
 
 /// A QEMU, its control connection and its guest's console.
 pub struct QemuVm {
     process: VmProcess,
     console: Console,
     qmp: Qmp,
-    log: PathBuf,
+    log: VmmLog,
 }
 
 impl QemuVm {
     /// Connects to the QEMU that was started in `dir`.
     pub async fn connect(process: ProcessId, dir: &Path) -> Result<Self, HypervisorError> {
-        let log = dir.join(LOG);
+        let log = VmmLog::follow(dir, LOG, LOG_PIPE)
+            .map_err(|source| HypervisorError::Open { path: dir.join(LOG_PIPE), source })?;
         let process = VmProcess::watch(process)?;
         let connect = async {
             let console = Console::follow(dir).await?;
@@ -42,7 +46,7 @@ impl QemuVm {
                 Ok((console, qmp)) => Ok(Self { process, console, qmp, log }),
                 Err(error) => Err(ended_or(&process, &log, error).await),
             },
-            how = process.ended() => Err(early_end(&how, &log)),
+            how = process.ended() => Err(early_end(&how, &log).await),
         }
     }
 
@@ -50,7 +54,7 @@ impl QemuVm {
     pub async fn load(&self, fd: i32) -> Result<(), HypervisorError> {
         tokio::select! {
             biased;
-            how = self.process.ended() => Err(early_end(&how, &self.log)),
+            how = self.process.ended() => Err(early_end(&how, &self.log).await),
             loaded = self.qmp.load(fd) => match loaded {
                 Ok(()) => Ok(()),
                 Err(error) => {
@@ -162,30 +166,21 @@ fn control(verb: &'static str) -> impl Fn(QmpError) -> HypervisorError {
 }
 
 /// A connection that breaks is the first sign of QEMU's end; the end itself says more.
-async fn ended_or(process: &VmProcess, log: &Path, error: HypervisorError) -> HypervisorError {
+async fn ended_or(process: &VmProcess, log: &VmmLog, error: HypervisorError) -> HypervisorError {
     let HypervisorError::Control { source, .. } = &error else { return error };
     let broken = source.downcast_ref::<QmpError>();
     if !matches!(broken, Some(QmpError::Broken(_))) {
         return error;
     }
     match tokio::time::timeout(KILL_LIMIT, process.ended()).await {
-        Ok(how) => early_end(&how, log),
+        Ok(how) => early_end(&how, log).await,
         Err(_) => error,
     }
 }
 
-fn early_end(how: &str, log: &Path) -> HypervisorError {
-    let words = last_words(log).map(|words| format!(": {words}")).unwrap_or_default();
+async fn early_end(how: &str, log: &VmmLog) -> HypervisorError {
+    let words = log.last_words().await.map(|words| format!(": {words}")).unwrap_or_default();
     HypervisorError::Ended { how: format!("{how}{words}") }
-}
-
-/// The end of what QEMU had to say, if it said anything.
-fn last_words(log: &Path) -> Option<String> {
-    const LONGEST: usize = 300;
-    let bytes = std::fs::read(log).ok()?;
-    let text = String::from_utf8_lossy(&bytes);
-    let line = text.lines().rfind(|line| !line.trim().is_empty())?;
-    Some(line.chars().take(LONGEST).collect())
 }
 
 #[async_trait]
@@ -204,7 +199,7 @@ impl Vm for QemuVm {
 
     async fn ended(&self) -> String {
         let how = self.process.ended().await;
-        match last_words(&self.log) {
+        match self.log.last_words().await {
             Some(words) => format!("{how}: {words}"),
             None => how,
         }

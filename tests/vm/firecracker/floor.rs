@@ -17,7 +17,9 @@ use nestbox::vmm::disk::Devices;
 use nestbox::vmm::guest::AGENT_PORT;
 use nestbox::vmm::network::{NetworkConfig, Slot, SlotPool};
 use nestbox::vmm::pager::{PagerPlan, WorkingSet, start_program};
-use nestbox::vmm::process::{Confinement, ProcessId, User, VmProcess};
+use nestbox::vmm::process::{
+    Confinement, Files, ProcessId, ProcessLimits, Processes, User, VmProcess,
+};
 use nestbox::vmm::snapshot::Snapshot;
 use nix::libc::{self, dev_t};
 use nix::sys::stat::{Mode, SFlag, mknod};
@@ -180,10 +182,13 @@ impl Floor {
             namespace: self.slot.namespace().to_owned(),
             cgroup: self.cgroup.entry().expect("its cgroup"),
             user: User::Root,
-            dir: jail.to_owned(),
+            files: Files::Host(jail.to_owned()),
+            processes: Processes::Host,
+            limits: ProcessLimits { open_files: 1024, file_bytes: u64::MAX, threads: 1024 },
             inherited: Vec::new(),
             output: OwnedFd::from(File::create("/dev/null").expect("it is there")),
-            log: File::create(self.dir.join("vm.log")).expect("a file"),
+            log: File::create(self.dir.join("vm.log")).expect("a file").into(),
+            answered: None,
         };
         VmProcess::spawn(&start, &args, confinement).expect("a VM")
     }
