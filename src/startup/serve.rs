@@ -8,6 +8,7 @@ use super::{Daemon, bind};
 use crate::config::Config;
 use crate::http::{Ports, Sockets, create_server};
 use anyhow::{Context, Result};
+use nix::sys::stat::{Mode, umask};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Threads that speak HTTP: they only pass bytes on, so a few are enough for any host.
@@ -19,10 +20,18 @@ const HTTP_THREADS: usize = 2;
 ///
 /// What kept it from starting, with what to do about it.
 pub fn serve(config: &Config) -> Result<()> {
+    keep_to_ourselves()?;
     let telemetry = Telemetry::begin(config)?;
     let outcome = actix_web::rt::System::new().block_on(run(config));
     telemetry.end();
     outcome
+}
+
+/// Has files that the daemon makes be root's alone, directories be passed through at most, and no process
+/// that it starts have what whoever started it left open.
+fn keep_to_ourselves() -> Result<()> {
+    umask(Mode::from_bits_truncate(0o066));
+    crate::vmm::process::close_on_exec().context("cannot keep descriptors from other programs")
 }
 
 async fn run(config: &Config) -> Result<()> {

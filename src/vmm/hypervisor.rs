@@ -12,7 +12,7 @@ use nix::libc::dev_t;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use super::cgroup::CgroupEntry;
+use super::cgroup::{CgroupEntry, DeviceAccess};
 use super::console::ConsoleError;
 use super::disk::OpenLayer;
 use super::memory::{BuildId, GuestMemory, Lineage, MemoryError};
@@ -198,6 +198,9 @@ pub trait Hypervisor: Send + Sync {
 
     /// Which kind of disk its VMs take.
     fn disk_kind(&self) -> DiskKind;
+
+    /// Which devices its processes open themselves.
+    fn devices(&self) -> DeviceAccess;
 
     /// The way to processes that wait for their snapshot, if there is one.
     fn ahead(&self) -> Option<&dyn StartAhead>;

@@ -343,7 +343,11 @@ impl ProcessLimits {
 
 /// Has all descriptors of the calling process beyond the standard streams be closed when it executes a
 /// program: the daemon's own are already, but not what whoever started the daemon left open.
-fn close_on_exec() -> io::Result<()> {
+///
+/// # Errors
+///
+/// Those of close_range(2), which Linux has from 5.11 on with what is asked of it.
+pub fn close_on_exec() -> io::Result<()> {
     const FIRST: nix::libc::c_uint = 3;
     // SAFETY: the call takes three numbers and touches no memory.
     let done = unsafe {

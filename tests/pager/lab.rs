@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nestbox::domain::id::SandboxId;
 use nestbox::domain::shape::Shape;
-use nestbox::vmm::cgroup::{Cgroup, Cgroups, Limits, Share};
+use nestbox::vmm::cgroup::{Cgroup, Cgroups, DeviceAccess, Limits, Share};
 use nestbox::vmm::memory::{
     BuildId, Captured, Durability, GuestMemory, Lineage, Origin, PAGE_SIZE, Provenance, capture,
 };
@@ -51,8 +51,14 @@ impl Lab {
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build();
         let runtime = runtime.unwrap();
-        let limits =
-            Limits { memory_bytes: 1 << 30, pids: 1000, vcpus: 2, share: Share::default() };
+        let devices = DeviceAccess::Unrestricted;
+        let limits = Limits {
+            memory_bytes: 1 << 30,
+            pids: 1000,
+            vcpus: 2,
+            share: Share::default(),
+            devices,
+        };
         let cgroups = Cgroups::open(dir.path()).unwrap();
         let cgroup = runtime.block_on(cgroups.create(&SandboxId::random(), limits)).unwrap();
         let program = PathBuf::from(env!("CARGO_BIN_EXE_nestbox"));

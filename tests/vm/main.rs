@@ -4,6 +4,7 @@
 //! test says why it is skipped. Each test has a network and a `/run` of its own, and compares what is
 //! on the machine before and after: nothing may be left.
 
+mod broken_vmm;
 mod cli;
 mod compat;
 mod confinement;

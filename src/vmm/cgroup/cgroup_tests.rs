@@ -8,7 +8,13 @@ use nix::unistd::Pid;
 use super::group::cpu_time;
 use super::*;
 
-const LIMITS: Limits = Limits { memory_bytes: 64 << 20, pids: 8, vcpus: 1, share: Share::Full };
+const LIMITS: Limits = Limits {
+    memory_bytes: 64 << 20,
+    pids: 8,
+    vcpus: 1,
+    share: Share::Full,
+    devices: DeviceAccess::Unrestricted,
+};
 
 /// A daemon's cgroups, or `None` with the reason where they cannot be tested.
 fn cgroups() -> Option<(tempfile::TempDir, Cgroups)> {
@@ -60,7 +66,7 @@ async fn a_cgroup_is_made_with_its_limits_and_leaves_nothing() {
                 (Controller::Cpu, Version::V2) => {
                     assert_eq!(read("cpu.max").trim(), "200000 100000");
                 }
-                (Controller::CpuAccounting | Controller::Kill, _) => {}
+                (Controller::CpuAccounting | Controller::Devices | Controller::Kill, _) => {}
             }
         }
     }
@@ -226,4 +232,46 @@ fn processor_time_is_read_in_both_formats() {
     assert_eq!(cpu_time(Version::V2, v2), Some(Duration::from_micros(1500)));
     assert_eq!(cpu_time(Version::V1, "1500000\n"), Some(Duration::from_micros(1500)));
     assert_eq!(cpu_time(Version::V2, "nr_periods 0\n"), None);
+}
+
+/// Tries to open two devices in a cgroup, of which the first has the numbers of `/dev/kvm`, and says which
+/// can be.
+async fn devices_opened(cgroups: &Cgroups, devices: DeviceAccess) -> String {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    let dir = tempfile::tempdir().expect("a directory");
+    let kvm = dir.path().join("kvm");
+    mknod(&kvm, SFlag::S_IFCHR, Mode::S_IRWXU, makedev(10, 232)).expect("a node");
+    let id = SandboxId::random();
+    let cgroup = cgroups.create(&id, Limits { devices, ..LIMITS }).await.expect("a cgroup");
+    let entry = cgroup.entry().expect("a way in");
+    // What the kernel says to one that is allowed depends on the machine; EPERM is the cgroup's.
+    let script = "import os, errno\n\
+        for path in ('kvm', '/dev/zero'):\n\
+        \x20 try: os.open(path, os.O_RDWR); print('allowed')\n\
+        \x20 except OSError as e: print('refused' if e.errno == errno.EPERM else 'allowed')";
+    let mut command = Command::new("python3");
+    command.args(["-c", script]).current_dir(dir.path());
+    // SAFETY: entering a cgroup only writes to open descriptors.
+    unsafe { command.pre_exec(move || entry.enter()) };
+    let output = command.output().expect("the process starts");
+    cgroup.release().await.expect("a clean release");
+    String::from_utf8(output.stdout)
+        .expect("words")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[tokio::test]
+async fn a_cgroup_opens_the_devices_that_it_is_given_and_no_others() {
+    let Some((_data, mut cgroups)) = cgroups() else { return };
+    let find = |version: Version| hierarchy::with_devices(version).expect("the machine's cgroups");
+    let both: Vec<Hierarchy> = [Version::V1, Version::V2].into_iter().filter_map(find).collect();
+    assert!(!both.is_empty(), "one version of the two can do it on any machine that tests run on");
+    for hierarchy in both {
+        cgroups.hierarchies = vec![hierarchy];
+        assert_eq!(devices_opened(&cgroups, DeviceAccess::Unrestricted).await, "allowed allowed");
+        assert_eq!(devices_opened(&cgroups, DeviceAccess::Nothing).await, "refused refused");
+        assert_eq!(devices_opened(&cgroups, DeviceAccess::Kvm).await, "allowed refused");
+    }
 }

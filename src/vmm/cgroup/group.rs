@@ -278,6 +278,15 @@ impl Place {
                     ("cpu.weight", weight(limits.vcpus, limits.share).to_string()),
                     ("cpu.max", format!("{quota} {PERIOD_US}")),
                 ],
+                (Controller::Devices, Version::V1) => limits.devices.v1_settings(),
+                (Controller::Devices, Version::V2) => {
+                    let restricted = limits.devices.restrict(&self.dir);
+                    restricted.map_err(|source| CgroupError::Devices {
+                        path: self.dir.clone(),
+                        source,
+                    })?;
+                    Vec::new()
+                }
                 (Controller::CpuAccounting | Controller::Kill, _) => Vec::new(),
             };
             for (name, value) in settings {

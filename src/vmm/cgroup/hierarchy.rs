@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 const MOUNTS: &str = "/proc/self/mountinfo";
 
+/// What decides about devices, as version 1 calls it.
+const DEVICES: &str = "devices";
+
 /// What a cgroup can do for a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Controller {
@@ -18,13 +21,15 @@ pub enum Controller {
     Cpu,
     /// Counts processor time.
     CpuAccounting,
+    /// Decides which devices can be opened.
+    Devices,
     /// Kills all processes in one step (`cgroup.kill`).
     Kill,
 }
 
 impl Controller {
-    pub(super) const ALL: [Controller; 5] =
-        [Self::Memory, Self::Pids, Self::Cpu, Self::CpuAccounting, Self::Kill];
+    pub(super) const ALL: [Controller; 6] =
+        [Self::Memory, Self::Pids, Self::Cpu, Self::CpuAccounting, Self::Devices, Self::Kill];
 
     /// The kernel's name in the options of a version 1 mount.
     fn v1_name(self) -> Option<&'static str> {
@@ -33,6 +38,7 @@ impl Controller {
             Self::Pids => Some("pids"),
             Self::Cpu => Some("cpu"),
             Self::CpuAccounting => Some("cpuacct"),
+            Self::Devices => Some(DEVICES),
             Self::Kill => None,
         }
     }
@@ -43,7 +49,7 @@ impl Controller {
             Self::Memory => Some("memory"),
             Self::Pids => Some("pids"),
             Self::Cpu => Some("cpu"),
-            Self::CpuAccounting | Self::Kill => None,
+            Self::CpuAccounting | Self::Devices | Self::Kill => None,
         }
     }
 }
@@ -71,9 +77,23 @@ pub(super) fn discover() -> io::Result<Vec<Hierarchy>> {
     let available = |root: &Path| {
         let list = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
         let names = list.split_whitespace().map(str::to_owned);
-        names.filter(|name| can_pass_on(root, name)).collect()
+        let passed_on = names.filter(|name| can_pass_on(root, name));
+        // No controller that the kernel lists, but a program that it has to be built for.
+        passed_on.chain(super::devices::supported().then(|| DEVICES.to_owned())).collect()
     };
     Ok(assign(&parse_mounts(&mounts), available))
+}
+
+/// The hierarchy of one version that decides about devices, whichever the other can do.
+#[cfg(test)]
+pub(super) fn with_devices(version: Version) -> io::Result<Option<Hierarchy>> {
+    let mounts = parse_mounts(&fs::read_to_string(MOUNTS)?);
+    let found = mounts.into_iter().find(|mount| match version {
+        Version::V1 => mount.version == version && mount.options.iter().any(|it| it == DEVICES),
+        Version::V2 => mount.version == version && super::devices::supported(),
+    });
+    let controllers = vec![Controller::Devices];
+    Ok(found.map(|Mount { root, version, .. }| Hierarchy { root, version, controllers }))
 }
 
 /// Whether the root of a version 2 hierarchy lets the cgroups below it have a controller. That of a
@@ -149,7 +169,11 @@ fn assign(mounts: &[Mount], available_in_v2: impl Fn(&Path) -> Vec<String>) -> V
             mount.version == Version::V1
                 && name.is_some_and(|n| mount.options.iter().any(|o| o == n))
         });
-        let v2 = unified.filter(|_| controller.v2_name().is_none_or(has));
+        let needed = match controller {
+            Controller::Devices => Some(DEVICES),
+            listed => listed.v2_name(),
+        };
+        let v2 = unified.filter(|_| needed.is_none_or(has));
         if let Some(mount) = v2.or(v1) {
             place(mount, controller);
         }
@@ -187,7 +211,7 @@ mod tests {
     #[test]
     fn a_unified_machine_has_everything_in_one_hierarchy() {
         let mounts = parse_mounts(V2_LINE);
-        let found = assign(&mounts, |_| names(&["cpuset", "cpu", "memory", "pids"]));
+        let found = assign(&mounts, |_| names(&["cpuset", "cpu", "memory", "pids", DEVICES]));
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].controllers, Controller::ALL);
     }
@@ -195,14 +219,15 @@ mod tests {
     #[test]
     fn a_hybrid_machine_uses_both_versions() {
         let mounts = parse_mounts(&[V1_LINE, JOINT_LINE, V2_LINE].join("\n"));
-        let found = assign(&mounts, |_| names(&[]));
+        let found = assign(&mounts, |_| names(&[DEVICES]));
         let of = |root: &str| {
             let hierarchy = found.iter().find(|h| h.root.ends_with(root)).expect("is used");
             hierarchy.controllers.clone()
         };
         assert_eq!(of("memory"), [Controller::Memory]);
         assert_eq!(of("cpu,cpuacct"), [Controller::Cpu]);
-        assert_eq!(of("unified"), [Controller::CpuAccounting, Controller::Kill]);
+        let unified = [Controller::CpuAccounting, Controller::Devices, Controller::Kill];
+        assert_eq!(of("unified"), unified);
     }
 
     #[test]

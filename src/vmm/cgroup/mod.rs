@@ -5,6 +5,7 @@
 //! tell their own from the others'. A controller that the machine lacks is passed over, and
 //! [`Cgroups::describe`] says so. This module knows ids and limits, but no VM.
 
+mod devices;
 mod group;
 mod hierarchy;
 
@@ -19,6 +20,7 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::id::SandboxId;
 
+pub use devices::DeviceAccess;
 use group::Place;
 pub use group::{Cgroup, CgroupEntry, CpuMeter};
 use hierarchy::Hierarchy;
@@ -53,6 +55,10 @@ pub enum CgroupError {
     #[error("cannot write {value:?} to {}", path.display())]
     Write { path: PathBuf, value: String, source: io::Error },
 
+    /// The devices of a cgroup cannot be restricted.
+    #[error("cannot restrict the devices of {}", path.display())]
+    Devices { path: PathBuf, source: io::Error },
+
     /// A directory of a cgroup cannot be removed, perhaps because processes are left in it.
     #[error("cannot remove the cgroup {}", path.display())]
     Remove { path: PathBuf, source: io::Error },
@@ -82,6 +88,8 @@ pub struct Limits {
     pub vcpus: u32,
     /// What it gets of processors that others want too.
     pub share: Share,
+    /// Which devices its processes may open.
+    pub devices: DeviceAccess,
 }
 
 /// What a sandbox gets of processors that others want too.

@@ -23,6 +23,7 @@ use self::api::SOCKET;
 use self::jail::{DEVICES, DISK, ID, INITRAMFS, Jail, KERNEL};
 use self::machine::PAGER_SOCKET;
 use self::vm::{CONSOLE_PIPE, Companions, FirecrackerVm, LOG_PIPE, Learning, WorkingSets};
+use super::cgroup::DeviceAccess;
 use super::console;
 use super::hypervisor::{
     BootPlan, DiskKind, DiskPlan, Engine, Hypervisor, HypervisorError, Place, RestorePlan,
@@ -164,6 +165,11 @@ impl Hypervisor for Firecracker {
 
     fn disk_kind(&self) -> DiskKind {
         DiskKind::Device
+    }
+
+    fn devices(&self) -> DeviceAccess {
+        // The jailer makes nodes of what there is in the host's /dev, and no others.
+        DeviceAccess::Unrestricted
     }
 
     fn ahead(&self) -> Option<&dyn StartAhead> {

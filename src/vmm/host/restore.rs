@@ -112,7 +112,7 @@ impl Host {
         // Before there is a guest: its first packet is the first that the policy is asked about.
         let limited = run.trace.span("network", slot.limit(&now.network)).await;
         limited.map_err(|error| MachineError::Network { source: Box::new(error) })?;
-        let made = self.cgroups.create(&now.id, limits(now.shape, run.share));
+        let made = self.cgroups.create(&now.id, self.limits(now.shape, run.share));
         let cgroup = run.trace.span("cgroup", made).await;
         let cgroup = cgroup.map_err(|error| MachineError::Cgroup { source: Box::new(error) })?;
         parts.cgroup = Some(cgroup);
@@ -127,9 +127,20 @@ impl Host {
         // Before there is a guest: its first packet is the first that the policy is asked about.
         let limited = run.trace.span("network", slot.limit(&now.network)).await;
         limited.map_err(|error| MachineError::Network { source: Box::new(error) })?;
-        let limited = || cgroup.set_limits(limits(now.shape, run.share));
+        let limited = || cgroup.set_limits(self.limits(now.shape, run.share));
         let limited = run.trace.blocking("cgroup", limited);
         limited.map_err(|error| MachineError::Cgroup { source: Box::new(error) })
+    }
+
+    /// What a VM of a shape may use of the host.
+    fn limits(&self, shape: Shape, share: Share) -> Limits {
+        Limits {
+            memory_bytes: (u64::from(shape.memory_mib) + MEMORY_OVERHEAD_MIB) << 20,
+            pids: MAX_PIDS,
+            vcpus: shape.vcpus,
+            share,
+            devices: self.hypervisor.devices(),
+        }
     }
 
     /// Where the VM's process runs, in a machine that has a slot and a cgroup.
@@ -202,16 +213,6 @@ impl Host {
                 })
             }),
         }
-    }
-}
-
-/// What a VM of a shape may use of the host.
-fn limits(shape: Shape, share: Share) -> Limits {
-    Limits {
-        memory_bytes: (u64::from(shape.memory_mib) + MEMORY_OVERHEAD_MIB) << 20,
-        pids: MAX_PIDS,
-        vcpus: shape.vcpus,
-        share,
     }
 }
 

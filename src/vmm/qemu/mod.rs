@@ -18,6 +18,7 @@ use async_trait::async_trait;
 use self::command::{Descriptors, SharedMemory, Start, command_line, descriptor_path};
 use self::vm::QemuVm;
 use super::answered_calls;
+use super::cgroup::DeviceAccess;
 use super::console;
 use super::hypervisor::{
     BootPlan, DiskKind, DiskPlan, Engine, Hypervisor, HypervisorError, RestorePlan, StartAhead, Vm,
@@ -207,6 +208,15 @@ impl Hypervisor for Qemu {
 
     fn disk_kind(&self) -> DiskKind {
         DiskKind::Layers
+    }
+
+    fn devices(&self) -> DeviceAccess {
+        match (&self.files, self.accel) {
+            // Libraries may open what they like.
+            (None, _) => DeviceAccess::Unrestricted,
+            (Some(_), command::Engine::Kvm) => DeviceAccess::Kvm,
+            (Some(_), command::Engine::Tcg { .. }) => DeviceAccess::Nothing,
+        }
     }
 
     fn ahead(&self) -> Option<&dyn StartAhead> {

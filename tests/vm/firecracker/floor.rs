@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nestbox::domain::id::SandboxId;
-use nestbox::vmm::cgroup::{Cgroup, Cgroups, Limits, Share};
+use nestbox::vmm::cgroup::{Cgroup, Cgroups, DeviceAccess, Limits, Share};
 use nestbox::vmm::console;
 use nestbox::vmm::disk::Devices;
 use nestbox::vmm::guest::AGENT_PORT;
@@ -30,7 +30,13 @@ use tokio::time::{sleep, timeout};
 use crate::support::Lab;
 
 /// More than a VM takes.
-const LIMITS: Limits = Limits { memory_bytes: 1 << 30, pids: 64, vcpus: 1, share: Share::Full };
+const LIMITS: Limits = Limits {
+    memory_bytes: 1 << 30,
+    pids: 64,
+    vcpus: 1,
+    share: Share::Full,
+    devices: DeviceAccess::Unrestricted,
+};
 
 const RESTORE_LIMIT: Duration = Duration::from_secs(60);
 const KILL_LIMIT: Duration = Duration::from_secs(10);

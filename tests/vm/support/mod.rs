@@ -1,12 +1,16 @@
 //! What tests are made of: a lab, its daemon, the daemon's sandboxes, and a census of what is left.
 
 mod api;
+// Not every test suite of attacks uses all of it.
+#[allow(dead_code)]
+mod broken_vmm;
 mod census;
 mod daemon;
 mod disk;
 #[path = "../../support/dns.rs"]
 mod dns;
 mod engine;
+mod in_place_of;
 mod lab;
 #[path = "../../support/own_machine.rs"]
 mod own_machine;
@@ -22,11 +26,13 @@ use std::future::Future;
 use std::time::Duration;
 
 pub use api::{Answer, Sandbox};
+pub use broken_vmm::BrokenVmm;
 pub use census::Census;
 pub use daemon::{Daemon, Options};
 pub use disk::{SmallDisk, raw_copy};
 pub use dns::serve_dns;
 pub use engine::Engine;
+pub use in_place_of::in_place_of;
 pub use lab::{Lab, in_a_lab, run};
 pub use programs::{hypervisor_script, path_with};
 pub use socket::{Rest, Said, Socket, data};
