@@ -52,9 +52,6 @@ fn report(outcome: Result<bool>) -> ExitCode {
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(cli::NESTBOX_FAILED)
-        }
+        Err(error) => cli::failed(&error),
     }
 }

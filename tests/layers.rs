@@ -23,7 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("entity", &["domain"]),
     ("domain", &[]),
     ("config", &[]),
-    ("chain", &[]),
+    ("chain", &["domain"]),
 ];
 
 /// The domain does nothing: it has no files, sockets, processes, threads or timers.

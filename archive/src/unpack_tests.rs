@@ -407,6 +407,81 @@ fn an_archive_that_breaks_off_is_never_taken_for_a_whole_one() {
     }
 }
 
+/// A header whose fields are what is said here, with a checksum that is right.
+fn odd(fields: &[(std::ops::Range<usize>, &[u8])]) -> Vec<u8> {
+    let mut block = Made::default().raw(b'0', "f", 0, b"").0;
+    for (place, bytes) in fields {
+        block[place.clone()].copy_from_slice(bytes);
+    }
+    block[148..156].fill(b' ');
+    let sum: u64 = block.iter().map(|&byte| u64::from(byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    block
+}
+
+#[test]
+fn sizes_that_lie_are_found_out_and_names_that_are_odd_are_only_names() {
+    const SIZE: std::ops::Range<usize> = 124..136;
+    let huge = [&[0x80][..], &[0; 3], &i64::MAX.to_be_bytes()].concat();
+    let beyond = [&[0x80][..], &[0; 3], &[0xff; 8]].concat();
+    for size in
+        [b"77777777777\0", &huge[..], &beyond[..], &[0xff; 12], b"-0000000001\0", b"9999999999x\0"]
+    {
+        let mut archive = odd(&[(SIZE, size)]);
+        archive.extend_from_slice(&[b'x'; 4 * BLOCK]);
+        let to = Pit::new();
+        let outcome = to.unpack(&archive);
+        assert!(matches!(outcome, Err(ArchiveError::Malformed(_))), "{size:?}: {outcome:?}");
+        assert!(names(&to.root).is_empty(), "half a file looks like a whole one: {size:?}");
+    }
+    // One that claims little, so that its content is taken for the next header.
+    let to = Pit::new();
+    let mut archive = odd(&[(SIZE, b"00000000000\0")]);
+    archive.extend(odd(&[(0..3, b"/e\0")])[..BLOCK - 1].iter().chain(b"x"));
+    assert!(to.unpack(&archive).is_err());
+
+    let odd_names = ["new\nline", "\x1b]0;owned\x07", " ", "-rf", "...", "a\\b", "\u{202e}txt"];
+    let to = Pit::new();
+    let all = odd_names.iter().fold(Made::default(), |made, name| made.file(name, name));
+    to.unpack(&all.end()).unwrap();
+    let mut sorted: Vec<_> = odd_names.iter().map(|name| (*name).to_owned()).collect();
+    sorted.sort();
+    assert_eq!(names(&to.root), sorted);
+    // Of one name several times the last counts, whatever it was before.
+    let to = Pit::new();
+    let twice = Made::default().link("f", "g").file("f", "1").file("f", "2").link("g", "f");
+    to.unpack(&twice.file("g", "3").end()).unwrap();
+    let content = |name: &str| fs::read(to.path(name)).unwrap();
+    assert_eq!((content("f"), content("g")), (b"2".to_vec(), b"3".to_vec()));
+}
+
+#[test]
+fn a_directory_of_somebody_hostile_is_packed_as_what_it_is() {
+    let from = tempfile::tempdir().unwrap();
+    let path = |name: &str| from.path().join(name);
+    fs::create_dir(path("d")).unwrap();
+    for (name, target) in
+        [("loop", "loop"), ("up", "../../../../etc/passwd"), ("root", "/etc"), ("d/self", ".")]
+    {
+        symlink(target, path(name)).unwrap();
+    }
+    fs::File::create(path("sparse")).unwrap().set_len(64 << 20).unwrap();
+    nix::unistd::mkfifo(&path("pipe"), Mode::S_IRWXU).unwrap();
+    let mut archive = Vec::new();
+    pack(from.path(), &mut archive, ".hidden-", |_| ()).unwrap();
+    // Nothing was followed: the links are links, and one who takes them apart refuses what leads out.
+    assert!(!archive.windows(5).any(|text| text == b"root:"));
+    assert_eq!(Pit::new().refusal(&archive), Refusal::LinkOut);
+
+    let mut deep = from.path().join("deep");
+    for _ in 0..crate::MAX_DEPTH + 10 {
+        deep.push("d");
+    }
+    fs::create_dir_all(&deep).unwrap();
+    let outcome = pack(&path("deep"), &mut io::sink(), ".hidden-", |_| ());
+    assert!(matches!(outcome, Err(ArchiveError::Refused { .. })), "{outcome:?}");
+}
+
 #[test]
 fn any_bytes_at_all_do_no_harm() {
     let from = sample();

@@ -13,7 +13,7 @@ use support::{Agent, is_root};
 const TOKEN: &str = "a secret";
 
 fn secured() -> Agent {
-    let agent = Agent::start();
+    let agent = Agent::fresh();
     assert_eq!(agent.init(json!({ "accessToken": TOKEN })).status, 204);
     agent
 }
@@ -46,6 +46,52 @@ fn without_the_token_only_the_health_check_answers() {
     agent.set_header("X-Access-Token", TOKEN);
     check(&agent, 200);
     assert_eq!(agent.call("process.Process/List", json!({})).unwrap(), json!({}));
+}
+
+#[test]
+fn before_it_has_a_token_an_agent_does_nothing_for_anybody() {
+    let mut agent = Agent::fresh();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("planted").display().to_string();
+    let file = format!("/files?path={path}&username=root");
+    let archive = format!("/files/archive?path={}&username=root", dir.path().display());
+    let octets = [("Content-Type", "application/octet-stream")];
+    let start = json!({ "process": { "cmd": "/bin/touch", "args": [path] } });
+    let refused = |agent: &Agent| {
+        for target in ["/metrics", "/envs", "/init", "/sync", "/ports/1", "/nothing", &archive] {
+            assert_eq!(agent.get(target).status, 401, "{target}");
+        }
+        assert_eq!(agent.get("/files?path=/etc/passwd").refusal().0, 401);
+        assert_eq!(agent.http("POST", &file, &octets, b"x").refusal().0, 401);
+        assert_eq!(agent.http("PUT", &archive, &[], &[0; 1024]).refusal().0, 401);
+        assert_eq!(agent.http("POST", "/sync", &[], b"").refusal().0, 401);
+        // A signature that is made with no token opens nothing either.
+        let signature = sign(&format!("{path}:write:root:"));
+        let signed = format!("{file}&signature={signature}");
+        assert_eq!(agent.http("POST", &signed, &octets, b"x").refusal().0, 401);
+        for method in ["process.Process/List", "filesystem.Filesystem/ListDir", "any.Thing/AtAll"] {
+            assert_eq!(agent.call(method, json!({})).unwrap_err().0, "unauthenticated");
+        }
+        let body = support::envelope(&start);
+        let rpc = [("Content-Type", "application/connect+json"), ("Connect-Protocol-Version", "1")];
+        assert_eq!(agent.http("POST", "/process.Process/Start", &rpc, &body).status, 401);
+        assert!(!std::path::Path::new(&path).exists(), "nothing was planted");
+    };
+    refused(&agent);
+    for token in ["", "x", TOKEN] {
+        agent.set_header("X-Access-Token", token);
+        refused(&agent);
+    }
+    agent.remove_header("X-Access-Token");
+    assert_eq!(agent.get("/health").status, 204);
+    // Nor can it be told anything before, which would be forgotten then, or not.
+    let envs = json!({ "envVars": { "A": "1" }, "defaultUser": "root" });
+    assert_eq!(agent.init(envs).refusal().0, 400);
+    assert_eq!(agent.init(json!({ "accessToken": "" })).refusal().0, 400);
+    refused(&agent);
+    assert_eq!(agent.init(json!({ "accessToken": TOKEN })).status, 204);
+    agent.set_header("X-Access-Token", TOKEN);
+    assert_eq!(agent.get("/envs").json(), json!({}));
 }
 
 #[test]

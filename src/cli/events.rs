@@ -168,7 +168,7 @@ mod tests {
             (
                 serde_json::json!({ "type": "sandbox.state", "sandbox_id": id, "state": "error",
                     "previous": "running", "reason": "its VM\nwas \u{1b}[31mkilled" }),
-                "running -> error: its VM was \u{fffd}[31mkilled",
+                "running -> error: its VM was \\u{1b}[31mkilled",
             ),
             (
                 serde_json::json!({ "type": "snapshot.created", "sandbox_id": id, "snapshot": "py3" }),

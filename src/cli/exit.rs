@@ -32,7 +32,7 @@ pub(super) fn of_signal(signal: i32) -> u8 {
 }
 
 /// Prints an error with its causes on stderr.
-pub(super) fn after_error(error: &Error) -> ExitCode {
+pub fn failed(error: &Error) -> ExitCode {
     tell(&format!("error: {}", printable(&format!("{error:#}"))));
     ExitCode::from(NESTBOX_FAILED)
 }

@@ -96,7 +96,7 @@ state:       running
 shape:       1 vCPU, 512 MiB
 created_at:  2026-11-23T00:00:00+00:00
 hypervisor:  qemu
-metadata:    odd=a\u{fffd}b c, team=birds
+metadata:    odd=a\\u{1b}b c, team=birds
 timeout_sec: 300
 ";
         assert_eq!(describe(&sandbox), want);

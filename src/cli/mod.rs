@@ -51,7 +51,7 @@ use client::Client;
 
 use crate::config::{Config, ConfigArgs};
 use crate::domain::name::TemplateName;
-pub use exit::NESTBOX_FAILED;
+pub use exit::{NESTBOX_FAILED, failed};
 
 /// Sandboxes for untrusted code, each in a microVM of its own.
 #[derive(Debug, Parser)]
@@ -173,7 +173,7 @@ impl Cli {
 pub async fn run(cli: Cli, warm_up: WarmUp) -> ExitCode {
     match dispatch(cli, warm_up).await {
         Ok(code) => code,
-        Err(error) => exit::after_error(&error),
+        Err(error) => exit::failed(&error),
     }
 }
 

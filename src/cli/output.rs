@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::Global;
+use crate::domain::visible;
 
 /// How a verb shows its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,9 +90,9 @@ pub(super) fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
-/// Text from elsewhere without what could drive a terminal.
+/// Text from elsewhere, with what could drive a terminal escaped.
 pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+    visible::lines(text)
 }
 
 #[cfg(test)]
@@ -132,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_message_cannot_drive_the_terminal() {
-        assert_eq!(printable("a\x1b[31mb\nc\r"), "a\u{fffd}[31mb\nc\u{fffd}");
+        assert_eq!(printable("a\x1b[31mb\nc\r\u{202e}"), "a\\u{1b}[31mb\nc\\r\\u{202e}");
     }
 
     #[test]

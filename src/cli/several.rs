@@ -51,7 +51,7 @@ where
         match result {
             Ok(value) => done.push(value),
             Err(error) => {
-                exit::after_error(&error);
+                exit::failed(&error);
                 code = ExitCode::from(NESTBOX_FAILED);
             }
         }

@@ -149,7 +149,7 @@ boot         10.0     30.0            ##############################
         let spans =
             [span("before", -5.0, 1.0), span("long", 0.0, 1e300), span("a\x1b\nb", 1.0, -1.0)];
         let text = render(&spans, 80);
-        assert!(text.contains("a\u{fffd} b"), "{text}");
+        assert!(text.contains("a\\u{1b} b"), "{text}");
         assert_eq!(text.lines().count(), 4);
     }
 }

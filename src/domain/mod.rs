@@ -1,5 +1,6 @@
 //! What Nestbox is about, without any input or output: ids, names, shapes, the state machine of a
-//! sandbox, what it may reach, addresses of a slot. Everything here is a value or a pure function.
+//! sandbox, what it may reach, addresses of a slot, what others say made fit to show. Everything here is
+//! a value or a pure function.
 
 pub mod egress;
 pub mod exec;
@@ -14,3 +15,5 @@ pub mod sandbox;
 mod sandbox_tests;
 pub mod shape;
 pub mod slot;
+pub mod token;
+pub mod visible;

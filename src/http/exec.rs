@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use actix_web::{HttpResponse, post, web};
-use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -13,11 +12,15 @@ use super::body::Json;
 use super::error::ApiError;
 use super::openapi::failures::Work;
 use super::openapi::{Routes, Section};
+use super::pieces::{self, Long};
 use super::sandboxes::check_environment;
 use crate::actors::control_plane::ControlPlane;
 use crate::domain::exec::{Exec, ExecEnd, ExecOutput};
 use crate::domain::id::SandboxId;
 use crate::domain::process::Tag;
+
+/// Bytes of both outputs up to which an answer is made at once.
+const WHOLE: usize = 64 << 10;
 
 /// Bytes of standard output and of standard error that an answer holds, each.
 pub const OUTPUT_LIMIT: usize = 8 << 20;
@@ -146,7 +149,7 @@ async fn exec(
         let pid = control.start_process(&id, command, tag.clone()).await?;
         return Ok(HttpResponse::Ok().json(Answer::Begun(BackgroundView { pid, tag })));
     }
-    Ok(HttpResponse::Ok().json(Answer::Ended(view(control.exec(&id, command).await?))))
+    Ok(answer(control.exec(&id, command).await?))
 }
 
 /// The routes of this file.
@@ -187,13 +190,16 @@ pub(super) fn command(body: ExecBody) -> Result<Exec, ApiError> {
     })
 }
 
-fn view(output: ExecOutput) -> ExecView {
+/// The answer to a command that was waited for.
+fn answer(output: ExecOutput) -> HttpResponse {
     let truncated = output.dropped > 0;
-    let (stdout, stderr, encoding) = match (text(&output.stdout), text(&output.stderr)) {
-        (Some(stdout), Some(stderr)) => (stdout, stderr, Encoding::Utf8),
-        _ => {
-            let (stdout, stderr) = (&output.stdout, &output.stderr);
-            (BASE64_STANDARD.encode(stdout), BASE64_STANDARD.encode(stderr), Encoding::Base64)
+    let (stdout, stderr, encoding) = match (text(output.stdout), text(output.stderr)) {
+        (Ok(stdout), Ok(stderr)) => (Long::Text(stdout), Long::Text(stderr), Encoding::Utf8),
+        (stdout, stderr) => {
+            let bytes = |text: Result<String, Vec<u8>>| {
+                Long::Bytes(text.map_or_else(|bytes| bytes, String::into_bytes))
+            };
+            (bytes(stdout), bytes(stderr), Encoding::Base64)
         }
     };
     let (exit_code, timed_out) = match output.end {
@@ -201,16 +207,37 @@ fn view(output: ExecOutput) -> ExecView {
         ExecEnd::TimedOut | ExecEnd::Abandoned => (TIMED_OUT_CODE, true),
     };
     let duration_ms = u64::try_from(output.duration.as_millis()).unwrap_or(u64::MAX);
-    ExecView { stdout, stderr, exit_code, duration_ms, encoding, timed_out, truncated }
+    let view = |stdout, stderr| ExecView {
+        stdout,
+        stderr,
+        exit_code,
+        duration_ms,
+        encoding,
+        timed_out,
+        truncated,
+    };
+    if stdout.len() + stderr.len() <= WHOLE {
+        let view = view(stdout.whole(), stderr.whole());
+        return HttpResponse::Ok().json(Answer::Ended(view));
+    }
+    let around = serde_json::to_string(&view(String::new(), String::new()));
+    let around = around.expect("a view makes JSON");
+    let behind = around.strip_prefix("{\"stdout\":\"\",\"stderr\":\"").expect("its first fields");
+    let parts = [("{\"stdout\":\"", stdout), ("\",\"stderr\":\"", stderr)];
+    pieces::texts(parts.map(|(before, long)| (before.to_owned(), long)), behind.to_owned())
 }
 
-/// The bytes as text. What was cut in the middle of a character is text too, without that one.
-fn text(bytes: &[u8]) -> Option<String> {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => Some(text.to_owned()),
-        Err(error) if error.error_len().is_none() && bytes.len() == OUTPUT_LIMIT => {
-            String::from_utf8(bytes[..error.valid_up_to()].to_vec()).ok()
+/// The bytes as text, if they are. What was cut in the middle of a character is text too, without that
+/// one.
+fn text(bytes: Vec<u8>) -> Result<String, Vec<u8>> {
+    let cut = bytes.len() == OUTPUT_LIMIT;
+    String::from_utf8(bytes).or_else(|error| {
+        let (whole, end) = (error.utf8_error().valid_up_to(), error.utf8_error().error_len());
+        let mut bytes = error.into_bytes();
+        if !cut || end.is_some() {
+            return Err(bytes);
         }
-        Err(_) => None,
-    }
+        bytes.truncate(whole);
+        String::from_utf8(bytes).map_err(std::string::FromUtf8Error::into_bytes)
+    })
 }

@@ -18,6 +18,7 @@ mod observe;
 mod openapi;
 mod page;
 mod pause;
+mod pieces;
 mod ports;
 mod processes;
 mod pty;

@@ -12,6 +12,7 @@ use super::error::ApiError;
 use super::exec::Encoding;
 use super::openapi::failures::Work;
 use super::openapi::{Messages, Routes, Section};
+use super::pieces;
 use super::session::{Language, Opening, Session, Wish, speech};
 use super::websocket::{Sockets, frames, handshake, upgraded};
 use crate::actors::control_plane::ControlPlane;
@@ -158,8 +159,8 @@ async fn list(
     control: web::Data<ControlPlane>,
     id: web::Path<SandboxId>,
 ) -> Result<HttpResponse, ApiError> {
-    let processes = control.processes(&id).await?.into_iter().map(ProcessView::from).collect();
-    Ok(HttpResponse::Ok().json(ListView { processes }))
+    let processes = control.processes(&id).await?.into_iter().map(ProcessView::from);
+    Ok(pieces::list("processes", processes))
 }
 
 /// Ends a process in the background; what is known of it stays.

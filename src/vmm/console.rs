@@ -2,7 +2,8 @@
 //! kernel's last.
 //!
 //! The hypervisor writes to a socket or a pipe that the daemon reads. While no daemon runs the output is
-//! dropped, so a guest can never fill the host's disk through its console.
+//! dropped, so a guest can never fill the host's disk through its console. What could drive a terminal is
+//! escaped in the log: root is who reads it, and a guest who writes it.
 
 use std::fs::File;
 use std::io;

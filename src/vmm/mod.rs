@@ -12,6 +12,7 @@ pub mod host;
 pub mod host_memory;
 pub mod hypervisor;
 pub mod image;
+pub mod json;
 pub mod kvm;
 pub mod machine;
 pub mod memory;

@@ -95,7 +95,7 @@ pub struct Record {
     pub shape: Shape,
     /// What runs its VM.
     pub engine: Engine,
-    /// What its agent expects with every request.
+    /// What its agent expects with every request; nothing yet, while it has no guest.
     pub access_token: String,
     /// Environment that its agent gives to processes.
     pub envs: BTreeMap<String, String>,

@@ -21,6 +21,8 @@ use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::domain::visible;
+
 /// The log starts anew beyond this; together with its predecessor twice this in bytes.
 pub const LOG_LIMIT: usize = 128 << 10;
 
@@ -100,7 +102,7 @@ impl VmmLog {
         let end = end_of(&self.path).ok()?;
         let text = String::from_utf8_lossy(&end);
         let line = text.lines().rfind(|line| !line.trim().is_empty())?;
-        Some(line.chars().take(LONGEST_LINE).collect())
+        Some(visible::line(line, LONGEST_LINE))
     }
 }
 
@@ -130,17 +132,20 @@ fn end_of(path: &Path) -> io::Result<Vec<u8>> {
     Ok(end)
 }
 
-/// A file that starts anew when it is full and keeps one predecessor, which has `.1` appended.
+/// A file that starts anew when it is full and keeps one predecessor, which has `.1` appended. What could
+/// drive a terminal is escaped in it: root is who reads it, and a guest who writes it.
 pub struct BoundedLog {
     path: PathBuf,
     file: Option<File>,
     written: usize,
+    /// The beginning of a character whose end has not come yet.
+    rest: Vec<u8>,
 }
 
 impl BoundedLog {
     /// The log at `path`, which is made with the first line.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, file: None, written: 0 }
+        Self { path, file: None, written: 0, rest: Vec::new() }
     }
 
     /// Appends, as well as it can: what cannot be logged harms nobody.
@@ -159,12 +164,27 @@ impl BoundedLog {
             let length = self.file.as_ref().and_then(|file| file.metadata().ok());
             self.written = length.map_or(0, |metadata| metadata.len() as usize);
         }
+        let text = self.text(data);
         if let Some(file) = &mut self.file {
-            self.written += data.len();
-            if let Err(error) = file.write_all(data) {
+            self.written += text.len();
+            if let Err(error) = file.write_all(text.as_bytes()) {
                 tracing::debug!(path = %self.path.display(), %error, "cannot write a VMM's log");
             }
         }
+    }
+
+    /// What was said, as it can be shown.
+    fn text(&mut self, data: &[u8]) -> String {
+        let mut said = std::mem::take(&mut self.rest);
+        said.extend_from_slice(data);
+        if let Some(whole) = said.utf8_chunks().last()
+            && !whole.invalid().is_empty()
+            && std::str::from_utf8(whole.invalid()).is_err_and(|error| error.error_len().is_none())
+        {
+            self.rest = said.split_off(said.len() - whole.invalid().len());
+        }
+        // As a terminal wants a line to end.
+        visible::lines(&String::from_utf8_lossy(&said).replace("\r\n", "\n"))
     }
 }
 
@@ -231,5 +251,21 @@ mod tests {
         File::options().append(true).open(&path).unwrap().write_all(b"\nthe last line\n").unwrap();
         let log = VmmLog::follow(dir.path(), "qemu.log", "qemu.pipe").unwrap();
         assert_eq!(log.last_words().await.as_deref(), Some("the last line"));
+    }
+
+    #[test]
+    fn what_could_drive_a_terminal_is_escaped_in_the_log() {
+        let mut log = BoundedLog::new("nowhere".into());
+        assert_eq!(
+            log.text(b"\x1b]0;owned\x07 [ 1.0] boots\r\n"),
+            "\\u{1b}]0;owned\\u{7} [ 1.0] boots\n"
+        );
+        // A character in two pieces, a C1 control in two pieces, and what is none at all.
+        assert_eq!(
+            (log.text(b"gr\xc3"), log.text(b"\xbcn \xc2")),
+            ("gr".into(), "grün ".replacen("gr", "", 1))
+        );
+        assert_eq!(log.text(b"\x9b31m \xff\xfe"), "\\u{9b}31m \u{fffd}\u{fffd}");
+        assert!(log.rest.is_empty());
     }
 }

@@ -158,6 +158,36 @@ async fn a_body_over_the_limit_is_refused_whether_its_length_is_told_or_not() {
 }
 
 #[actix_web::test]
+async fn bombs_of_json_are_refused_at_once_and_cost_little() {
+    let nest = Nest::start().await;
+    let id = nest.create(json!({})).await;
+    let deep = |open: &str, close: &str, depth: usize| open.repeat(depth) + &close.repeat(depth);
+    let many = |item: &str, count: usize| format!("[{}{item}]", format!("{item},").repeat(count));
+    let fields: String = (0..100_000).map(|n| format!("\"{n}\":\"\",")).collect();
+    let bombs = [
+        format!("{{\"cmd\":{}}}", deep("[", "]", 500_000)),
+        deep("{\"cmd\":", "}", 200_000),
+        format!("{{\"cmd\":\"true\",\"args\":{}}}", many("{}", 500_000)),
+        format!("{{\"cmd\":\"true\",\"args\":{}}}", many("[[]]", 300_000)),
+        format!("{{{fields}\"cmd\":\"true\"}}"),
+        format!("{{\"cmd\":\"true\",\"envs\":{{{fields}\"=\":\"\"}}}}"),
+        format!("{{\"cmd\":\"{}\"}}", "\\u0000".repeat(300_000)),
+        format!("{{\"cmd\":1{}}}", "0".repeat(1_000_000)),
+        format!("{{\"cmd\":1e{}}}", "9".repeat(1_000_000)),
+        "\"".to_owned() + &"\\u".repeat(900_000),
+    ];
+    for bomb in bombs {
+        let path = format!("/v1/sandboxes/{id}/exec");
+        let request = nest.request(Method::POST, &path).header("content-type", "application/json");
+        let answer = Answer::of(request.body(bomb.clone())).await;
+        assert!([400, 413].contains(&answer.status), "{bomb:.40}: {answer:?}");
+        let said = answer.json().to_string();
+        assert!(said.len() < 2000, "{bomb:.40}: {said:.300}");
+    }
+    assert_eq!(nest.sh(&id, "echo on").await, "on\n");
+}
+
+#[actix_web::test]
 async fn an_id_that_is_no_id_is_malformed_and_an_unknown_one_is_not_found() {
     let nest = Nest::start().await;
     for (method, tail, body) in [

@@ -59,6 +59,11 @@ impl Server {
         self.connections.recv().await.expect("it listens")
     }
 
+    /// Whoever has connected already and was not taken.
+    pub fn arrived(&mut self) -> Option<TcpStream> {
+        self.connections.try_recv().ok()
+    }
+
     /// Whether nobody has connected that was not taken.
     pub fn is_alone(&mut self) -> bool {
         self.connections.try_recv().is_err()

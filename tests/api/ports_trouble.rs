@@ -203,6 +203,23 @@ async fn a_request_whose_end_is_not_clear_goes_nowhere() {
         "Transfer-Encoding: xchunked",
         "Transfer-Encoding: identity",
         "Transfer-Encoding : chunked",
+        "Transfer-Encoding: \"chunked\"",
+        "Transfer-Encoding: chunked;x=y",
+        "Transfer-Encoding: chunked, chunked",
+        "Transfer-Encoding: identity, chunked, identity",
+        "Transfer-Encoding: \u{b}chunked",
+        "Transfer-Encoding:\r\n chunked",
+        "X: a\r\n Transfer-Encoding: chunked",
+        "X: a\n\tContent-Length: 5",
+        "X: a\rTransfer-Encoding: chunked",
+        "Transfer-Encoding\0: chunked",
+        "Transfer_Encoding: x\r\nContent-Length: 0x5",
+        "Content-Length: 5\u{b}",
+        "Content-Length: -1",
+        "Content-Length: 18446744073709551621",
+        "Content-Length: 5\r\n\tx: y",
+        ": nameless",
+        "no colon",
         "Host: elsewhere",
     ] {
         let request =
@@ -217,6 +234,95 @@ async fn a_request_whose_end_is_not_clear_goes_nowhere() {
     let request = format!("TRACE / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     assert!(raw(&nest, &request).await.starts_with("HTTP/1.1 405 "));
     assert!(server.is_alone());
+}
+
+#[actix_web::test]
+async fn chunks_that_two_might_read_in_two_ways_are_not_passed_on_as_they_are() {
+    let nest = Nest::start().await;
+    let mut server = Server::listen().await;
+    let id = nest.create(json!({"public_ports": [server.port]})).await;
+    let host = name(&id, server.port);
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
+    for (body, passes) in [
+        // Extensions and trailers are for this hop.
+        ("5;name=value\r\nhello\r\n0;x\r\nX-Trailer: y\r\n\r\n".to_owned(), true),
+        ("5\r\nhello\r\n0\r\n\r\n".to_owned(), true),
+        // A bare line feed ends a line to some, and to others is part of an extension.
+        (format!("5;\n{smuggled}\r\nhello\r\n0\r\n\r\n"), false),
+        ("5\nhello\r\n0\r\n\r\n".to_owned(), false),
+        ("5\r\nhello0\r\n\r\n".to_owned(), false),
+        ("0x5\r\nhello\r\n0\r\n\r\n".to_owned(), false),
+        ("-5\r\nhello\r\n0\r\n\r\n".to_owned(), false),
+        ("10000000000000005\r\nhello\r\n0\r\n\r\n".to_owned(), false),
+        ("\r\nhello\r\n0\r\n\r\n".to_owned(), false),
+        (format!("5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(1 << 20)), false),
+    ] {
+        let request = format!(
+            "POST / HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\
+             Connection: close\r\n\r\n{body}{smuggled}"
+        );
+        let asked = rt::spawn({
+            let address = nest.url.strip_prefix("http://").unwrap().to_owned();
+            async move {
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                let _ = stream.write_all(request.as_bytes()).await;
+                let mut answer = Vec::new();
+                let _ = stream.read_to_end(&mut answer).await;
+                String::from_utf8_lossy(&answer).into_owned()
+            }
+        });
+        // It may be connected to before the body turns out to be wrong; then it is let go of.
+        let mut seen = Vec::new();
+        let mut connection = loop {
+            if let Some(connection) = server.arrived() {
+                break Some(connection);
+            }
+            if asked.is_finished() {
+                break server.arrived();
+            }
+            rt::time::sleep(Duration::from_millis(5)).await;
+        };
+        if let Some(connection) = &mut connection {
+            while !seen.ends_with(b"\r\n0\r\n\r\n") {
+                match connection.read_buf(&mut seen).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(_) => {}
+                }
+            }
+            let _ = connection.write_all(OK.as_bytes()).await;
+        }
+        drop(connection);
+        let answer = asked.await.unwrap();
+        let seen = String::from_utf8_lossy(&seen);
+        assert_eq!(seen.matches(" HTTP/1.1").count(), usize::from(!seen.is_empty()), "{seen}");
+        assert!(!seen.contains("smuggled") && !seen.contains("X-Trailer"), "{body:.30}: {seen}");
+        assert!(answer.matches("HTTP/1.1 ").count() <= 1, "{body:.30}: {answer}");
+        match passes {
+            true => assert!(seen.ends_with("\r\n\r\n5\r\nhello\r\n0\r\n\r\n"), "{seen}"),
+            // Half of a body does not look like a whole one.
+            false => assert!(!seen.ends_with("0\r\n\r\n"), "{body:.30}: {seen}"),
+        }
+    }
+}
+
+#[actix_web::test]
+async fn a_servers_redirect_is_the_clients_to_follow() {
+    let nest = Nest::start().await;
+    let canary = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    canary.set_nonblocking(true).unwrap();
+    let target = format!("http://{}/x", canary.local_addr().unwrap());
+    for status in [301, 302, 303, 307, 308] {
+        let said =
+            format!("HTTP/1.1 {status} X\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n");
+        let (port, _heads) = Server::answering(said.leak()).await;
+        let id = nest.create(json!({"public_ports": [port]})).await;
+        let request =
+            format!("GET / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", name(&id, port));
+        let answer = raw(&nest, &request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert!(answer.to_lowercase().contains(&format!("location: {target}")), "{answer}");
+    }
+    assert!(canary.accept().is_err(), "the daemon went where a guest had sent it");
 }
 
 #[actix_web::test]

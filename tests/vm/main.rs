@@ -18,6 +18,7 @@ mod faults;
 mod files;
 mod firecracker;
 mod fork;
+mod hostile;
 mod identity;
 mod image;
 mod leaks;

@@ -40,7 +40,8 @@ const USUAL_USER: &str = "user";
 pub struct Settings {
     /// Environment of every process that is started.
     pub env: BTreeMap<String, String>,
-    /// Secret that every request but the health check must carry; `None` lets everybody in.
+    /// Secret that every request but the health check must carry; while there is none, nobody but the
+    /// one who sets it gets in.
     pub token: Option<String>,
     /// User of requests that name none.
     pub default_user: Option<String>,

@@ -1,4 +1,7 @@
 //! Who may call: whoever has the token, and for one file whoever has a signature made with it.
+//!
+//! A guest that was just booted has no token yet. Until the host has given it one it does nothing for
+//! anybody: who is quick enough to call before could plant something that stays.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -66,11 +69,17 @@ fn is_rpc(request: &Request) -> bool {
 }
 
 fn allowed(context: &Context, request: &Request) -> Result<(), HttpError> {
-    let settings = context.settings();
-    let Some(token) = &settings.token else { return Ok(()) };
-    if request.uri().path() == "/health" {
+    let path = request.uri().path();
+    if path == "/health" {
         return Ok(());
     }
+    let settings = context.settings();
+    let Some(token) = &settings.token else {
+        return match path == "/init" && request.method() == Method::POST {
+            true => Ok(()),
+            false => Err(HttpError::Unauthorized { message: "no access token has been set yet" }),
+        };
+    };
     if let Some(given) = request.headers().get(TOKEN) {
         return match same(given.as_bytes(), token.as_bytes()) {
             true => Ok(()),
@@ -78,7 +87,7 @@ fn allowed(context: &Context, request: &Request) -> Result<(), HttpError> {
         };
     }
     let missing = HttpError::Unauthorized { message: "missing access token" };
-    if request.uri().path() != "/files" {
+    if path != "/files" {
         return Err(missing);
     }
     let Ok(Query(query)) = Query::<FileQuery>::try_from_uri(request.uri()) else {

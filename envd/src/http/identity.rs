@@ -74,6 +74,10 @@ pub async fn init(
         }
         settings.token = Some(token);
     }
+    // Else the next one to ask would be as good as the host.
+    if settings.token.is_none() {
+        return Err(HttpError::invalid("accessToken is needed first"));
+    }
     if let Some(user) = identity.default_user.filter(|user| !user.is_empty()) {
         context.users.find(&user)?;
         settings.default_user = Some(user);

@@ -30,6 +30,9 @@ use http::StatusCode;
 
 use crate::agent::settings::{Context, Place};
 
+/// Bytes of the longest `POST /init`: the host takes an environment of some 2 MiB.
+const INIT_LIMIT: usize = 4 << 20;
+
 /// All routes of the agent: these, and the rpcs of `rpc` for every other path.
 pub fn router(context: Arc<Context>, rpc: connectrpc::Router) -> Router {
     let policy = DeadlinePolicy::new().with_enforce_on_streams(true);
@@ -38,7 +41,8 @@ pub fn router(context: Arc<Context>, rpc: connectrpc::Router) -> Router {
         .route("/health", get(async || StatusCode::NO_CONTENT))
         .route("/metrics", get(metrics::metrics))
         .route("/envs", get(envs))
-        .route("/init", post(identity::init))
+        // The only one that answers to anybody, if only for a moment: what it takes is short.
+        .route("/init", post(identity::init).layer(DefaultBodyLimit::max(INIT_LIMIT)))
         .route("/sync", post(sync))
         .route("/ports/{port}", get(port::connect))
         .route("/files", get(download::download).post(upload::upload))

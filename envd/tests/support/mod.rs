@@ -58,8 +58,20 @@ impl Drop for Agent {
     }
 }
 
+/// The token of agents that have been given one.
+pub const TOKEN: &str = "token of the tests";
+
 impl Agent {
+    /// An agent that knows its host, which is the caller.
     pub fn start() -> Self {
+        let mut agent = Self::fresh();
+        assert_eq!(agent.init(json!({ "accessToken": TOKEN })).status, 204);
+        agent.set_header("X-Access-Token", TOKEN);
+        agent
+    }
+
+    /// An agent that nobody has called yet.
+    pub fn fresh() -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_envd"))
             .args(["agent", "--port", "0"])
             .stdout(Stdio::piped())

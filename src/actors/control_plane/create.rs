@@ -6,13 +6,14 @@ use chrono::Utc;
 use tokio::time::{Instant, sleep};
 
 use super::sink::expiry;
-use super::{CallerId, ControlError, ControlPlane, SETTLE_LIMIT, SETTLE_PAUSE, keys, to_the_end};
+use super::{CallerId, ControlError, ControlPlane, SETTLE_LIMIT, SETTLE_PAUSE, to_the_end};
 use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::port::GuestPort;
 use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
+use crate::domain::token;
 use crate::entity::sandboxes::{Idempotency, Insert, NewSandbox, Sandbox};
 use crate::vmm::machine::{MachineSpec, Origin, Template};
 use crate::vmm::record::Life;
@@ -79,7 +80,7 @@ impl ControlPlane {
             public_ports: request.public_ports,
             network: request.network,
             hypervisor: self.machines.engine().engine.as_str().to_owned(),
-            access_token: keys::random_token(),
+            access_token: token::random(),
             api_key_id: caller.0,
             idempotency: request.idempotency,
             created_at,

@@ -5,9 +5,10 @@ use futures::future::join_all;
 
 use super::create::Made;
 use super::sink::expiry;
-use super::{CallerId, ControlError, ControlPlane, keys, to_the_end};
+use super::{CallerId, ControlError, ControlPlane, to_the_end};
 use crate::domain::id::SandboxId;
 use crate::domain::sandbox::Command;
+use crate::domain::token;
 use crate::entity::sandboxes::{NewSandbox, Sandbox};
 use crate::vmm::machine::{ForkPoint, Origin};
 use crate::vmm::trace::Trace;
@@ -86,7 +87,7 @@ impl ControlPlane {
             public_ports: parent.public_ports.clone(),
             network: parent.network.clone(),
             hypervisor: parent.hypervisor.clone(),
-            access_token: keys::random_token(),
+            access_token: token::random(),
             api_key_id: caller.0.clone(),
             idempotency: None,
             created_at,

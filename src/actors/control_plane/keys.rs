@@ -1,10 +1,10 @@
 //! API keys: made here, shown once, kept as digests.
 
 use chrono::Utc;
-use rand::RngCore;
 use sha2::{Digest, Sha256};
 
 use super::{ControlError, ControlPlane};
+use crate::domain::token;
 use crate::entity::api_keys::{ApiKey, Removal};
 
 /// Characters of a key that lists show.
@@ -41,9 +41,9 @@ impl ControlPlane {
     ///
     /// [`ControlError::Store`].
     pub async fn create_key(&self, name: &str) -> Result<NewKey, ControlError> {
-        let secret = format!("nb_{}", random_token());
+        let secret = format!("nb_{}", token::random());
         let kept = ApiKey {
-            id: random_token()[..16].to_owned(),
+            id: token::random()[..16].to_owned(),
             name: name.to_owned(),
             digest: digest(&secret),
             prefix: secret[..SHOWN].to_owned(),
@@ -89,13 +89,6 @@ impl ControlPlane {
             Removal::NotFound => Err(ControlError::NoKey(id.to_owned())),
         }
     }
-}
-
-/// 32 bytes of the operating system's randomness in hexadecimal.
-pub(super) fn random_token() -> String {
-    let mut bytes = [0u8; 32];
-    rand::rng().fill_bytes(&mut bytes);
-    hex(&bytes)
 }
 
 /// Whether two secrets are the same. How long it takes says nothing about where they differ.

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::keys::{random_token, same_secret};
+use super::keys::same_secret;
 use super::{ControlError, ControlPlane};
 use crate::actors::sandbox::{Lease, Watch};
 use crate::domain::id::SandboxId;
 use crate::domain::port::GuestPort;
+use crate::domain::token;
 use crate::entity::sandboxes::Sandbox;
 use crate::vmm::guest::ServerStream;
 
@@ -24,7 +25,7 @@ impl ControlPlane {
     ///
     /// [`ControlError::NoSandbox`].
     pub async fn ports_token(&self, id: &SandboxId) -> Result<String, ControlError> {
-        let token = self.database.sandboxes().ports_token(id, &random_token()).await?;
+        let token = self.database.sandboxes().ports_token(id, &token::random()).await?;
         token.ok_or_else(|| ControlError::NoSandbox(id.clone()))
     }
 

@@ -4,6 +4,7 @@ use anyhow::Result;
 use rmcp::model::{CallToolResult, ContentBlock};
 
 use crate::cli::client::{ExecAnswer, Sandbox};
+use crate::cli::output::printable;
 
 /// Bytes of each stream, or of a file, that an agent gets to read.
 const SHOWN: usize = 32 << 10;
@@ -86,7 +87,10 @@ pub fn line(sandbox: &Sandbox) -> String {
 pub fn result(outcome: Result<String>) -> CallToolResult {
     match outcome {
         Ok(text) => CallToolResult::success(vec![ContentBlock::text(text)]),
-        Err(error) => CallToolResult::error(vec![ContentBlock::text(format!("{error:#}"))]),
+        Err(error) => {
+            let text = printable(&format!("{error:#}"));
+            CallToolResult::error(vec![ContentBlock::text(text)])
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::http::body::Json;
 use crate::http::error::ApiError;
 use crate::http::openapi::Routes;
 use crate::http::openapi::failures::{Listing, Work};
+use crate::http::pieces;
 
 /// The most levels that a list may go down.
 const MAX_DEPTH: u32 = 64;
@@ -65,7 +66,8 @@ struct MoveBody {
 }
 
 /// What is in a directory.
-#[derive(Serialize, ToSchema)]
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what is answered in pieces")]
 #[schema(as = FileList)]
 struct ListView {
     /// In the order of names.
@@ -165,8 +167,7 @@ async fn list(
     }
     let user = query.user.as_deref();
     let entries = control.list_files(&id, &query.path, query.depth, user).await?;
-    let entries = entries.into_iter().map(EntryView::from).collect();
-    Ok(HttpResponse::Ok().json(ListView { entries }))
+    Ok(pieces::list("entries", entries.into_iter().map(EntryView::from)))
 }
 
 /// Looks at a file, a directory or a link.

@@ -16,7 +16,9 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use crate::domain::visible;
 use crate::vmm::console::{self, ConsoleError};
+use crate::vmm::json;
 
 /// Name of the socket in a VM's jail.
 pub const SOCKET: &str = "api.sock";
@@ -36,6 +38,9 @@ const START_SHARE: u32 = 32;
 
 /// Longest answer that is read, in bytes: a few kilobytes are normal.
 const MAX_ANSWER: usize = 1 << 20;
+
+/// Longest fault that is passed on, in bytes.
+const MAX_FAULT: usize = 1 << 10;
 
 /// What went wrong between the daemon and a Firecracker.
 #[derive(Debug, thiserror::Error)]
@@ -203,16 +208,16 @@ async fn exchange(
 fn understand(path: &'static str, status: StatusCode, bytes: &[u8]) -> Result<Value, ApiError> {
     let value: Value = match bytes.is_empty() {
         true => Value::Null,
-        false => serde_json::from_slice(bytes).unwrap_or(Value::Null),
+        false => json::parse(bytes).unwrap_or(Value::Null),
     };
     if status.is_success() {
         return Ok(value);
     }
     let fault = match value["fault_message"].as_str() {
-        Some(fault) => fault.to_owned(),
-        None => String::from_utf8_lossy(bytes).into_owned(),
+        Some(fault) => visible::line(fault.trim(), MAX_FAULT),
+        None => visible::line(String::from_utf8_lossy(bytes).trim(), MAX_FAULT),
     };
-    Err(ApiError::Refused { path, status: status.as_u16(), fault: fault.trim().to_owned() })
+    Err(ApiError::Refused { path, status: status.as_u16(), fault })
 }
 
 impl From<io::Error> for ApiError {

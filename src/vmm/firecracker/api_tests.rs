@@ -97,3 +97,31 @@ async fn one_that_listens_late_is_waited_for() {
     api(&dir).wait().await.unwrap();
     drop(late.await.unwrap());
 }
+
+#[tokio::test]
+async fn an_answer_without_an_end_is_given_up() {
+    let long = "x".repeat(8 << 20);
+    let chunks = "10000\r\n".to_owned() + &"x".repeat(0x10000) + "\r\n";
+    for answer in [
+        format!("HTTP/1.1 200 OK\r\nContent-Length: 8388608\r\n\r\n{long}"),
+        format!("HTTP/1.1 400 Bad\r\nContent-Length: 8388608\r\n\r\n{long}"),
+        format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{}", chunks.repeat(100)),
+        format!("HTTP/1.1 200 OK\r\nX: {long}\r\n\r\n"),
+        format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: x\r\n".repeat(1 << 20)),
+        "HTTP/1.1 100 Continue\r\n\r\n".repeat(100) + "HTTP/1.1 200 " + &long,
+    ] {
+        let (dir, _task) = serve(vec![answer.leak()]);
+        let error = api(&dir).get("/").await.unwrap_err();
+        assert!(matches!(error, ApiError::Broken(_)), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_fault_is_short_and_cannot_drive_a_terminal() {
+    let body = format!("{{\"fault_message\":\"\\u001b[2J{}\"}}", "x".repeat(100_000));
+    let answer = format!("HTTP/1.1 400 Bad\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let (dir, _task) = serve(vec![answer.leak()]);
+    let text = api(&dir).get("/").await.unwrap_err().to_string();
+    assert!(text.starts_with("Firecracker refused /: \\u{1b}[2Jxxx"), "{text:.100}");
+    assert!(text.len() < 1100, "{} bytes", text.len());
+}

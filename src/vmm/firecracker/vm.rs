@@ -234,7 +234,8 @@ impl FirecrackerVm {
 
     /// What the pager said when it failed, if it did.
     fn pager_error(&self) -> Option<String> {
-        pager::State::read(&self.dir).ok()?.error().map(str::to_owned)
+        let state = pager::State::read(&self.dir).ok()?;
+        state.error().map(|error| visible::line(error, 1024))
     }
 }
 

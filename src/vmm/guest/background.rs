@@ -4,26 +4,29 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use connectrpc::ErrorCode;
-use connectrpc::client::{ClientTransport, HttpClient, ServerStream};
+use connectrpc::client::CallOptions;
 use nestbox_proto::background::__buffa::oneof::follow_event::Event;
 use nestbox_proto::background::__buffa::oneof::follow_request::Begin as WireBegin;
 use nestbox_proto::background::__buffa::view::FollowResponseView;
 use nestbox_proto::background::{FollowRequest, Info, ListRequest, StartRequest, StopRequest};
 use nestbox_proto::process::__buffa::oneof::process_selector::Selector;
 use nestbox_proto::process::ProcessSelector;
-use tokio::time::timeout;
 
+use super::error::message_of;
 use super::process::{Channel, Control, Heard, Listen, config, exit_code, output, pty};
+use super::transport::Messages;
 use super::tree::acting_as;
-use super::{Agent, AgentError};
+use super::{Agent, AgentError, QUICK};
 use crate::domain::exec::Exec;
 use crate::domain::process::{ProcessInfo, ProcessRef, Tag, TerminalSize};
 
 /// How long the agent may take to end a process: it kills it after 5 s.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-type Events =
-    ServerStream<<HttpClient as ClientTransport>::ResponseBody, FollowResponseView<'static>>;
+/// Bytes of the longest list of processes that is taken, each of which may have long arguments.
+const LIST_LIMIT: usize = 4 << 20;
+
+type Events = Messages<FollowResponseView<'static>>;
 
 /// Where to begin with what a process has written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,14 +82,15 @@ impl Agent {
             tag: tag.map(ToString::to_string),
             ..Default::default()
         };
-        match self.background.start_with_options(request, options).await {
+        let started = self.background.start_with_options(request, options);
+        match self.within(QUICK, started).await? {
             Ok(answer) => Ok(answer.into_owned().pid),
             // There is no program, or none that may be executed: nothing runs whose exit code could
             // say so.
             Err(error)
                 if [ErrorCode::NotFound, ErrorCode::PermissionDenied].contains(&error.code) =>
             {
-                Err(AgentError::Invalid { message: error.message.unwrap_or_default() })
+                Err(AgentError::Invalid { message: message_of(&error) })
             }
             Err(error) => Err(self.refused(error)),
         }
@@ -98,7 +102,11 @@ impl Agent {
     ///
     /// [`AgentError::Unreachable`].
     pub async fn list_background(&self) -> Result<Vec<ProcessInfo>, AgentError> {
-        let answer = self.background.list(ListRequest::default()).await;
+        let options = CallOptions::default()
+            .with_max_message_size(LIST_LIMIT)
+            .with_element_memory_limit(LIST_LIMIT);
+        let answer = self.background.list_with_options(ListRequest::default(), options);
+        let answer = self.within(QUICK, answer).await?;
         let answer = answer.map_err(|error| self.refused(error))?;
         Ok(answer.into_owned().processes.into_iter().map(info).collect())
     }
@@ -110,11 +118,8 @@ impl Agent {
     /// [`AgentError::NotFound`], [`AgentError::Silent`].
     pub async fn stop_background(&self, process: &ProcessRef) -> Result<(), AgentError> {
         let request = StopRequest { process: selector(process).into(), ..Default::default() };
-        match timeout(STOP_LIMIT, self.background.stop(request)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(self.refused(error)),
-            Err(_) => Err(AgentError::Silent { address: self.address, waited: STOP_LIMIT }),
-        }
+        let stopped = self.within(STOP_LIMIT, self.background.stop(request)).await?;
+        stopped.map(drop).map_err(|error| self.refused(error))
     }
 
     /// Follows a process.
@@ -136,6 +141,10 @@ impl Agent {
             begin: Some(begin),
             ..Default::default()
         };
+        self.within(QUICK, self.followed(request)).await?
+    }
+
+    async fn followed(&self, request: FollowRequest) -> Result<Following, AgentError> {
         let mut events =
             self.background.follow(request).await.map_err(|error| self.refused(error))?;
         loop {
@@ -163,7 +172,7 @@ impl Listen for Following {
                     message.to_owned_message().event.into_option().and_then(|e| e.event)
                 }
                 Ok(None) => return Err(agent.unreachable("the stream ended before the process")),
-                Err(error) => return Err(agent.unreachable(error)),
+                Err(error) => return Err(agent.broken(&error)),
             };
             match event {
                 Some(Event::Output(event)) => {

@@ -5,7 +5,8 @@ use futures::{Stream, TryStreamExt};
 use http::header;
 use reqwest::Response;
 
-use super::{Agent, AgentError, expect_success};
+use super::answer::{self, expect_success};
+use super::{Agent, AgentError, QUICK};
 use crate::domain::file::{FileHead, FileRange, Unpacked};
 
 /// A file on its way out of a guest.
@@ -17,10 +18,7 @@ pub struct FileStream {
 
 impl FileStream {
     fn new(response: Response) -> Self {
-        let header = |name| {
-            let value = response.headers().get(name)?;
-            value.to_str().ok().map(str::to_owned)
-        };
+        let header = |name| answer::header(&response, name);
         let head = FileHead {
             length: response.content_length(),
             part: header(header::CONTENT_RANGE),
@@ -55,7 +53,7 @@ impl Agent {
                 request = request.header(name, value);
             }
         }
-        Ok(FileStream::new(expect_success(self.send(request).await?).await?))
+        Ok(FileStream::new(self.ask(QUICK, request).await?))
     }
 
     /// Writes `content` to the file at `path`, making its parents, replacing what was there. The
@@ -106,6 +104,7 @@ impl Agent {
         user: Option<&str>,
     ) -> Result<FileStream, AgentError> {
         let request = self.http.get(self.url("/files/archive")).query(&file_query(path, user));
+        // Without a limit: an agent packs a few at a time, and others wait for their turn.
         Ok(FileStream::new(expect_success(self.send(request).await?).await?))
     }
 
@@ -130,7 +129,8 @@ impl Agent {
             .query(&file_query(path, user))
             .body(reqwest::Body::wrap_stream(content));
         let answer = expect_success(self.send(request).await?).await?;
-        let body = answer.json::<UnpackedBody>().await.map_err(|error| self.unreachable(error))?;
+        let body = answer::json::<UnpackedBody>(answer).await;
+        let body = body.map_err(|error| self.unreachable(error))?;
         Ok(Unpacked { entries: body.entries, size: body.bytes })
     }
 }

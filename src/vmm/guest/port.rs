@@ -51,13 +51,18 @@ impl Agent {
         let request = self.http.get(self.url(&format!("/ports/{port}")));
         let request = request.header(header::CONNECTION, "upgrade").header(header::UPGRADE, "tcp");
         let answer = self.send(request).await?;
-        // Any other: nothing listens there either, or the agent is of a snapshot that is older than
-        // this route.
         match answer.status() {
             StatusCode::SWITCHING_PROTOCOLS => {
                 answer.upgrade().await.map_err(|source| self.unreachable(source))
             }
-            _ => Err(AgentError::PortRefused { port }),
+            // Nothing listens there either, or the agent is of a snapshot that is older than this route.
+            status if status.is_client_error() || status.is_server_error() => {
+                Err(AgentError::PortRefused { port })
+            }
+            status => Err(AgentError::Failed {
+                status: status.to_string(),
+                message: "no agent answers so".to_owned(),
+            }),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use connectrpc::client::{ClientTransport, HttpClient, ServerStream};
+use connectrpc::client::CallOptions;
 use connectrpc::{ConnectError, ErrorCode};
 use nestbox_proto::process::__buffa::oneof::process_event::Event;
 use nestbox_proto::process::__buffa::oneof::process_event::data_event::Output;
@@ -18,10 +18,11 @@ use nestbox_proto::process::{
     SendSignalRequest, Signal as WireSignal, StartRequest, UpdateRequest,
 };
 use nix::sys::signal::Signal as Number;
-use tokio::time::timeout;
 
+use super::error::{is_over_a_limit, message_of};
+use super::transport::Messages;
 use super::tree::acting_as;
-use super::{Agent, AgentError};
+use super::{Agent, AgentError, QUICK};
 use crate::domain::exec::{Exec, ExecInput, OutputStream, Signal};
 use crate::domain::process::{ProcessRef, TerminalSize};
 
@@ -35,8 +36,7 @@ const SIGNALLED_CODE: i32 = 128;
 /// Shells' word for "it is there, but cannot be executed".
 const NOT_EXECUTABLE_CODE: i32 = 126;
 
-type Events =
-    ServerStream<<HttpClient as ClientTransport>::ResponseBody, StartResponseView<'static>>;
+type Events = Messages<StartResponseView<'static>>;
 
 /// What a process reads from its standard input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +130,14 @@ impl Agent {
             stdin: Some(stdin == Stdin::Open),
             ..Default::default()
         };
+        self.within(QUICK, self.started(request, options)).await?
+    }
+
+    async fn started(
+        &self,
+        request: StartRequest,
+        options: CallOptions,
+    ) -> Result<Start, AgentError> {
         let mut events = match self.processes.start_with_options(request, options).await {
             Ok(events) => events,
             Err(error) => return self.not_started(error),
@@ -151,13 +159,15 @@ impl Agent {
     }
 
     fn not_started(&self, error: ConnectError) -> Result<Start, AgentError> {
-        let message = error.message.clone().unwrap_or_default();
+        let message = message_of(&error);
         let code = match error.code {
             ErrorCode::NotFound => NOT_FOUND_CODE,
             ErrorCode::PermissionDenied => NOT_EXECUTABLE_CODE,
             ErrorCode::InvalidArgument => return Err(AgentError::Invalid { message }),
-            ErrorCode::ResourceExhausted => return Err(AgentError::NoSpace { message }),
-            _ => return Err(self.unreachable(error)),
+            ErrorCode::ResourceExhausted if !is_over_a_limit(&error) => {
+                return Err(AgentError::NoSpace { message });
+            }
+            _ => return Err(self.broken(&error)),
         };
         Ok(Start::Failed { code, message: format!("{message}\n") })
     }
@@ -173,7 +183,7 @@ impl Listen for Process {
                     message.to_owned_message().event.into_option().and_then(|e| e.event)
                 }
                 Ok(None) => return Err(agent.unreachable("the stream ended before the command")),
-                Err(error) => return Err(agent.unreachable(error)),
+                Err(error) => return Err(agent.broken(&error)),
             };
             match event {
                 Some(Event::Data(data)) => {
@@ -218,11 +228,10 @@ impl Control {
             signal: signal.into(),
             ..Default::default()
         };
-        match timeout(SIGNAL_LIMIT, self.agent.processes.send_signal(request)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) if error.code == ErrorCode::NotFound => Ok(()),
-            Ok(Err(error)) => Err(failed(error)),
-            Err(_) => Err(AgentError::Silent { address: self.agent.address, waited: SIGNAL_LIMIT }),
+        let sent = self.agent.processes.send_signal(request);
+        match self.agent.within(SIGNAL_LIMIT, sent).await? {
+            Err(error) if error.code != ErrorCode::NotFound => Err(failed(&error)),
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 
@@ -237,8 +246,9 @@ impl Control {
             pty: pty(size).into(),
             ..Default::default()
         };
-        match self.agent.processes.update(request).await {
-            Err(error) if error.code != ErrorCode::NotFound => Err(failed(error)),
+        let resized = self.agent.processes.update(request);
+        match self.agent.within(QUICK, resized).await? {
+            Err(error) if error.code != ErrorCode::NotFound => Err(failed(&error)),
             Ok(_) | Err(_) => Ok(()),
         }
     }
@@ -268,7 +278,7 @@ impl Control {
             }
         };
         match outcome {
-            Err(error) if error.code != ErrorCode::NotFound => Err(failed(error)),
+            Err(error) if error.code != ErrorCode::NotFound => Err(failed(&error)),
             Ok(()) | Err(_) => Ok(()),
         }
     }
@@ -314,9 +324,8 @@ pub(super) fn exit_code(end: &EndEvent) -> i32 {
     if end.exited { end.exit_code } else { signal_code(&end.status) }
 }
 
-fn failed(error: ConnectError) -> AgentError {
-    let message = error.message.clone().unwrap_or_default();
-    AgentError::Failed { status: error.code.as_str().to_owned(), message }
+fn failed(error: &ConnectError) -> AgentError {
+    AgentError::Failed { status: error.code.as_str().to_owned(), message: message_of(error) }
 }
 
 /// The exit code of a shell whose command was ended by a signal. The agent names signals as people

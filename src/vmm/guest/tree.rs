@@ -2,17 +2,17 @@
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use chrono::DateTime;
-use connectrpc::ErrorCode;
 use connectrpc::client::CallOptions;
 use nestbox_proto::filesystem::{
     EntryInfo, FileType, ListDirRequest, MakeDirRequest, MoveRequest, RemoveRequest, StatRequest,
 };
 
-use super::{Agent, AgentError};
+use super::error::is_over_a_limit;
+use super::{Agent, AgentError, LONG, QUICK};
 use crate::domain::file::{FileEntry, FileKind};
 
-/// Bytes of the longest list that is taken: some 60,000 entries.
-const LIST_LIMIT: usize = 16 << 20;
+/// Bytes of the longest list that is taken: some 15,000 entries. Here they may take as much again.
+const LIST_LIMIT: usize = 4 << 20;
 
 impl Agent {
     /// Describes what is at `path`, without following a symbolic link there.
@@ -22,7 +22,8 @@ impl Agent {
     /// [`AgentError::NotFound`], [`AgentError::Invalid`].
     pub async fn stat(&self, path: &str, user: Option<&str>) -> Result<FileEntry, AgentError> {
         let request = StatRequest { path: path.to_owned(), ..Default::default() };
-        let answer = self.files.stat_with_options(request, acting_as(user)).await;
+        let answer = self.files.stat_with_options(request, acting_as(user));
+        let answer = self.within(QUICK, answer).await?;
         self.one(answer.map_err(|error| self.refused(error))?.into_owned().entry.into_option())
     }
 
@@ -40,16 +41,18 @@ impl Agent {
         user: Option<&str>,
     ) -> Result<Vec<FileEntry>, AgentError> {
         let request = ListDirRequest { path: path.to_owned(), depth, ..Default::default() };
-        let options = acting_as(user).with_max_message_size(LIST_LIMIT);
-        let answer = self.files.list_dir_with_options(request, options).await;
-        let answer = answer.map_err(|error| match error.code {
-            ErrorCode::ResourceExhausted => AgentError::TooMuch {
-                message: format!(
-                    "there is more below {path} than a list holds: ask for less depth"
-                ),
-            },
-            _ => self.refused(error),
-        })?;
+        let options =
+            acting_as(user).with_max_message_size(LIST_LIMIT).with_element_memory_limit(LIST_LIMIT);
+        let answer = self.files.list_dir_with_options(request, options);
+        let answer =
+            self.within(LONG, answer).await?.map_err(|error| match is_over_a_limit(&error) {
+                true => AgentError::TooMuch {
+                    message: format!(
+                        "there is more below {path} than a list holds: ask for less depth"
+                    ),
+                },
+                false => self.refused(error),
+            })?;
         Ok(answer.into_owned().entries.into_iter().map(entry).collect())
     }
 
@@ -60,7 +63,8 @@ impl Agent {
     /// [`AgentError::Conflict`], [`AgentError::Invalid`], [`AgentError::NoSpace`].
     pub async fn make_dir(&self, path: &str, user: Option<&str>) -> Result<FileEntry, AgentError> {
         let request = MakeDirRequest { path: path.to_owned(), ..Default::default() };
-        let answer = self.files.make_dir_with_options(request, acting_as(user)).await;
+        let answer = self.files.make_dir_with_options(request, acting_as(user));
+        let answer = self.within(QUICK, answer).await?;
         self.one(answer.map_err(|error| self.refused(error))?.into_owned().entry.into_option())
     }
 
@@ -82,7 +86,8 @@ impl Agent {
             destination: destination.to_owned(),
             ..Default::default()
         };
-        let answer = self.files.move_with_options(request, acting_as(user)).await;
+        let answer = self.files.move_with_options(request, acting_as(user));
+        let answer = self.within(LONG, answer).await?;
         self.one(answer.map_err(|error| self.refused(error))?.into_owned().entry.into_option())
     }
 
@@ -93,7 +98,8 @@ impl Agent {
     /// [`AgentError::Invalid`].
     pub async fn remove(&self, path: &str, user: Option<&str>) -> Result<(), AgentError> {
         let request = RemoveRequest { path: path.to_owned(), ..Default::default() };
-        let answer = self.files.remove_with_options(request, acting_as(user)).await;
+        let answer = self.files.remove_with_options(request, acting_as(user));
+        let answer = self.within(LONG, answer).await?;
         answer.map(drop).map_err(|error| self.refused(error))
     }
 

@@ -1,17 +1,18 @@
 //! Directories of a guest that are watched.
 
 use connectrpc::ErrorCode;
-use connectrpc::client::{ClientTransport, HttpClient, ServerStream};
+use connectrpc::client::CallOptions;
 use nestbox_proto::filesystem::__buffa::oneof::watch_dir_response::Event;
 use nestbox_proto::filesystem::__buffa::view::WatchDirResponseView;
 use nestbox_proto::filesystem::{EventType, FilesystemEvent, WatchDirRequest};
 
+use super::error::is_over_a_limit;
+use super::transport::Messages;
 use super::tree::{acting_as, entry};
-use super::{Agent, AgentError};
+use super::{Agent, AgentError, QUICK};
 use crate::domain::file::{ChangeKind, FileChange, Reach, WatchNews};
 
-type Events =
-    ServerStream<<HttpClient as ClientTransport>::ResponseBody, WatchDirResponseView<'static>>;
+type Events = Messages<WatchDirResponseView<'static>>;
 
 /// A directory that is watched. The guest keeps some 16,000 changes for whoever takes them slowly.
 pub struct Watching {
@@ -38,14 +39,23 @@ impl Agent {
             include_entry: true,
             ..Default::default()
         };
+        self.within(QUICK, self.watched(path, request, acting_as(user))).await?
+    }
+
+    async fn watched(
+        &self,
+        path: &str,
+        request: WatchDirRequest,
+        options: CallOptions,
+    ) -> Result<Watching, AgentError> {
         let refused = |error: connectrpc::ConnectError| match error.code {
-            ErrorCode::ResourceExhausted => AgentError::TooMuch {
+            ErrorCode::ResourceExhausted if !is_over_a_limit(&error) => AgentError::TooMuch {
                 message: format!("the guest's kernel cannot watch {path} too: it watches too much"),
             },
             _ => self.refused(error),
         };
         let mut events =
-            self.files.watch_dir_with_options(request, acting_as(user)).await.map_err(refused)?;
+            self.files.watch_dir_with_options(request, options).await.map_err(refused)?;
         loop {
             match events.message().await.map_err(refused)? {
                 None => return Err(self.unreachable("the stream ended before the start")),
@@ -72,7 +82,7 @@ impl Watching {
                 Ok(Some(message)) => message.to_owned_message(),
                 Ok(None) => return Err(self.agent.unreachable("the stream of changes ended")),
                 Err(error) if error.code == ErrorCode::DataLoss => return Ok(WatchNews::Lost),
-                Err(error) => return Err(self.agent.unreachable(error)),
+                Err(error) => return Err(self.agent.broken(&error)),
             };
             match message.event {
                 Some(Event::Filesystem(event)) => {

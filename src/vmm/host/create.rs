@@ -185,6 +185,7 @@ impl Host {
             _ => unreachable!("a standby is whole"),
         };
         let wanted = self.new_record(spec.clone(), source);
+        let known_token = Some(record.get().access_token.clone());
         run.trace.blocking("record", || record.update(|record| record.hand_over_to(wanted)))?;
         if let Some(cgroup) = &parts.cgroup {
             let shared = cgroup.set_share(record.get().shape.vcpus, run.share);
@@ -197,7 +198,7 @@ impl Host {
         run.trace.span("thaw", vm.thaw()).await?;
         let agent = Agent::new((slot.address(), AGENT_PORT).into(), &spec.access_token);
         let now = record.get();
-        let up = self.introduce(&now, source.manifest().access_token.clone(), &agent);
+        let up = self.introduce(&now, known_token, &agent);
         run.trace.span("init", self.unless_it_ends(&**vm, &parts.dir, run, up)).await?;
         Ok(agent)
     }

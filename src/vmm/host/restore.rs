@@ -9,6 +9,7 @@ use super::disk::Base;
 use super::error::file_error;
 use super::parts::{Parts, overlay_name};
 use crate::domain::shape::Shape;
+use crate::domain::visible;
 use crate::vmm::cgroup::{Limits, Share};
 use crate::vmm::console;
 use crate::vmm::fault::Point;
@@ -219,11 +220,13 @@ impl Host {
 /// The last lines of a guest's console, for an error that a person reads.
 fn console_tail(dir: &Path) -> String {
     const LINES: usize = 5;
+    const LONGEST: usize = 2 << 10;
     let bytes = std::fs::read(dir.join(console::LOG)).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     match lines.len() {
         0 => "nothing".to_owned(),
-        count => lines[count.saturating_sub(LINES)..].join(" | "),
+        // The kernel and the agent end their lines as a terminal wants it.
+        count => visible::line(&lines[count.saturating_sub(LINES)..].join(" | "), LONGEST),
     }
 }

@@ -20,6 +20,7 @@ use crate::domain::exec::Exec;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::shape::Shape;
+use crate::domain::token;
 use crate::vmm::cgroup::Share;
 use crate::vmm::guest::Agent;
 use crate::vmm::host_memory::host_memory;
@@ -254,8 +255,8 @@ impl Host {
     }
 }
 
-/// What a standby is until it becomes a sandbox: without a token, so that it can be rehearsed with,
-/// and in a state in which a later daemon takes it away.
+/// What a standby is until it becomes a sandbox: with a token of its own, for its guest answers to
+/// whoever has that, and in a state in which a later daemon takes it away.
 fn spec(image: &TemplateName, shape: Shape) -> MachineSpec {
     MachineSpec {
         id: SandboxId::random(),
@@ -265,7 +266,7 @@ fn spec(image: &TemplateName, shape: Shape) -> MachineSpec {
         envs: Default::default(),
         // As most creates want it: nothing is to change when it becomes a sandbox.
         network: Default::default(),
-        access_token: String::new(),
+        access_token: token::random(),
         life: Life::nobodys(),
     }
 }

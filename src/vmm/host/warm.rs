@@ -30,6 +30,7 @@ use super::parts::{Parts, overlay_name};
 use crate::domain::exec::Exec;
 use crate::domain::id::SandboxId;
 use crate::domain::shape::Shape;
+use crate::domain::token;
 use crate::vmm::disk::{DiskFormat, Layer};
 use crate::vmm::guest::{AGENT_PORT, Agent};
 use crate::vmm::hypervisor::{BootPlan, Vm};
@@ -54,6 +55,10 @@ const SETTLE: Duration = Duration::from_millis(300);
 /// of reading them from disk. An image may not have them all.
 const WARM_UP: [&str; 3] = ["true", "sh -c true", "python3 -c pass"];
 const WARM_UP_LIMIT: Duration = Duration::from_secs(60);
+
+/// How it is all done: another number when a warm snapshot that was made before is not to be used.
+/// Since 2 the agent in it expects a token.
+const WAY: u32 = 2;
 
 /// Warm snapshots that are being made by this daemon.
 #[derive(Default)]
@@ -126,6 +131,7 @@ impl Host {
             &here.vmm_version,
             &here.cpu_model,
             &format!("{FORMAT}"),
+            &format!("{WAY}"),
         ];
         let digest = Sha256::digest(parts.join("\n"));
         digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
@@ -183,10 +189,13 @@ impl Host {
         record.update(|record| record.process = Some(process))?;
 
         let slot = parts.slot.as_ref().expect("it was just taken");
-        let agent = Agent::new((slot.address(), AGENT_PORT).into(), "");
+        // Every sandbox that comes from here knows it, and has one of its own instead at once.
+        let access_token = token::random();
+        let agent = Agent::new((slot.address(), AGENT_PORT).into(), &access_token);
         let up = async {
             vm.agent_started().await;
             agent.wait_until_healthy(ANSWER_LIMIT).await?;
+            agent.claim().await?;
             warm_up(&agent).await;
             Ok(agent.sync().await?)
         };
@@ -214,7 +223,7 @@ impl Host {
             engine: now.engine,
             layers,
             disk_size: image.rootfs_bytes,
-            access_token: None,
+            access_token: Some(access_token),
             envs: Default::default(),
         };
         let provenance = self.provenance(&image.kernel_version);

@@ -2,6 +2,10 @@
 //!
 //! Protocol: QEMU `docs/interop/qmp-spec.rst`. Each message is a line of JSON. QEMU talks to one
 //! client at a time, which is the daemon that looks after the VM.
+//!
+//! A guest may have taken its QEMU over, so nothing is read from it without a limit in bytes and in
+//! time, and nothing is kept of what nobody waits for. Descriptors that it sends go nowhere: who reads
+//! a socket with read(2) gets none, and the kernel closes them (unix(7), `SCM_RIGHTS`).
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -16,13 +20,28 @@ use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+use crate::domain::visible;
 use crate::vmm::console::{self, ConsoleError};
+use crate::vmm::json;
 
 /// Name of QEMU's control socket in a sandbox's directory.
 pub const SOCKET: &str = "qmp.sock";
 
 /// QEMU answers in milliseconds, unless the host's disk or memory is in trouble.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Longest line that is read, in bytes. The longest that QEMU says is about a disk, and grows with the
+/// square of its layers.
+const LINE_LIMIT: usize = 1 << 20;
+
+/// The most events that wait to be asked for: a load is told of by three.
+const EVENTS: usize = 8;
+
+/// The only event that anybody asks for.
+const MIGRATION: &str = "MIGRATION";
+
+/// Longest reason that is passed on, in bytes.
+const REASON_LIMIT: usize = 1 << 10;
 
 /// What went wrong between the daemon and a QEMU.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +52,9 @@ pub enum QmpError {
     /// The connection broke: most likely QEMU has ended.
     #[error("the connection to QEMU broke")]
     Broken(#[source] io::Error),
+    /// It says what no QEMU says: nothing more is read from it.
+    #[error("QEMU said what makes no sense: it may have been taken over, destroy its sandbox")]
+    Senseless(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// It did not answer in time.
     #[error("QEMU did not answer {command} within {PATIENCE:?}")]
     Silent { command: String },
@@ -51,8 +73,10 @@ struct Connection {
     stream: BufReader<UnixStream>,
     line: Vec<u8>,
     last_id: u64,
-    /// What happened while an answer was waited for.
+    /// What happened to a load while an answer was waited for: the latest of it.
     events: VecDeque<Value>,
+    /// It has said what makes no sense, or did not end a line.
+    lost: bool,
 }
 
 impl Qmp {
@@ -62,9 +86,7 @@ impl Qmp {
     ///
     /// [`QmpError`]; a QEMU that talks to another client is [`QmpError::Silent`].
     pub async fn connect(dir: &Path) -> Result<Self, QmpError> {
-        let stream = BufReader::new(console::connect(dir, SOCKET).await?);
-        let mut connection =
-            Connection { stream, line: Vec::new(), last_id: 0, events: VecDeque::new() };
+        let mut connection = Connection::of(console::connect(dir, SOCKET).await?);
         patiently("its greeting", connection.read()).await?;
         connection.execute("qmp_capabilities", json!({})).await?;
         Ok(Self(Mutex::new(connection)))
@@ -100,7 +122,7 @@ impl Qmp {
         let answer = connection.execute_with("add-fd", about, Some(fd)).await?;
         answer["fdset-id"].as_u64().ok_or_else(|| QmpError::Refused {
             command: "add-fd".to_owned(),
-            description: format!("unexpected answer {answer}"),
+            description: unexpected(&answer),
         })
     }
 
@@ -124,18 +146,27 @@ impl Qmp {
         let events = json!({"capabilities": [{"capability": "events", "state": true}]});
         connection.execute("migrate-set-capabilities", events).await?;
         connection.execute("migrate-incoming", json!({"uri": format!("fd:{fd}")})).await?;
-        loop {
-            let event = patiently("the state of the devices", connection.event()).await?;
-            match (event["event"].as_str(), event["data"]["status"].as_str()) {
-                (Some("MIGRATION"), Some("completed")) => return Ok(()),
-                (Some("MIGRATION"), Some("failed")) => return Err(QmpError::Load),
-                _ => {}
+        // All together: other events, of which there may be any number, give it no more time.
+        let loaded = async {
+            loop {
+                let event = connection.event().await?;
+                match event["data"]["status"].as_str() {
+                    Some("completed") => return Ok(()),
+                    Some("failed") => return Err(QmpError::Load),
+                    _ => {}
+                }
             }
-        }
+        };
+        patiently("the state of the devices", loaded).await
     }
 }
 
 impl Connection {
+    fn of(stream: UnixStream) -> Self {
+        let (line, events) = (Vec::new(), VecDeque::new());
+        Self { stream: BufReader::new(stream), line, last_id: 0, events, lost: false }
+    }
+
     async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
         self.execute_with(command, arguments, None).await
     }
@@ -151,17 +182,23 @@ impl Connection {
         let id = self.last_id;
         let request = json!({"execute": command, "arguments": arguments, "id": id});
         let line = format!("{request}\n");
-        match fd {
-            Some(fd) => self.send_with(line.as_bytes(), fd).await,
-            None => self.stream.get_mut().write_all(line.as_bytes()).await,
-        }
-        .map_err(QmpError::Broken)?;
-        let mut answer = patiently(command, self.answer(id)).await?;
+        let asked = async {
+            match fd {
+                Some(fd) => self.send_with(line.as_bytes(), fd).await,
+                None => self.stream.get_mut().write_all(line.as_bytes()).await,
+            }
+            .map_err(QmpError::Broken)?;
+            self.answer(id).await
+        };
+        let mut answer = patiently(command, asked).await?;
         match answer.get_mut("return") {
             Some(value) => Ok(value.take()),
             None => Err(QmpError::Refused {
                 command: command.to_owned(),
-                description: answer["error"]["desc"].as_str().unwrap_or("no reason").to_owned(),
+                description: visible::line(
+                    answer["error"]["desc"].as_str().unwrap_or("no reason"),
+                    REASON_LIMIT,
+                ),
             }),
         }
     }
@@ -184,30 +221,71 @@ impl Connection {
     async fn answer(&mut self, id: u64) -> Result<Value, QmpError> {
         loop {
             let message = self.read().await?;
-            if message.get("event").is_some() {
+            if message["event"] == MIGRATION {
                 self.events.push_back(message);
-            } else if message["id"] == id {
+                // What comes later says more.
+                if self.events.len() > EVENTS {
+                    self.events.pop_front();
+                }
+            } else if message.get("event").is_none() && message["id"] == id {
                 return Ok(message);
             }
         }
     }
 
     async fn event(&mut self) -> Result<Value, QmpError> {
-        match self.events.pop_front() {
-            Some(event) => Ok(event),
-            None => self.read().await,
+        if let Some(event) = self.events.pop_front() {
+            return Ok(event);
+        }
+        loop {
+            let message = self.read().await?;
+            if message["event"] == MIGRATION {
+                return Ok(message);
+            }
         }
     }
 
     async fn read(&mut self) -> Result<Value, QmpError> {
-        // Kept with the connection: being cancelled in the middle of a line loses nothing.
-        let count = self.stream.read_until(b'\n', &mut self.line).await;
-        if count.map_err(QmpError::Broken)? == 0 {
-            return Err(QmpError::Broken(io::ErrorKind::UnexpectedEof.into()));
+        if self.lost {
+            return Err(QmpError::Senseless("it has done so before".into()));
         }
+        self.read_line().await?;
         let line = std::mem::take(&mut self.line);
-        serde_json::from_slice(&line).map_err(|error| QmpError::Broken(error.into()))
+        json::parse(&line).map_err(|error| self.give_up(error.into()))
     }
+
+    /// Reads up to the end of a line. It is kept with the connection: being cancelled in the middle of
+    /// one loses nothing.
+    async fn read_line(&mut self) -> Result<(), QmpError> {
+        loop {
+            let piece = self.stream.fill_buf().await.map_err(QmpError::Broken)?;
+            if piece.is_empty() {
+                return Err(QmpError::Broken(io::ErrorKind::UnexpectedEof.into()));
+            }
+            let end = piece.iter().position(|&byte| byte == b'\n');
+            let count = end.map_or(piece.len(), |end| end + 1);
+            if self.line.len() + count > LINE_LIMIT {
+                let reason = format!("a line of more than {LINE_LIMIT} bytes");
+                return Err(self.give_up(reason.into()));
+            }
+            self.line.extend_from_slice(&piece[..count]);
+            self.stream.consume(count);
+            if end.is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Nothing more is read: where the next message would begin is not known.
+    fn give_up(&mut self, reason: Box<dyn std::error::Error + Send + Sync>) -> QmpError {
+        (self.lost, self.line) = (true, Vec::new());
+        QmpError::Senseless(reason)
+    }
+}
+
+/// An answer that a person may want to see, if it is short.
+pub fn unexpected(answer: &Value) -> String {
+    visible::shown(format_args!("unexpected answer {answer}"), REASON_LIMIT)
 }
 
 async fn patiently<T>(
@@ -219,3 +297,7 @@ async fn patiently<T>(
         Err(_) => Err(QmpError::Silent { command: what.to_owned() }),
     }
 }
+
+#[cfg(test)]
+#[path = "qmp_tests.rs"]
+mod tests;

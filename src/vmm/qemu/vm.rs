@@ -6,10 +6,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use async_trait::async_trait;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::json;
 
-use super::qmp::{Qmp, QmpError};
+use super::qmp::{Qmp, QmpError, unexpected};
+use crate::domain::visible;
 use crate::vmm::console::Console;
 use crate::vmm::hypervisor::{HypervisorError, LayeredDisk, OverlayPlan, Vm};
 use crate::vmm::memory::{GuestMemory, Lineage};
@@ -20,6 +22,9 @@ use crate::vmm::vmm_log::VmmLog;
 const LOG: &str = "qemu.log";
 /// The pipe that it comes through.
 pub const LOG_PIPE: &str = "qemu.pipe";
+
+/// Largest state of the devices that is read, in bytes: some 10 kB are normal.
+const MAX_DEVICES: u64 = 16 << 20;
 
 /// A QEMU, its control connection and its guest's console.
 pub struct QemuVm {
@@ -67,8 +72,8 @@ impl QemuVm {
     /// The state of the devices goes to memory first: QEMU could not make a file on the host.
     async fn save(&self) -> Result<Vec<u8>, QmpError> {
         let broken = |error: std::io::Error| QmpError::Broken(error);
-        let state =
-            memfd_create(c"devices", MFdFlags::MFD_CLOEXEC).map_err(|e| broken(e.into()))?;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let state = memfd_create(c"devices", flags).map_err(|e| broken(e.into()))?;
         // QEMU takes a descriptor only in the very mode that it opens files in.
         let path = format!("/proc/self/fd/{}", state.as_raw_fd());
         let writer = std::fs::OpenOptions::new().write(true).open(path).map_err(broken)?;
@@ -80,10 +85,8 @@ impl QemuVm {
         let saved = self.qmp.execute("xen-save-devices-state", about).await;
         self.qmp.forget_fd(set).await?;
         saved?;
-        let mut state = File::from(state);
-        let mut bytes = Vec::new();
-        state.rewind().and_then(|()| state.read_to_end(&mut bytes)).map_err(broken)?;
-        Ok(bytes)
+        drop(writer);
+        read_sealed(File::from(state)).map_err(broken)
     }
 
     async fn replace_overlay(&self, overlay: OverlayPlan<'_>) -> Result<(), QmpError> {
@@ -150,9 +153,26 @@ impl QemuVm {
         let name = disks[0]["inserted"]["node-name"].as_str();
         name.map(str::to_owned).ok_or_else(|| QmpError::Refused {
             command: "query-block".to_owned(),
-            description: format!("unexpected answer {disks}"),
+            description: unexpected(&disks),
         })
     }
+}
+
+/// What a VMM has written into memory that it was given, which nobody can change any more: it may
+/// still have the descriptor, whatever it said.
+fn read_sealed(mut memory: File) -> std::io::Result<Vec<u8>> {
+    let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK;
+    // Fails while somebody has mapped it for writing, which QEMU does not do.
+    fcntl(&memory, FcntlArg::F_ADD_SEALS(seals))?;
+    let length = memory.metadata()?.len();
+    if length > MAX_DEVICES {
+        let why = format!("the state of the devices has {length} bytes, more than {MAX_DEVICES}");
+        return Err(std::io::Error::other(why));
+    }
+    let mut bytes = Vec::new();
+    memory.rewind()?;
+    memory.take(MAX_DEVICES).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Opens a file that is open for writing once more, read-only. QEMU works with the descriptor whose
@@ -251,5 +271,36 @@ impl LayeredDisk for QemuVm {
 
     async fn active(&self) -> Result<String, HypervisorError> {
         self.disk_name().await.map_err(control("ask about the disk of"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn memory() -> File {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        memfd_create(c"devices", flags).expect("memory").into()
+    }
+
+    #[test]
+    fn what_a_vmm_has_written_is_read_once_it_cannot_be_changed() {
+        let mut state = memory();
+        state.write_all(b"state").expect("written");
+        let mut kept = state.try_clone().expect("another descriptor of the VMM's");
+        assert_eq!(read_sealed(state).expect("it is read"), b"state");
+        for refused in [kept.write_all(b"changed"), kept.set_len(1 << 30), kept.set_len(0)] {
+            assert_eq!(refused.expect_err("sealed").raw_os_error(), Some(nix::libc::EPERM));
+        }
+    }
+
+    #[test]
+    fn a_state_of_a_size_that_no_devices_have_is_refused_unread() {
+        let state = memory();
+        state.set_len(1 << 40).expect("a hole");
+        let error = read_sealed(state).expect_err("too large");
+        assert!(error.to_string().contains("1099511627776 bytes"), "{error}");
     }
 }

@@ -10,6 +10,7 @@ mod disk;
 #[path = "../../support/dns.rs"]
 mod dns;
 mod engine;
+mod hostile_guest;
 mod in_place_of;
 mod lab;
 #[path = "../../support/own_machine.rs"]
@@ -25,13 +26,14 @@ mod writers;
 use std::future::Future;
 use std::time::Duration;
 
-pub use api::{Answer, Sandbox};
+pub use api::{Answer, Api, Sandbox};
 pub use broken_vmm::BrokenVmm;
 pub use census::Census;
 pub use daemon::{Daemon, Options};
 pub use disk::{SmallDisk, raw_copy};
 pub use dns::serve_dns;
 pub use engine::Engine;
+pub use hostile_guest::{Growth, HostileGuest};
 pub use in_place_of::in_place_of;
 pub use lab::{Lab, in_a_lab, run};
 pub use programs::{hypervisor_script, path_with};

@@ -1,0 +1,21 @@
+//! Secrets that nobody can guess.
+
+use rand::RngCore;
+
+/// A new one: 256 bits, in hexadecimal digits.
+pub fn random() -> String {
+    let mut bytes = [0u8; 32];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_are_the_same() {
+        let (one, other) = (random(), random());
+        assert!(one != other && one.len() == 64, "{one} {other}");
+    }
+}

@@ -1,0 +1,170 @@
+//! Guests that have turned against their host.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use nestbox::domain::slot::SlotIndex;
+use reqwest::Method;
+use serde_json::json;
+
+use crate::support::{Growth, HostileGuest, Options, Sandbox, eventually, in_a_lab};
+
+/// By how much a guest may make the daemon larger.
+const GROWTH_MIB: u64 = 32;
+
+/// How long the daemon may take to be done with an answer that makes no sense.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long the daemon may take to end while a guest keeps it waiting.
+const END_LIMIT: Duration = Duration::from_secs(20);
+
+#[test]
+fn whatever_answers_in_the_agents_place_costs_the_daemon_little_and_leads_it_nowhere() {
+    in_a_lab(1, async |lab| {
+        let mut daemon = lab.daemon().await;
+        let guest = HostileGuest::take_over(daemon.create().await).await;
+        let sandbox = &guest.sandbox;
+        for mode in ["redirect", "error", "headers", "chunks", "length", "frames", "types"] {
+            guest.answers(mode).await;
+            let growth = Growth::begin(&daemon);
+            let started = Instant::now();
+            // The page is a success to who only looks at the status, so nothing is read.
+            let read = sandbox.try_read("/etc/hostname");
+            let list = sandbox.get("/files/list?path=/");
+            let stat = sandbox.get("/files/stat?path=/");
+            let listed = sandbox.get("/processes");
+            let run = sandbox.try_exec(json!({ "cmd": "true" }));
+            let (read, list, stat, listed, run) = tokio::join!(read, list, stat, listed, run);
+            for (what, answer) in [("list", list), ("stat", stat), ("ps", listed), ("exec", run)] {
+                let status = answer.status;
+                // An agent that says that something is not there is believed.
+                let is_refusal = status == 502 || (mode == "chunks" && status == 404);
+                assert!(is_refusal, "{what}, {mode}: {status} {}", answer.body);
+            }
+            if !["types", "length", "frames"].contains(&mode) {
+                assert!([502, 404].contains(&read.status), "{mode}: {}", read.status);
+            }
+            assert!(started.elapsed() < ANSWER_LIMIT, "{mode}: {:?}", started.elapsed());
+            let grown = growth.mib();
+            assert!(grown < GROWTH_MIB, "{mode}: grew by {grown} MiB");
+            assert!(guest.asked().await.is_some_and(|asked| asked > 4), "it was asked: {mode}");
+        }
+        assert_eq!(guest.visits(), 0, "the host went where its guest had sent it");
+        files_without_an_end(&guest, &Growth::begin(&daemon)).await;
+        terminals_are_left_alone(&guest).await;
+
+        // While it keeps a request waiting, the daemon ends in order.
+        guest.answers("trickle").await;
+        let waiting = tokio::spawn({
+            let sandbox = sandbox.clone();
+            async move { sandbox.try_read("/etc/hostname").await }
+        });
+        eventually("it is asked", || async { guest.asked().await == Some(1) }).await;
+        let started = Instant::now();
+        daemon.stop().await;
+        assert!(started.elapsed() < END_LIMIT, "it took {:?}", started.elapsed());
+        waiting.await.expect("no panic").is_error(502, "agent_error");
+
+        daemon.start_again().await;
+        sandbox.through(daemon.api()).destroy().await;
+        daemon.stop().await;
+    });
+}
+
+/// A file is passed on as it comes, and let go of when its reader has enough.
+async fn files_without_an_end(guest: &HostileGuest, growth: &Growth) {
+    guest.answers("file").await;
+    let request = guest.sandbox.about_file(Method::GET, "", "/etc/hostname");
+    let mut file = request.send().await.expect("an answer");
+    assert_eq!(file.status(), 200);
+    let mut taken = 0;
+    while taken < 40 << 20 {
+        taken += file.chunk().await.expect("it goes on").expect("it has no end").len();
+    }
+    drop(file);
+    assert!(growth.mib() < GROWTH_MIB, "grew by {} MiB", growth.mib());
+}
+
+/// What it says is shown, but does nothing to whoever reads it.
+async fn terminals_are_left_alone(guest: &HostileGuest) {
+    guest.answers("terminal").await;
+    let answer = guest.sandbox.get("/files/stat?path=/").await;
+    let message = answer.is_error(400, "invalid_request").message();
+    assert_eq!(message, "\\u{1b}]0;owned\\u{7}\\u{202e}");
+}
+
+/// What an agent answers to somebody without its token, if it answers.
+fn ask_without_a_token(address: SocketAddr, request: &str) -> Option<String> {
+    let limit = Duration::from_millis(500);
+    let mut stream = TcpStream::connect_timeout(&address, limit).ok()?;
+    stream.set_read_timeout(Some(limit)).expect("it has a limit");
+    write!(stream, "{request} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").ok()?;
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).ok()?;
+    Some(String::from_utf8_lossy(&head).into_owned())
+}
+
+/// The agent of whatever has a slot.
+fn agent_of(machine: &Sandbox) -> Option<SocketAddr> {
+    let slot = u32::try_from(machine.try_record()?["slot"].as_u64()?).ok()?;
+    let slot = SlotIndex::try_from(slot).ok()?;
+    Some((slot.access_address(), 49983).into())
+}
+
+#[test]
+fn an_agent_does_nothing_for_whoever_has_no_token_at_any_moment_of_its_life() {
+    in_a_lab(3, async |lab| {
+        let images = Some(lab.cold_images());
+        let options = Options { images, standbys: 1, ..Options::default() };
+        let mut daemon = lab.daemon_with(options).await;
+        let api = daemon.api().clone();
+        let creating = tokio::spawn(async move {
+            // The first boots the image and has a standby made, which the second becomes.
+            let first = api.create().await;
+            eventually("a standby", || async { !api.unclaimed().await.is_empty() }).await;
+            first
+        });
+        // As root, whom no firewall keeps away: the agent itself refuses.
+        let asks = ["GET /envs", "GET /files?path=/etc/shadow&username=root", "POST /sync"];
+        let (mut refused, mut machines) = (0, std::collections::HashSet::new());
+        let standbys = || async { api_ready(&daemon).await };
+        while !creating.is_finished() || standbys().await == 0 {
+            for machine in everything(lab.data_dir(), daemon.api()) {
+                let Some(address) = agent_of(&machine) else { continue };
+                for ask in asks {
+                    let asked =
+                        tokio::task::spawn_blocking(move || ask_without_a_token(address, ask));
+                    if let Some(answer) = asked.await.expect("no panic") {
+                        assert_eq!(answer, "HTTP/1.1 401", "{ask} of {}", machine.id);
+                        refused += 1;
+                        machines.insert(machine.id.clone());
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let first = creating.await.expect("no panic");
+        // The boot, the sandbox and the standby.
+        assert!(machines.len() >= 3 && refused > 10, "{refused} answers of {machines:?}");
+        let standby = daemon.unclaimed().await.remove(0);
+        let second = daemon.create().await;
+        assert_eq!(second.id, standby.id, "the standby has become a sandbox");
+        for sandbox in [first, second] {
+            assert_eq!(sandbox.sh("echo on").await, "on");
+            sandbox.destroy().await;
+        }
+        daemon.stop().await;
+    });
+}
+
+/// How many standbys are ready.
+async fn api_ready(daemon: &crate::support::Daemon) -> usize {
+    daemon.metric("nestbox_standbys_ready").await as usize
+}
+
+/// All that has a directory, whatever it is.
+fn everything(data_dir: &std::path::Path, api: &crate::support::Api) -> Vec<Sandbox> {
+    let entries = std::fs::read_dir(data_dir.join("sandboxes")).into_iter().flatten().flatten();
+    entries.map(|entry| api.sandbox(&entry.file_name().to_string_lossy())).collect()
+}
