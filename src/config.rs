@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Read if it is there and no other file is named.
 const DEFAULT_FILE: &str = "/etc/nestbox/config.toml";
@@ -17,6 +17,10 @@ const MOST_READY: usize = 256;
 
 /// Seconds that a guest may be given to start.
 const BOOT_TIMEOUTS: RangeInclusive<u64> = 1..=3600;
+
+/// Users of VMs may begin here: those below are people, services and dynamic users of the system.
+/// The last one leaves room for one for each slot.
+const VM_UIDS: RangeInclusive<u32> = 65_536..=4_000_000_000;
 
 /// Which hypervisor to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -59,6 +63,9 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Servers in sandboxes are at `{port}-{id}.{domain}`; nowhere by name if empty.
     pub domain: String,
+    /// More names by which people reach this daemon. It answers to no others.
+    #[serde(deserialize_with = "names")]
+    pub host_names: Vec<String>,
     /// Where everything is kept.
     pub data_dir: PathBuf,
     /// `postgres://...`, or the path of an SQLite file; `nestbox.db` in the data directory if absent.
@@ -79,6 +86,8 @@ pub struct Config {
     pub standbys: usize,
     /// Firecrackers that wait for a snapshot; 0 for none.
     pub vmm_pool: usize,
+    /// The first of the users that VMs run as; each has one of its own, by the number of its slot.
+    pub vm_uid_base: u32,
     /// Seconds that a guest has to start.
     pub boot_timeout_sec: u64,
     /// A step that fails once, for tests, such as `frozen=kill-vm`.
@@ -97,6 +106,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             domain: "localhost".to_owned(),
+            host_names: Vec::new(),
             data_dir: PathBuf::from("/var/lib/nestbox"),
             database_url: None,
             hypervisor: HypervisorChoice::Auto,
@@ -107,6 +117,7 @@ impl Default for Config {
             slot_pool: 8,
             standbys: 2,
             vmm_pool: 1,
+            vm_uid_base: 700_000,
             boot_timeout_sec: 60,
             fault: None,
             log: "info,actix_server=warn,sea_orm_migration=warn".to_owned(),
@@ -131,6 +142,10 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "DOMAIN")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
+    /// A name by which people reach this daemon, such as that of a proxy before it; may be repeated
+    #[arg(long = "host-name", value_name = "NAME", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub host_names: Vec<String>,
     /// `postgres://...` or the path of an SQLite file [default: nestbox.db in the data directory]
     #[arg(long, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -167,6 +182,10 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vmm_pool: Option<usize>,
+    /// First of the users that VMs run as, one for each slot [default: 700000]
+    #[arg(long, value_name = "UID")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vm_uid_base: Option<u32>,
     /// A step that fails once, for tests
     #[arg(long, value_name = "STEP=ACTION", hide = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -210,6 +229,13 @@ pub enum ConfigError {
     #[error("boot_timeout_sec is {0}: a guest has {min} to {max} seconds to start",
         min = BOOT_TIMEOUTS.start(), max = BOOT_TIMEOUTS.end())]
     BootTimeout(u64),
+    /// Users of VMs would be those of the system.
+    #[error("vm_uid_base is {0}: the users of VMs begin from {min} to {max}",
+        min = VM_UIDS.start(), max = VM_UIDS.end())]
+    VmUidBase(u32),
+    /// No `Host` of a request could be this.
+    #[error("{0:?} in host_names is no name of a host: give it without scheme, port and slashes")]
+    HostName(String),
 }
 
 impl Config {
@@ -255,6 +281,12 @@ impl Config {
         if let Some((name, count)) = ready.into_iter().find(|(_, count)| *count > MOST_READY) {
             return Err(ConfigError::TooMany { name, count });
         }
+        if !VM_UIDS.contains(&self.vm_uid_base) {
+            return Err(ConfigError::VmUidBase(self.vm_uid_base));
+        }
+        if let Some(name) = self.host_names.iter().find(|name| !is_host_name(name)) {
+            return Err(ConfigError::HostName(name.clone()));
+        }
         match BOOT_TIMEOUTS.contains(&self.boot_timeout_sec) {
             true => Ok(()),
             false => Err(ConfigError::BootTimeout(self.boot_timeout_sec)),
@@ -277,6 +309,29 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
+/// Letters, digits, dots and hyphens: what a DNS name is made of.
+fn is_host_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    !name.is_empty() && name.bytes().all(plain)
+}
+
+/// Names as a list, or in one text with commas between them, as in an environment variable.
+fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Names {
+        Text(String),
+        List(Vec<String>),
+    }
+    Ok(match Names::deserialize(deserializer)? {
+        Names::List(list) => list,
+        Names::Text(text) => {
+            let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+            names.map(str::to_owned).collect()
+        }
+    })
+}
+
 /// The names of all settings, from the type itself.
 fn field_names() -> Vec<String> {
     let value = serde_json::to_value(Config::default()).expect("settings are plain data");
@@ -294,6 +349,7 @@ mod tests {
             config: None,
             listen: Some(Config::default().listen),
             domain: Some(String::new()),
+            host_names: vec![String::new()],
             database_url: Some(String::new()),
             hypervisor: Some(HypervisorChoice::Auto),
             firecracker: Some(PathBuf::new()),
@@ -303,6 +359,7 @@ mod tests {
             slot_pool: Some(1),
             standbys: Some(1),
             vmm_pool: Some(1),
+            vm_uid_base: Some(1),
             fault: Some(String::new()),
             boot_timeout_sec: Some(1),
             log: Some(String::new()),
@@ -343,12 +400,28 @@ mod tests {
             ("vmm_pool = 1000000000000", "vmm_pool is 1000000000000: at most 256"),
             ("boot_timeout_sec = 0", "boot_timeout_sec is 0: a guest has 1 to 3600 seconds"),
             ("boot_timeout_sec = 3601", "boot_timeout_sec is 3601"),
+            ("vm_uid_base = 1000", "vm_uid_base is 1000: the users of VMs begin from 65536"),
+            ("vm_uid_base = 4294967295", "vm_uid_base is 4294967295"),
+            ("host_names = [\"http://a\"]", "\"http://a\" in host_names"),
+            ("host_names = \"a, b:80\"", "\"b:80\" in host_names"),
         ];
         for (text, name) in wrong {
             std::fs::write(&file, text).expect("writes");
             let args = ConfigArgs { config: Some(file.clone()), ..ConfigArgs::default() };
             let error = Config::load(&args, None).expect_err("is refused");
             assert!(crate::chain(&error).to_string().contains(name), "{name}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_a_list_or_a_text_with_commas() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("config.toml");
+        for text in ["host_names = [\"a.example\", \"b\"]", "host_names = \"a.example, b\""] {
+            std::fs::write(&file, text).expect("writes");
+            let args = ConfigArgs { config: Some(file.clone()), ..ConfigArgs::default() };
+            let config = Config::load(&args, None).expect("loads");
+            assert_eq!(config.host_names, ["a.example", "b"], "{text}");
         }
     }
 }

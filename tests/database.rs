@@ -54,6 +54,8 @@ mod server;
 mod snapshots;
 #[path = "database/sqlite.rs"]
 mod sqlite_only;
+#[path = "database/tokens.rs"]
+mod tokens;
 
 on_both_databases! {
     opening_again_keeps_what_is_there,
@@ -105,7 +107,6 @@ fn new_sandbox() -> NewSandbox {
         public_ports: BTreeSet::new(),
         network: Policy::off(),
         hypervisor: "simulated".to_owned(),
-        access_token: "token".to_owned(),
         api_key_id: "key-1".to_owned(),
         idempotency: None,
         created_at: noon(),

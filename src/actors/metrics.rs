@@ -11,11 +11,16 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use crate::vmm::usage::Readiness;
+use crate::vmm::usage::{Descriptors, Readiness};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
     state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -56,6 +61,8 @@ pub struct Readings {
     pub mailbox_refusals: u64,
     /// How often another process had locked the database.
     pub busy_retries: u64,
+    /// Descriptors of the daemon, if the kernel tells.
+    pub descriptors: Option<Descriptors>,
 }
 
 /// The same as it is shown.
@@ -68,6 +75,21 @@ struct LookedAt {
     standbys_ready: Gauge,
     mailbox_refusals: Counter,
     busy_retries: Counter,
+    open_fds: Gauge,
+    max_fds: Gauge,
+    connections: Family<KindLabel, Gauge>,
+    connections_cut: Counter,
+}
+
+/// Connections to the API.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ConnectionCounts {
+    /// Open ones on which a key or a token was shown.
+    pub known: usize,
+    /// Other open ones.
+    pub strangers: usize,
+    /// Those that were hung up on because there were too many.
+    pub cut: u64,
 }
 
 /// A WebSocket that is open until this is dropped.
@@ -112,6 +134,18 @@ impl LookedAt {
             "Statements that were tried again because another process had locked the database",
             self.busy_retries.clone(),
         );
+        registry.register("open_fds", "Descriptors that are open", self.open_fds.clone());
+        registry.register("max_fds", "Descriptors that may be open", self.max_fds.clone());
+        registry.register(
+            "http_connections",
+            "Connections to the API, by whether a key was shown on them",
+            self.connections.clone(),
+        );
+        registry.register(
+            "http_connections_cut",
+            "Connections that were hung up on because there were too many",
+            self.connections_cut.clone(),
+        );
     }
 
     fn show(&self, readings: &Readings) {
@@ -125,6 +159,10 @@ impl LookedAt {
         self.standbys_ready.set(gauge(readings.readiness.standbys as u64));
         self.mailbox_refusals.inner().store(readings.mailbox_refusals, Ordering::Relaxed);
         self.busy_retries.inner().store(readings.busy_retries, Ordering::Relaxed);
+        if let Some(descriptors) = readings.descriptors {
+            self.open_fds.set(gauge(descriptors.open));
+            self.max_fds.set(gauge(descriptors.most));
+        }
     }
 }
 
@@ -232,6 +270,15 @@ impl Metrics {
     pub fn socket_opened(&self) -> OpenSocket {
         self.websocket_sessions.inc();
         OpenSocket(self.websocket_sessions.clone())
+    }
+
+    /// Notes how many connections there are now.
+    pub fn connections_seen(&self, counts: ConnectionCounts) {
+        for (kind, count) in [("known", counts.known), ("stranger", counts.strangers)] {
+            let label = KindLabel { kind };
+            self.looked_at.connections.get_or_create(&label).set(gauge(count as u64));
+        }
+        self.looked_at.connections_cut.inner().store(counts.cut, Ordering::Relaxed);
     }
 
     /// Everything in Prometheus's text format.

@@ -1,11 +1,11 @@
-//! Finds the daemon and the key to it: flags and environment first, then the files `url` and
-//! `api-key` that a local daemon writes into its data directory.
+//! Finds the daemon and the key to it: flags and environment first, then the socket and the file
+//! `api-key` in the data directory of a local daemon.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Global;
+use super::{Global, peer};
 
 /// Where a daemon of this machine keeps its data.
 const SYSTEM_DIR: &str = "/var/lib/nestbox";
@@ -18,6 +18,18 @@ const PROJECT_DIR: &str = ".nestbox";
 pub(super) struct Daemon {
     pub url: String,
     pub api_key: String,
+    pub way: Way,
+}
+
+/// How a daemon is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Way {
+    /// By a URL that somebody gave, with a key for it.
+    Given,
+    /// By the URL that a daemon here has written down: it may have left, and another one listen there.
+    Found,
+    /// By the socket in this data directory.
+    Socket(PathBuf),
 }
 
 /// There is no daemon to talk to, or no key to it.
@@ -65,7 +77,7 @@ fn find_in(
     dirs: &[PathBuf],
 ) -> Result<Daemon, DiscoverError> {
     if let (Some(url), Some(key)) = (url, api_key) {
-        return Ok(Daemon { url: url.to_owned(), api_key: key.to_owned() });
+        return Ok(Daemon { url: url.to_owned(), api_key: key.to_owned(), way: Way::Given });
     }
     let local = local_daemon(dirs, api_key);
     match (url, local) {
@@ -76,19 +88,19 @@ fn find_in(
     }
 }
 
-/// The first directory with both files; a key that was given stands in for the second.
+/// The first directory of a running daemon with a key; one that was given stands in for that.
 fn local_daemon(dirs: &[PathBuf], api_key: Option<&str>) -> Result<Daemon, DiscoverError> {
     let mut unreadable = None;
     for dir in dirs {
-        let found = read(dir, "url").and_then(|url| {
+        let found = reached(dir).and_then(|reached| {
             let key = match api_key {
                 Some(key) => Some(key.to_owned()),
                 None => read(dir, "api-key")?,
             };
-            Ok(url.zip(key))
+            Ok(reached.zip(key))
         });
         match found {
-            Ok(Some((url, api_key))) => return Ok(Daemon { url, api_key }),
+            Ok(Some(((url, way), api_key))) => return Ok(Daemon { url, api_key, way }),
             Ok(None) => {}
             Err(error) => unreadable = unreadable.or(Some(error)),
         }
@@ -97,15 +109,30 @@ fn local_daemon(dirs: &[PathBuf], api_key: Option<&str>) -> Result<Daemon, Disco
     Err(unreadable.unwrap_or_else(|| DiscoverError::NoDaemon { looked: looked() }))
 }
 
+/// How the daemon of a directory is reached; not at all if none runs. The socket goes first: an older
+/// daemon has none.
+fn reached(dir: &Path) -> Result<Option<(String, Way)>, DiscoverError> {
+    let url = read(dir, "url")?;
+    let socket = dir.join(peer::SOCKET);
+    match fs::symlink_metadata(&socket) {
+        Ok(_) => {
+            let url = url.unwrap_or_else(|| "http://localhost".to_owned());
+            Ok(Some((url, Way::Socket(dir.to_owned()))))
+        }
+        Err(error) if is_missing(&error) => Ok(url.map(|url| (url, Way::Found))),
+        Err(source) => Err(DiscoverError::Unreadable { path: socket, source }),
+    }
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 fn read(dir: &Path, name: &str) -> Result<Option<String>, DiscoverError> {
     let path = dir.join(name);
     match fs::read_to_string(&path) {
         Ok(text) => Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty())),
-        Err(error)
-            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
-        {
-            Ok(None)
-        }
+        Err(error) if is_missing(&error) => Ok(None),
         Err(source) => Err(DiscoverError::Unreadable { path, source }),
     }
 }
@@ -127,7 +154,7 @@ mod tests {
     }
 
     fn daemon(url: &str, api_key: &str) -> Daemon {
-        Daemon { url: url.to_owned(), api_key: api_key.to_owned() }
+        Daemon { url: url.to_owned(), api_key: api_key.to_owned(), way: Way::Found }
     }
 
     fn found(url: Option<&str>, key: Option<&str>, dirs: &[&tempfile::TempDir]) -> Option<Daemon> {
@@ -146,8 +173,19 @@ mod tests {
     }
 
     #[test]
+    fn a_daemon_with_a_socket_is_reached_by_it() {
+        let local = dir(&[("url", "http://127.0.0.1:1"), ("api-key", "key"), (peer::SOCKET, "")]);
+        let way = Way::Socket(local.path().to_owned());
+        let want = Some(Daemon { way: way.clone(), ..daemon("http://127.0.0.1:1", "key") });
+        assert_eq!(found(None, None, &[&local]), want);
+        assert_eq!(found(Some("http://127.0.0.1:1"), None, &[&local]), want);
+        let bare = dir(&[("api-key", "key"), (peer::SOCKET, "")]);
+        assert_eq!(found(None, None, &[&bare]).unwrap().url, "http://localhost");
+    }
+
+    #[test]
     fn a_given_url_and_key_need_no_directory() {
-        let want = Some(daemon("http://far", "mine"));
+        let want = Some(Daemon { way: Way::Given, ..daemon("http://far", "mine") });
         assert_eq!(found(Some("http://far"), Some("mine"), &[]), want);
     }
 

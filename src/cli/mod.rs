@@ -25,6 +25,7 @@ mod network;
 mod output;
 mod pairs;
 mod pause;
+mod peer;
 mod port_forward;
 mod progress;
 mod ps;
@@ -69,7 +70,7 @@ pub struct Global {
     /// Print JSON, for programs
     #[arg(long, global = true)]
     pub json: bool,
-    /// URL of the daemon [default: the local daemon's]
+    /// URL of the daemon [default: the local daemon, by its socket]
     #[arg(long, global = true, env = "NESTBOX_URL", value_name = "URL")]
     pub url: Option<String>,
     /// API key [default: the local daemon's]

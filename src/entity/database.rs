@@ -114,6 +114,7 @@ impl Database {
 
     async fn migrate(&self) -> Result<(), StoreError> {
         let operation = "bring its schema up to date";
+        let held_tokens = self.holds_tokens().await;
         self.inner
             .retries
             .run(operation, || async { Migrator::up(&self.inner.writer, None).await })
@@ -124,7 +125,32 @@ impl Database {
                 }
                 StoreError::Query { source, .. } => StoreError::Migrate(source),
                 other => other,
-            })
+            })?;
+        if held_tokens {
+            self.scrub().await;
+        }
+        Ok(())
+    }
+
+    /// Whether an older version has kept tokens here.
+    async fn holds_tokens(&self) -> bool {
+        let select = "SELECT access_token FROM sandboxes LIMIT 1";
+        let statement = Statement::from_string(self.backend(), select);
+        self.inner.writer.query_one_raw(statement).await.is_ok_and(|row| row.is_some())
+    }
+
+    /// Writes the tables anew: rows that were changed or deleted stay in the files until then.
+    async fn scrub(&self) {
+        let all: &[&str] = match self.backend() {
+            DbBackend::Postgres => &["VACUUM FULL sandboxes"],
+            _ => &["VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"],
+        };
+        for sql in all {
+            let statement = Statement::from_string(self.backend(), *sql);
+            if let Err(error) = self.inner.writer.execute_raw(statement).await {
+                tracing::warn!(%error, sql, "former tokens may still be in the database's files");
+            }
+        }
     }
 
     pub(super) fn backend(&self) -> DbBackend {

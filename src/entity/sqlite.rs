@@ -47,7 +47,7 @@ pub(super) async fn open(
     Ok((wrap(writer), wrap(readers)))
 }
 
-/// Creates the file with mode 0600 if it is missing: it holds the sandboxes' access tokens. SQLite
+/// Creates the file with mode 0600 if it is missing: it holds the sandboxes' environments. SQLite
 /// gives the mode of the database to its `-wal` and `-shm` files. Also, an error of the operating
 /// system says more than SQLite's "unable to open database file".
 fn create_private(path: &Path) -> std::io::Result<()> {
@@ -67,6 +67,8 @@ fn options(path: &Path) -> SqliteConnectOptions {
         // commits but never the file's integrity, and the VMs are gone then as well.
         .synchronous(SqliteSynchronous::Normal)
         .foreign_keys(true)
+        // What is deleted is overwritten: a stolen file does not hold what is in no table any more.
+        .pragma("secure_delete", "ON")
         .pragma("temp_store", "MEMORY")
         .pragma("journal_size_limit", JOURNAL_SIZE_LIMIT)
         .disable_statement_logging()

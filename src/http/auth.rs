@@ -11,6 +11,7 @@ use actix_web::http::header::HeaderValue;
 use actix_web::middleware::Next;
 use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 
+use super::connections::Visit;
 use super::error::{ApiError, Code};
 use super::websocket::offered_key;
 use crate::actors::control_plane::{CallerId, ControlPlane};
@@ -52,6 +53,9 @@ async fn caller(request: &ServiceRequest) -> Result<Caller, ApiError> {
         Ok(key) => control.authenticate(key).await?,
         Err(_) => None,
     };
+    if caller.is_some() {
+        Visit::is_known(request.request());
+    }
     caller.map(Caller).ok_or_else(|| refused("the API key is not valid"))
 }
 

@@ -29,6 +29,8 @@ pub enum Code {
     TooLarge,
     /// 416: the file has no byte of the range that is asked for.
     RangeNotSatisfiable,
+    /// 421: the daemon has no such name.
+    Misdirected,
     /// 500: a fault of Nestbox's.
     Internal,
     /// 502: the sandbox's guest failed.
@@ -43,7 +45,7 @@ pub enum Code {
 
 impl Code {
     /// All codes.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::InvalidRequest,
         Self::Unauthorized,
         Self::NotFound,
@@ -52,6 +54,7 @@ impl Code {
         Self::Conflict,
         Self::TooLarge,
         Self::RangeNotSatisfiable,
+        Self::Misdirected,
         Self::Internal,
         Self::AgentError,
         Self::HostUnavailable,
@@ -70,6 +73,7 @@ impl Code {
             Self::Conflict => "conflict",
             Self::TooLarge => "too_large",
             Self::RangeNotSatisfiable => "range_not_satisfiable",
+            Self::Misdirected => "misdirected",
             Self::Internal => "internal",
             Self::AgentError => "agent_error",
             Self::HostUnavailable => "host_unavailable",
@@ -95,6 +99,7 @@ impl Code {
             }
             Self::TooLarge => "the body is over the limit, or the answer would be.",
             Self::RangeNotSatisfiable => "the file has no byte of the range.",
+            Self::Misdirected => "the daemon has no such `Host` name; a setting gives it more.",
             Self::Internal => "a fault of the daemon's, told in its log.",
             Self::AgentError => {
                 "the guest failed: it did not start, does not answer, its VM ended, or no server \
@@ -119,6 +124,7 @@ impl Code {
             }
             Self::TooLarge => "a JSON body is at most 2097152 bytes",
             Self::RangeNotSatisfiable => "the file has 10 bytes, and none of this range",
+            Self::Misdirected => "this daemon is not called \"nest.example\"",
             Self::Internal => "the host failed to do it",
             Self::AgentError => "the guest's agent does not answer",
             Self::HostUnavailable => "the host has too little memory for it now",
@@ -137,6 +143,7 @@ impl Code {
             Self::InvalidState | Self::Conflict => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
+            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::AgentError => StatusCode::BAD_GATEWAY,
             Self::HostUnavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -152,6 +159,7 @@ impl Code {
             StatusCode::NOT_FOUND => Self::NotFound,
             StatusCode::METHOD_NOT_ALLOWED => Self::MethodNotAllowed,
             StatusCode::PAYLOAD_TOO_LARGE => Self::TooLarge,
+            StatusCode::MISDIRECTED_REQUEST => Self::Misdirected,
             _ if status.is_server_error() => Self::Internal,
             _ => Self::InvalidRequest,
         }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::auth::{Caller, authenticate};
+use super::connections::Connections;
 use super::openapi::{Routes, Section};
 use crate::actors::control_plane::ControlPlane;
 
@@ -41,7 +42,12 @@ async fn health() -> HttpResponse {
     )),
 )]
 #[get("/metrics", wrap = "from_fn(authenticate)")]
-async fn metrics(_: Caller, control: web::Data<ControlPlane>) -> HttpResponse {
+async fn metrics(
+    _: Caller,
+    control: web::Data<ControlPlane>,
+    connections: web::Data<Connections>,
+) -> HttpResponse {
+    control.metrics().connections_seen(connections.counts());
     HttpResponse::Ok()
         .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
         .body(control.encode_metrics())

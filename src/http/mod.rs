@@ -6,6 +6,7 @@ mod api_keys;
 mod auth;
 mod body;
 mod browser;
+mod connections;
 mod error;
 mod events;
 mod exec;
@@ -16,6 +17,7 @@ mod health;
 mod network;
 mod observe;
 mod openapi;
+mod own_names;
 mod page;
 mod pause;
 mod pieces;
@@ -31,6 +33,8 @@ mod websocket;
 
 use std::io;
 use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{Server, ServiceFactory, ServiceRequest, ServiceResponse};
@@ -42,7 +46,9 @@ use self::openapi::Routes;
 use crate::actors::control_plane::ControlPlane;
 
 pub use auth::API_KEY_HEADER;
+pub use connections::{Budget, Connections};
 pub use exec::OUTPUT_LIMIT;
+pub use own_names::OwnNames;
 pub use ports::{Ports, TOKEN_HEADER};
 pub use websocket::{Heartbeat, MESSAGE_LIMIT, Sockets};
 
@@ -55,36 +61,68 @@ const PREFIX: &str = "/v1";
 /// Requests under way get this many seconds to end when the daemon does.
 const SHUTDOWN_SECONDS: u64 = 5;
 
-/// Serves the application on `listener` with so many threads, until it is stopped.
+/// How long a client may take for the head of a request, and for its first one to begin.
+const HEAD: Duration = Duration::from_secs(5);
+
+/// How long a connection may be idle after a request.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// Where a server listens.
+pub struct Listeners {
+    /// For everybody who can reach it.
+    pub tcp: TcpListener,
+    /// For who can open its file.
+    pub unix: Option<UnixListener>,
+}
+
+/// What the application is made with, beside the control plane.
+#[derive(Debug, Clone)]
+pub struct Front {
+    /// What all WebSockets share.
+    pub sockets: Sockets,
+    /// How servers in sandboxes are reached.
+    pub ports: Ports,
+    /// Under which names the daemon answers.
+    pub names: OwnNames,
+    /// How many connections there may be.
+    pub connections: Connections,
+}
+
+/// Serves the application on `listeners` with so many threads, until it is stopped.
 ///
 /// # Errors
 ///
-/// If the listener cannot be used.
+/// If a listener cannot be used.
 pub fn create_server(
     control: ControlPlane,
-    listener: TcpListener,
+    listeners: Listeners,
     threads: usize,
-    sockets: Sockets,
-    ports: Ports,
+    front: Front,
 ) -> io::Result<Server> {
-    let app = move || create_app(control.clone(), sockets.clone(), ports.clone());
+    let connections = front.connections.clone();
+    let app = move || create_app(control.clone(), front.clone());
     let server = HttpServer::new(app)
         .workers(threads)
-        .on_connect(websocket::remember)
+        .on_connect(move |connection, data| connections.begin(connection, data))
+        .client_request_timeout(HEAD)
+        .keep_alive(IDLE)
         .shutdown_timeout(SHUTDOWN_SECONDS)
         // Else a client that hangs up looks like one that has sent all it has to send, and nobody
         // would end the command that it no longer waits for.
         .h1_allow_half_closed(false)
         .disable_signals()
-        .listen(listener)?;
+        .listen(listeners.tcp)?;
+    let server = match listeners.unix {
+        Some(unix) => server.listen_uds(unix)?,
+        None => server,
+    };
     Ok(server.run())
 }
 
 /// Builds the application: the daemon serves it, and tests call the same one.
 pub fn create_app(
     control: ControlPlane,
-    sockets: Sockets,
-    ports: Ports,
+    front: Front,
 ) -> App<
     impl ServiceFactory<
         ServiceRequest,
@@ -94,18 +132,22 @@ pub fn create_app(
         InitError = (),
     >,
 > {
+    let Front { sockets, ports, names, connections } = front;
     let servers = ports::server_routes(&ports.domain);
     let [open, keyed] = tables();
     App::new()
         .app_data(web::Data::new(control))
         .app_data(web::Data::new(sockets))
         .app_data(web::Data::new(ports))
+        .app_data(web::Data::new(names))
+        .app_data(web::Data::new(connections))
         .app_data(json_config())
         .app_data(path_config())
         .app_data(query_config())
         .configure(servers)
         .configure(open.serve())
         .service(web::scope(PREFIX).wrap(from_fn(auth::authenticate)).configure(keyed.serve()))
+        .wrap(from_fn(own_names::refuse_others))
         .wrap(from_fn(observe::observe))
 }
 

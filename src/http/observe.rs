@@ -14,6 +14,7 @@ use bytes::Bytes;
 use rand::RngCore;
 use tracing::Instrument;
 
+use super::connections::{Busy, BusyBody};
 use super::error::ApiError;
 use super::ports::Proxied;
 use crate::actors::control_plane::ControlPlane;
@@ -36,8 +37,12 @@ pub async fn observe(
     let span = tracing::info_span!("request", request_id = %id,
         method = %request.method(), path = request.path());
     let control = request.app_data::<web::Data<ControlPlane>>().cloned();
+    let busy = Busy::of(request.request());
     let response = next.call(request).instrument(span.clone()).await?;
-    let response = response.map_into_boxed_body();
+    let response = match busy {
+        Some(busy) => response.map_body(|_, body| BusyBody::over(body.boxed(), busy)),
+        None => response.map_into_boxed_body(),
+    };
     // What a server in a sandbox answers is its own, error or not.
     let proxied = response.response().extensions().contains::<Proxied>();
     let mut response = if proxied { response } else { in_one_form(response, &id, &span) };

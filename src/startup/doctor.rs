@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::choose_hypervisor;
+use super::{choose_hypervisor, descriptors, hardening, uids};
 use crate::config::Config;
 use crate::vmm::cgroup::Cgroups;
 use crate::vmm::find_program;
@@ -22,6 +22,9 @@ const PROGRAMS: [(&str, &str); 6] = [
     ("mke2fs", "e2fsprogs"),
     ("dpkg-deb", "dpkg"),
 ];
+
+/// With fewer, some ten busy sandboxes take them all.
+const FEW_DESCRIPTORS: u64 = 4096;
 
 #[derive(Serialize)]
 struct Report {
@@ -42,9 +45,12 @@ pub async fn doctor(config: &Config, json: bool) -> Result<bool> {
         Check::of("data directory can be used", data_dir(&config.data_dir)),
         Check::of("/dev/net/tun is there", device("/dev/net/tun")),
         Check::of("memory for sandboxes", memory()),
+        Check::of("descriptors", descriptors()),
+        Check::of("users of VMs are nobody else's", vm_users(config.vm_uid_base)),
     ];
     checks.extend(PROGRAMS.iter().map(|(program, package)| program_check(program, package)));
     checks.extend(cgroups(&config.data_dir));
+    checks.extend(hardening::checks(Path::new("/")));
     let images = ImageStore::open(config.image_dir());
     checks.push(Check::of("an image is there", image_names(&images)));
     let (hypervisor, reason) = match choose_hypervisor(config, &images).await {
@@ -55,7 +61,8 @@ pub async fn doctor(config: &Config, json: bool) -> Result<bool> {
         }
         Err(error) => (None, format!("{error:#}")),
     };
-    let fit = hypervisor.is_some() && nix::unistd::geteuid().is_root();
+    let users = uids::check(Path::new("/"), config.vm_uid_base);
+    let fit = hypervisor.is_some() && nix::unistd::geteuid().is_root() && users.is_ok();
     let report = Report { hypervisor, reason, checks };
     match json {
         true => println!("{}", serde_json::to_string_pretty(&report)?),
@@ -107,6 +114,23 @@ fn memory() -> Result<String, String> {
     let memory = host_memory().map_err(|error| error.to_string())?;
     let found = format!("{} of {} MiB available", memory.available_mib, memory.total_mib);
     if memory.available_mib < 1024 { Err(found) } else { Ok(found) }
+}
+
+fn descriptors() -> Result<String, String> {
+    let limit = descriptors::raise().map_err(|error| error.to_string())?;
+    let budget = descriptors::budget(limit);
+    let found = format!("{limit}, for {} connections and all sandboxes", budget.all);
+    match limit < FEW_DESCRIPTORS {
+        true => {
+            Err(format!("{found}: raise the hard limit (`ulimit -Hn`, LimitNOFILE= in a unit)"))
+        }
+        false => Ok(found),
+    }
+}
+
+fn vm_users(base: u32) -> Result<String, String> {
+    let users = uids::check(Path::new("/"), base).map_err(|error| error.to_string())?;
+    Ok(format!("{} to {}", users.start, users.end - 1))
 }
 
 fn program_check(program: &str, package: &str) -> Check {

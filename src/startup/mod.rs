@@ -1,27 +1,28 @@
 //! The only place that picks concrete parts and starts actors.
 
+mod data_dir;
+mod descriptors;
 mod doctor;
+mod hardening;
 mod limits;
+mod listen;
+mod repeats;
 mod serve;
 mod telemetry;
+mod uids;
 mod warm_up;
 
-use std::fs::{File, Permissions};
-use std::io::{self, Write};
-use std::net::SocketAddr;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::{Arbiter, ArbiterHandle};
 use anyhow::{Context, Result, bail};
 use chrono::{TimeDelta, Utc};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::fcntl::Flock;
 
-use crate::actors::control_plane::{ControlPlane, DatabaseSink};
+use crate::actors::control_plane::{ControlPlane, DatabaseSink, TokenSecret};
 use crate::actors::host::{HostHandle, Limits};
 use crate::actors::metrics::Metrics;
 use crate::actors::sandbox_manager::{Adoption, ManagerHandle};
@@ -38,8 +39,10 @@ use crate::vmm::image::ImageStore;
 use crate::vmm::machine::Machines;
 pub use crate::vmm::pager;
 
+pub use data_dir::token_secret;
 pub use doctor::doctor;
 pub use limits::limits;
+pub use listen::bind;
 pub use serve::serve;
 pub use warm_up::warm_up;
 
@@ -47,6 +50,8 @@ pub use warm_up::warm_up;
 pub const API_KEY_FILE: &str = "api-key";
 /// Name of the file with the daemon's URL, in the data directory.
 pub const URL_FILE: &str = "url";
+/// Name of the socket by which the command line reaches the daemon, in the data directory.
+pub const SOCKET_FILE: &str = "nestbox.sock";
 /// Records of sandboxes that are over are kept for a week, and looked through once an hour.
 const RETENTION: TimeDelta = TimeDelta::days(7);
 const RETENTION_PERIOD: Duration = Duration::from_secs(3600);
@@ -55,11 +60,6 @@ const RETENTION_PERIOD: Duration = Duration::from_secs(3600);
 const EVENTS_KEPT: u32 = 100_000;
 /// How often events beyond that are deleted; a chunk of them each time.
 const EVENTS_PERIOD: Duration = Duration::from_secs(60);
-
-const LOCK_FILE: &str = "daemon.lock";
-/// How long another daemon's hold on the data directory is taken for one that is just ending.
-const LOCK_PATIENCE: Duration = Duration::from_millis(500);
-const HOST_ID_FILE: &str = "host-id";
 
 /// Everything that runs in a daemon, beside its HTTP server.
 pub struct Daemon {
@@ -85,8 +85,9 @@ impl Daemon {
         if !nix::unistd::geteuid().is_root() {
             bail!("the daemon makes network namespaces and VMs, so it has to be started as root");
         }
+        uids::check(Path::new("/"), config.vm_uid_base)?;
         let limits = limits(config.memory_reserve_mib)?;
-        let Some(lock) = claim_data_dir(&config.data_dir)? else {
+        let Some(lock) = data_dir::claim(&config.data_dir)? else {
             bail!(
                 "another daemon uses {}: stop it, or choose another --data-dir",
                 config.data_dir.display()
@@ -98,11 +99,18 @@ impl Daemon {
         let machines =
             HostMachines::start(host_settings(config)?, choice.hypervisor, images).await?;
         let machines: Arc<dyn Machines> = Arc::new(machines);
-        let host_id = host_id(&config.data_dir)?;
+        let host_id = data_dir::host_id(&config.data_dir)?;
+        let secret = token_secret(&config.data_dir)?;
         let arbiter = Arbiter::new();
-        let (control, manager) =
-            assemble(&arbiter.handle(), &host_id, limits, database.clone(), machines.clone())
-                .await?;
+        let (control, manager) = assemble(
+            &arbiter.handle(),
+            &host_id,
+            limits,
+            database.clone(),
+            machines.clone(),
+            secret,
+        )
+        .await?;
         let adoption = manager.adopt_survivors().await;
         for id in control.reconcile(&adoption).await? {
             tracing::warn!(sandbox_id = %id, "recorded as living here, but it is not there");
@@ -129,7 +137,7 @@ impl Daemon {
         let path = data_dir.join(API_KEY_FILE);
         if !self.control.has_keys().await? {
             let key = self.control.create_key("first").await?;
-            write_private(&path, &format!("{}\n", key.secret))?;
+            data_dir::write_private(&path, &format!("{}\n", key.secret))?;
         }
         Ok(path)
     }
@@ -166,6 +174,7 @@ pub async fn assemble(
     limits: Limits,
     database: Database,
     machines: Arc<dyn Machines>,
+    secret: TokenSecret,
 ) -> Result<(ControlPlane, ManagerHandle)> {
     let capacity = Shape {
         vcpus: limits.cpus,
@@ -187,7 +196,7 @@ pub async fn assemble(
     let manager = ManagerHandle::start(arbiter, machines.clone(), sink, metrics.clone());
     let id = host_id.to_owned();
     let host = HostHandle::start(arbiter, id, limits, database.clone(), manager.clone());
-    let control = ControlPlane::new(database, host, machines, metrics);
+    let control = ControlPlane::new(database, host, machines, metrics, secret);
     Ok((control, manager))
 }
 
@@ -247,37 +256,6 @@ async fn choose_for_survivors(config: &Config, images: &ImageStore) -> Result<Ch
     choose_hypervisor(&Config { hypervisor: theirs, ..config.clone() }, images).await
 }
 
-/// Binds the API's address, and writes the URL into the data directory.
-///
-/// # Errors
-///
-/// If the port is taken, with what to do.
-pub fn bind(config: &Config) -> Result<(std::net::TcpListener, String)> {
-    let listener = std::net::TcpListener::bind(config.listen).with_context(|| {
-        format!(
-            "cannot listen on {}: choose another address with --listen (port 0 picks a free one)",
-            config.listen
-        )
-    })?;
-    find_out_who_vanished(&listener).context("cannot set up the listener")?;
-    let mut address = listener.local_addr().context("cannot learn the port")?;
-    if address.ip().is_unspecified() {
-        address = SocketAddr::from(([127, 0, 0, 1], address.port()));
-    }
-    let url = format!("http://{address}");
-    write_private(&config.data_dir.join(URL_FILE), &format!("{url}\n"))?;
-    Ok((listener, url))
-}
-
-/// Ends connections whose client is gone without having said so, within two minutes: else an upload
-/// of one would keep its sandbox alive for ever. Connections take this over from their listener.
-fn find_out_who_vanished(listener: &std::net::TcpListener) -> nix::Result<()> {
-    setsockopt(listener, sockopt::KeepAlive, &true)?;
-    setsockopt(listener, sockopt::TcpKeepIdle, &60)?;
-    setsockopt(listener, sockopt::TcpKeepInterval, &15)?;
-    setsockopt(listener, sockopt::TcpKeepCount, &4)
-}
-
 /// Deletes records of sandboxes that are long over, again and again.
 async fn forget_old(database: Database) {
     let mut period = tokio::time::interval(RETENTION_PERIOD);
@@ -309,84 +287,15 @@ async fn forget_old_events(database: Database) {
 }
 
 fn host_settings(config: &Config) -> Result<HostSettings> {
+    uids::check(Path::new("/"), config.vm_uid_base)?;
     let fault = config.fault.as_deref().map(str::parse).transpose()?;
     Ok(HostSettings {
         data_dir: config.data_dir.clone(),
         slot_pool: config.slot_pool,
         standbys: config.standbys,
         vmm_pool: config.vmm_pool,
+        first_uid: config.vm_uid_base,
         boot_timeout: Duration::from_secs(config.boot_timeout_sec),
         faults: Faults::new(fault),
     })
-}
-
-/// Makes the data directory and sees to it that nobody else uses it; nothing if somebody does.
-fn claim_data_dir(dir: &Path) -> Result<Option<Flock<File>>> {
-    let advice = || format!("cannot use the data directory {}", dir.display());
-    std::fs::create_dir_all(dir).with_context(advice)?;
-    // Only root looks inside: it holds keys, and disks of sandboxes.
-    std::fs::set_permissions(dir, Permissions::from_mode(0o700)).with_context(advice)?;
-    let mut options = File::options();
-    let lock = options.write(true).create(true).truncate(false).open(dir.join(LOCK_FILE));
-    let mut lock = lock.with_context(advice)?;
-    // A daemon that was just killed may live on for a moment in a child that had yet to exec.
-    let patience = Instant::now() + LOCK_PATIENCE;
-    loop {
-        lock = match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(Some(lock)),
-            Err((_, Errno::EWOULDBLOCK)) if Instant::now() > patience => return Ok(None),
-            Err((lock, Errno::EWOULDBLOCK)) => lock,
-            Err((_, errno)) => return Err(io::Error::from(errno)).with_context(advice),
-        };
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// The host's id: made once, kept in the data directory.
-fn host_id(data_dir: &Path) -> Result<String> {
-    let path = data_dir.join(HOST_ID_FILE);
-    match std::fs::read_to_string(&path) {
-        Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_owned()),
-        _ => {
-            let id = crate::domain::id::SandboxId::random().to_string();
-            write_private(&path, &format!("{id}\n"))?;
-            Ok(id)
-        }
-    }
-}
-
-/// Writes a file for root alone, all of it or nothing.
-fn write_private(path: &Path, text: &str) -> Result<()> {
-    let temporary = path.with_extension("new");
-    let mut options = File::options();
-    let mut write = || {
-        // A left-over may have other permissions, which opening would keep.
-        match std::fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        std::fs::rename(&temporary, path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::{TcpListener, TcpStream};
-
-    use nix::sys::socket::getsockopt;
-
-    use super::*;
-
-    #[test]
-    fn connections_are_asked_whether_anybody_is_there() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        find_out_who_vanished(&listener).unwrap();
-        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (connection, _) = listener.accept().unwrap();
-        assert!(getsockopt(&connection, sockopt::KeepAlive).unwrap());
-        assert_eq!(getsockopt(&connection, sockopt::TcpKeepIdle).unwrap(), 60);
-    }
 }

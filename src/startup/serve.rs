@@ -4,9 +4,9 @@ use std::io::IsTerminal;
 use std::path::Path;
 
 use super::telemetry::Telemetry;
-use super::{Daemon, bind};
+use super::{Daemon, bind, descriptors};
 use crate::config::Config;
-use crate::http::{Ports, Sockets, create_server};
+use crate::http::{Connections, Front, OwnNames, Ports, Sockets, create_server};
 use anyhow::{Context, Result};
 use nix::sys::stat::{Mode, umask};
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,7 +22,8 @@ const HTTP_THREADS: usize = 2;
 pub fn serve(config: &Config) -> Result<()> {
     keep_to_ourselves()?;
     let telemetry = Telemetry::begin(config)?;
-    let outcome = actix_web::rt::System::new().block_on(run(config));
+    let descriptors = descriptors::raise().context("cannot learn how much may be open")?;
+    let outcome = actix_web::rt::System::new().block_on(run(config, descriptors));
     telemetry.end();
     outcome
 }
@@ -34,13 +35,13 @@ fn keep_to_ourselves() -> Result<()> {
     crate::vmm::process::close_on_exec().context("cannot keep descriptors from other programs")
 }
 
-async fn run(config: &Config) -> Result<()> {
+async fn run(config: &Config, descriptors: u64) -> Result<()> {
     // Before anything is started, so that a signal in the meantime is not lost.
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
 
     let daemon = Daemon::start(config).await?;
-    let (listener, url) = match bind(config) {
+    let (listeners, url) = match bind(config) {
         Ok(bound) => bound,
         Err(error) => {
             daemon.shut_down().await;
@@ -49,10 +50,20 @@ async fn run(config: &Config) -> Result<()> {
     };
     let key_file = daemon.ensure_key(&config.data_dir).await?;
     announce(&daemon, &url, &key_file);
+    let budget = descriptors::budget(descriptors);
+    println!(
+        "Descriptors: {descriptors}, for {} connections, {} of them without a key",
+        budget.all, budget.strangers
+    );
 
     let sockets = Sockets::default();
-    let (control, ports) = (daemon.control.clone(), Ports::new(&config.domain));
-    let server = create_server(control, listener, HTTP_THREADS, sockets.clone(), ports)
+    let front = Front {
+        sockets: sockets.clone(),
+        ports: Ports::new(&config.domain),
+        names: own_names(config)?,
+        connections: Connections::new(budget),
+    };
+    let server = create_server(daemon.control.clone(), listeners, HTTP_THREADS, front)
         .context("cannot serve HTTP")?;
     let handle = server.handle();
     let served = tokio::spawn(server);
@@ -67,14 +78,22 @@ async fn run(config: &Config) -> Result<()> {
     served.await.context("the HTTP server panicked")?.context("the HTTP server failed")?;
     let left = daemon.control.population().values().sum::<usize>();
     daemon.shut_down().await;
-    // A URL that nobody answers at only misleads.
-    if let Err(error) = std::fs::remove_file(config.data_dir.join(super::URL_FILE)) {
-        tracing::debug!(%error, "the file with the URL stays");
+    // A URL that nobody answers at only misleads, and so does a socket.
+    for name in [super::URL_FILE, super::SOCKET_FILE] {
+        if let Err(error) = std::fs::remove_file(config.data_dir.join(name)) {
+            tracing::debug!(%error, name, "a file that leads to this daemon stays");
+        }
     }
     if left > 0 {
         eprintln!("{left} sandboxes run on; start the daemon again to use them");
     }
     Ok(())
+}
+
+/// The names by which this machine is known, and those of the settings.
+fn own_names(config: &Config) -> Result<OwnNames> {
+    let known = [super::host_name()?, config.domain.clone()];
+    Ok(OwnNames::new(known.into_iter().chain(config.host_names.iter().cloned())))
 }
 
 fn announce(daemon: &Daemon, url: &str, key_file: &Path) {

@@ -11,17 +11,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider;
-use opentelemetry_otlp::WithExportConfig;
+use opentelemetry_otlp::{WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 use tracing::Level;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{FilterExt, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use super::repeats::Repeats;
 use crate::config::{Config, LogFormat};
 
 /// How long a collector may take for what it is sent at a time.
@@ -34,7 +35,10 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 const TRACES: &str = "/v1/traces";
 
 /// The log, and the way to a collector.
-pub struct Telemetry(Option<SdkTracerProvider>);
+pub struct Telemetry {
+    provider: Option<SdkTracerProvider>,
+    repeats: Repeats,
+}
 
 impl Telemetry {
     /// Begins. Must be called outside of any runtime: the client of the collector has its own.
@@ -53,15 +57,18 @@ impl Telemetry {
             LogFormat::Json => log.json().boxed(),
         };
         let provider = config.otlp_endpoint.as_deref().map(provider).transpose()?;
-        let mut layers = vec![log.with_filter(filter).boxed()];
+        let repeats = Repeats::default();
+        let mut layers = vec![log.with_filter(filter.and(repeats.clone())).boxed()];
         layers.extend(provider.as_ref().map(|provider| traces(provider).boxed()));
         tracing_subscriber::registry().with(layers).init();
-        Ok(Self(provider))
+        repeats.tell_in_the_background().context("cannot start a thread")?;
+        Ok(Self { provider, repeats })
     }
 
     /// Sends what has not been sent yet, if the collector takes it.
     pub fn end(self) {
-        if let Some(provider) = self.0
+        self.repeats.end();
+        if let Some(provider) = self.provider
             && let Err(error) = provider.shutdown_with_timeout(LAST_WORDS)
         {
             tracing::warn!(%error, "the collector did not take the last traces");
@@ -109,8 +116,17 @@ impl Collector {
                  http://127.0.0.1:4318; for one behind TLS let a collector on this machine pass on"
             );
         };
+        // Spans tell what is done here: no proxy of the environment belongs in between, and no other
+        // place than this one gets them.
+        let client = reqwest::blocking::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(EXPORT_LIMIT)
+            .build()
+            .context("cannot set up the client of the collector")?;
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
+            .with_http_client(client)
             .with_endpoint(format!("http://{}{TRACES}", host.trim_end_matches('/')))
             .with_timeout(EXPORT_LIMIT)
             .build()

@@ -147,3 +147,40 @@ fn a_collector_is_told_whose_traces_these_are() {
         assert!(told.contains(name), "{name}: {told}");
     }
 }
+
+/// The environment is of the whole process, so this test starts itself once more in another one.
+#[test]
+fn a_collector_is_reached_past_the_proxies_of_the_environment() {
+    const COLLECTOR: &str = "NESTBOX_TEST_COLLECTOR";
+    if let Ok(url) = std::env::var(COLLECTOR) {
+        block_on(Collector::at(&url).unwrap().export(Vec::new())).unwrap();
+        return;
+    }
+    let name =
+        "startup::telemetry::tests::a_collector_is_reached_past_the_proxies_of_the_environment";
+    let [proxy, collector] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let url = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    child
+        .args(["--exact", name])
+        .env(COLLECTOR, url(&collector))
+        .stdout(std::process::Stdio::null());
+    for variable in ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"] {
+        child.env(variable, url(&proxy));
+    }
+    let mut child = child.spawn().unwrap();
+    let (asked, order) = std::sync::mpsc::channel();
+    for (who, listener) in [("proxy", proxy), ("collector", collector)] {
+        let asked = asked.clone();
+        std::thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            connection.read(&mut [0; 1024]).unwrap();
+            connection.write_all(answer).unwrap();
+            asked.send(who).unwrap();
+        });
+    }
+    assert_eq!(order.recv_timeout(std::time::Duration::from_secs(30)), Ok("collector"));
+    assert!(child.wait().unwrap().success());
+    assert!(order.try_recv().is_err(), "the proxy got nothing");
+}

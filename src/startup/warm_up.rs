@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{choose_hypervisor, claim_data_dir, host_settings};
+use super::{choose_hypervisor, data_dir, host_settings};
 use crate::config::Config;
 use crate::domain::name::TemplateName;
 use crate::domain::shape::Shape;
@@ -20,7 +20,7 @@ pub async fn warm_up(config: Config, image: TemplateName) -> Result<Option<Strin
     if !nix::unistd::geteuid().is_root() {
         return Ok(Some("only root can start VMs".to_owned()));
     }
-    let Some(_lock) = claim_data_dir(&config.data_dir)? else {
+    let Some(_lock) = data_dir::claim(&config.data_dir)? else {
         let dir = config.data_dir.display();
         return Ok(Some(format!("a daemon uses {dir}")));
     };

@@ -14,6 +14,7 @@ pub mod hypervisor;
 pub mod image;
 pub mod json;
 pub mod kvm;
+pub mod lock_file;
 pub mod machine;
 pub mod memory;
 pub mod network;

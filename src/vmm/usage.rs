@@ -4,6 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::process::{ProcessId, stat_fields};
@@ -29,6 +30,25 @@ pub struct Readiness {
     pub vmms: usize,
     /// Machines that were made already.
     pub standbys: usize,
+}
+
+/// Descriptors of this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Descriptors {
+    /// Open ones.
+    pub open: u64,
+    /// How many may be open.
+    pub most: u64,
+}
+
+impl Descriptors {
+    /// As they are now; none if the kernel does not tell, say because there is none to ask with.
+    pub fn now() -> Option<Self> {
+        let (most, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+        // The directory that is read is one of them.
+        let open = fs::read_dir("/proc/self/fd").ok()?.count() as u64 - 1;
+        Some(Self { open, most })
+    }
 }
 
 /// What one process takes.

@@ -15,7 +15,9 @@ use crate::nest::{Nest, eventually, process_lives};
 /// The program, for the daemon of a test.
 fn nestbox(nest: &Nest) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nestbox"));
-    command.env("NESTBOX_URL", &nest.url).env("NESTBOX_API_KEY", &nest.key);
+    // By its socket, as on the machine of a daemon.
+    command.env("NESTBOX_DATA_DIR", nest.dir.path());
+    command.env_remove("NESTBOX_URL").env_remove("NESTBOX_API_KEY");
     command
 }
 

@@ -40,8 +40,7 @@ async fn children_are_like_their_parent_but_for_their_ids_and_tokens() {
             assert_eq!(sandbox[field], parent[field], "{field}");
         }
         assert_eq!(nest.sh(one, "echo $NAME").await, "value\n");
-        let row = nest.database.sandboxes().find(&one.parse().unwrap()).await.unwrap().unwrap();
-        tokens.insert(row.access_token);
+        tokens.insert(nest.ports_token(one).await);
     }
     assert_eq!(tokens.len(), 4);
     assert_eq!(nest.destroy(&id).await.status, 204);

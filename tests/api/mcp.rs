@@ -24,7 +24,8 @@ impl Agent {
     /// Starts the program and agrees with it on how to speak.
     async fn of(nest: &Nest) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nestbox"));
-        command.arg("mcp").env("NESTBOX_URL", &nest.url).env("NESTBOX_API_KEY", &nest.key);
+        command.arg("mcp").env("NESTBOX_DATA_DIR", nest.dir.path());
+        command.env_remove("NESTBOX_URL").env_remove("NESTBOX_API_KEY");
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (say, lines) = channel();
         let from = BufReader::new(child.stdout.take().unwrap());

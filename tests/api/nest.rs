@@ -1,5 +1,7 @@
 //! A daemon for one test, and the words in which tests speak to it.
 
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
@@ -11,8 +13,11 @@ use nestbox::actors::control_plane::ControlPlane;
 use nestbox::actors::host::Limits;
 use nestbox::domain::id::SandboxId;
 use nestbox::entity::Database;
-use nestbox::http::{API_KEY_HEADER, Heartbeat, Ports, Sockets, create_server};
-use nestbox::startup::{assemble, limits};
+use nestbox::http::{
+    API_KEY_HEADER, Budget, Connections, Front, Heartbeat, Listeners, OwnNames, Ports, Sockets,
+    create_server,
+};
+use nestbox::startup::{API_KEY_FILE, SOCKET_FILE, URL_FILE, assemble, limits, token_secret};
 use nestbox::vmm::simulated::SimulatedMachines;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
@@ -91,25 +96,36 @@ impl Nest {
         Self::with(Limits { cpus: 2, ..real }, Sockets::default(), ports).await
     }
 
+    /// A daemon that takes so many connections.
+    pub async fn with_budget(budget: Budget) -> Self {
+        let real = limits(Some(0)).unwrap();
+        let mut front = front(Sockets::default(), Ports::new(DOMAIN));
+        front.connections = Connections::new(budget);
+        Self::with_front(Limits { cpus: 2, ..real }, front).await
+    }
+
     async fn with(limits: Limits, sockets: Sockets, ports: Ports) -> Self {
+        Self::with_front(limits, front(sockets, ports)).await
+    }
+
+    async fn with_front(limits: Limits, front: Front) -> Self {
         let templates = ["debian", "alpine-3.20"].map(|name| name.parse().unwrap());
         let machines = SimulatedMachines::new(templates);
         let dir = tempfile::tempdir().unwrap();
-        Self::assemble_with(limits, machines, dir, sockets, ports).await
+        Self::assemble_with(limits, machines, dir, front).await
     }
 
     /// A daemon that finds the machines and the database of a former one.
     pub async fn assemble(limits: Limits, machines: SimulatedMachines, dir: TempDir) -> Self {
-        let (sockets, ports) = (Sockets::default(), Ports::new(DOMAIN));
-        Self::assemble_with(limits, machines, dir, sockets, ports).await
+        let front = front(Sockets::default(), Ports::new(DOMAIN));
+        Self::assemble_with(limits, machines, dir, front).await
     }
 
     async fn assemble_with(
         limits: Limits,
         machines: SimulatedMachines,
         dir: TempDir,
-        sockets: Sockets,
-        ports: Ports,
+        front: Front,
     ) -> Self {
         count_panics();
         let file = dir.path().join("nestbox.db");
@@ -118,19 +134,24 @@ impl Nest {
         let arbiter = Arbiter::new();
         let handle = arbiter.handle();
         let known = Arc::new(machines.clone());
+        let secret = token_secret(dir.path()).unwrap();
         let (control, manager) =
-            assemble(&handle, "host-of-the-test", limits, database, known).await.unwrap();
+            assemble(&handle, "host-of-the-test", limits, database, known, secret).await.unwrap();
         let adoption = manager.adopt_survivors().await;
         control.reconcile(&adoption).await.unwrap();
         let key = control.create_key("test").await.unwrap().secret;
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         // One thread: what reached it before a request has been seen when that is answered.
-        let server = create_server(control.clone(), listener, 1, sockets.clone(), ports).unwrap();
+        let sockets = front.sockets.clone();
+        let listeners = Listeners { tcp: listener, unix: Some(socket(dir.path())) };
+        let server = create_server(control.clone(), listeners, 1, front).unwrap();
         let handle = server.handle();
         rt::spawn(server);
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
         let url = format!("http://{address}");
+        std::fs::write(dir.path().join(URL_FILE), &url).unwrap();
+        std::fs::write(dir.path().join(API_KEY_FILE), &key).unwrap();
         let (database, server) = (kept, handle);
         Self { url, key, machines, control, arbiter, database, client, dir, sockets, server }
     }
@@ -288,6 +309,20 @@ impl Nest {
     pub fn kill_vm(&self, id: &str) {
         assert!(self.machines.kill(&id.parse::<SandboxId>().unwrap()), "{id} has a VM");
     }
+}
+
+fn front(sockets: Sockets, ports: Ports) -> Front {
+    let names = OwnNames::new([DOMAIN.to_owned()]);
+    let connections = Connections::new(Budget { all: 4096, strangers: 2048 });
+    Front { sockets, ports, names, connections }
+}
+
+/// The socket of a daemon with this data directory.
+fn socket(dir: &Path) -> UnixListener {
+    let path = dir.join(SOCKET_FILE);
+    // That of a former one.
+    drop(std::fs::remove_file(&path));
+    UnixListener::bind(path).unwrap()
 }
 
 /// A request for a sandbox that takes little memory, so that tests can run side by side.

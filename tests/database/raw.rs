@@ -18,3 +18,9 @@ pub async fn sqlite(path: &str) -> SqliteConnection {
 pub async fn text(connection: &mut SqliteConnection, sql: &'static str) -> String {
     connection.fetch_one(sql).await.unwrap().get(0)
 }
+
+/// The first column of all rows of a query.
+pub async fn all_text(location: &str, sql: &'static str) -> Vec<String> {
+    let rows = PgConnection::connect(location).await.unwrap().fetch_all(sql).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}

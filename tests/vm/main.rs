@@ -10,6 +10,7 @@ mod compat;
 mod confinement;
 mod crash;
 mod disks;
+mod edge;
 mod egress;
 mod events;
 mod exec;

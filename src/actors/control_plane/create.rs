@@ -80,7 +80,6 @@ impl ControlPlane {
             public_ports: request.public_ports,
             network: request.network,
             hypervisor: self.machines.engine().engine.as_str().to_owned(),
-            access_token: token::random(),
             api_key_id: caller.0,
             idempotency: request.idempotency,
             created_at,
@@ -172,7 +171,7 @@ fn machine_spec(new: NewSandbox, origin: Origin) -> MachineSpec {
         shape: new.shape,
         envs: new.envs,
         network: new.network,
-        access_token: new.access_token,
+        access_token: token::random(),
         life: Life {
             state: SandboxState::Starting,
             reason: None,

@@ -73,7 +73,7 @@ impl ControlPlane {
         Err(error)
     }
 
-    /// What the parent was asked to be, with an id and a token of its own.
+    /// What the parent was asked to be, with an id of its own.
     fn child(&self, parent: &Sandbox, caller: &CallerId) -> NewSandbox {
         let created_at = Utc::now();
         NewSandbox {
@@ -87,7 +87,6 @@ impl ControlPlane {
             public_ports: parent.public_ports.clone(),
             network: parent.network.clone(),
             hypervisor: parent.hypervisor.clone(),
-            access_token: token::random(),
             api_key_id: caller.0.clone(),
             idempotency: None,
             created_at,

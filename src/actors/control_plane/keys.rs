@@ -1,9 +1,11 @@
 //! API keys: made here, shown once, kept as digests.
 
 use chrono::Utc;
+use ring::hmac;
 use sha2::{Digest, Sha256};
 
 use super::{ControlError, ControlPlane};
+use crate::domain::id::SandboxId;
 use crate::domain::token;
 use crate::entity::api_keys::{ApiKey, Removal};
 
@@ -13,6 +15,24 @@ const SHOWN: usize = 11;
 /// Who makes a request: the id of an API key.
 #[derive(Debug, Clone)]
 pub struct CallerId(pub String);
+
+/// What tokens are made of. It is the daemon's, and not in the database.
+#[derive(Clone)]
+pub struct TokenSecret(hmac::Key);
+
+impl TokenSecret {
+    /// Of these bytes, which are random.
+    pub fn new(bytes: &[u8; 32]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
+    }
+
+    /// The token for the ports of a sandbox.
+    pub(super) fn ports_token(&self, id: &SandboxId) -> String {
+        // The words keep it apart from whatever else may be made of the secret one day.
+        let of = format!("token for the ports of sandbox {id}");
+        hex(hmac::sign(&self.0, of.as_bytes()).as_ref())
+    }
+}
 
 /// A key at the only moment it is known.
 pub struct NewKey {
@@ -91,13 +111,9 @@ impl ControlPlane {
     }
 }
 
-/// Whether two secrets are the same. How long it takes says nothing about where they differ.
-pub(super) fn same_secret(one: &str, other: &str) -> bool {
-    digest(one) == digest(other)
-}
-
-/// A key is 256 random bits, so a plain hash of it cannot be guessed back.
-fn digest(key: &str) -> String {
+/// A key is 256 random bits, so a plain hash of it cannot be guessed back. Comparing digests takes as
+/// long wherever secrets differ.
+pub(super) fn digest(key: &str) -> String {
     hex(&Sha256::digest(key.as_bytes()))
 }
 

@@ -46,7 +46,7 @@ pub use error::{ControlError, ErrorKind};
 pub use events::{EventFeed, EventPage};
 pub use files::{Bytestream, FileContent};
 pub use follow::{ExecEvents, FollowHandle};
-pub use keys::{CallerId, NewKey};
+pub use keys::{CallerId, NewKey, TokenSecret};
 pub use ports::{PortStream, PortWatch};
 pub use sink::DatabaseSink;
 pub use usage::UsageReport;
@@ -68,6 +68,7 @@ pub struct ControlPlane {
     host: HostHandle,
     machines: Arc<dyn Machines>,
     metrics: Arc<Metrics>,
+    secret: TokenSecret,
     /// Held while a key is deleted: of two at once, neither would see that the other takes the last.
     key_removal: Arc<tokio::sync::Mutex<()>>,
     /// Held while a record follows what a sandbox may reach: of two changes the later one stays.
@@ -83,12 +84,14 @@ impl ControlPlane {
         host: HostHandle,
         machines: Arc<dyn Machines>,
         metrics: Arc<Metrics>,
+        secret: TokenSecret,
     ) -> Self {
         Self {
             database,
             host,
             machines,
             metrics,
+            secret,
             key_removal: Arc::default(),
             network_records: Arc::default(),
             snapshot_records: Arc::default(),

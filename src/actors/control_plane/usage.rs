@@ -8,6 +8,7 @@ use crate::actors::metrics::Readings;
 use crate::actors::sandbox::{OperationError, Refused, Sample};
 use crate::domain::id::SandboxId;
 use crate::domain::sandbox::Refusal;
+use crate::vmm::usage::Descriptors;
 
 /// What a sandbox takes, and what it took.
 #[derive(Debug, Clone)]
@@ -70,6 +71,7 @@ impl ControlPlane {
             readiness: self.machines.readiness(),
             mailbox_refusals: refusals(),
             busy_retries: self.database.busy_retries(),
+            descriptors: Descriptors::now(),
         })
     }
 }

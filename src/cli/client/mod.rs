@@ -3,12 +3,16 @@
 mod body;
 mod session;
 mod stream;
+mod transport;
 
-use reqwest::header::{HeaderMap, HeaderValue};
+use std::time::Duration;
+
+use reqwest::header::HeaderValue;
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
-use super::discover::Daemon;
+use super::discover::{Daemon, Way};
+use super::peer::PeerError;
 use crate::domain::egress::Policy;
 use body::{Envelope, Inner, Page, Processes};
 
@@ -26,6 +30,9 @@ pub(super) use stream::{Socket, Stream};
 /// Rows asked for in one request of a list.
 const PAGE: u32 = 100;
 
+/// How long a daemon may take to take a connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
 /// Talks to one daemon with one key.
 pub(super) struct Client {
     http: reqwest::Client,
@@ -33,6 +40,7 @@ pub(super) struct Client {
     key: HeaderValue,
     /// The daemon's URL as it was given, for messages.
     url: String,
+    way: Way,
 }
 
 /// A request was not answered as it should have been.
@@ -48,6 +56,10 @@ pub(super) enum ClientError {
     Unreachable { url: String, source: reqwest::Error },
     #[error("the connection to the daemon at {url} broke")]
     Broken { url: String, source: reqwest::Error },
+    #[error("the connection to the daemon at {url} broke")]
+    Lost { url: String, source: hyper::Error },
+    #[error(transparent)]
+    Peer(#[from] PeerError),
     /// The daemon refused, in its own words.
     #[error("{message}")]
     Refused { status: StatusCode, message: String },
@@ -83,16 +95,16 @@ impl Client {
         let mut key = HeaderValue::from_str(&daemon.api_key).map_err(|_| ClientError::BadKey)?;
         key.set_sensitive(true);
         let http = reqwest::Client::builder()
-            .default_headers(HeaderMap::from_iter([(
-                http::HeaderName::from_static("x-api-key"),
-                key.clone(),
-            )]))
             // A redirect would carry the key to somewhere else.
             .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(std::time::Duration::from_secs(10))
-            .build()
-            .map_err(ClientError::SetUp)?;
-        Ok(Self { http, base, key, url: daemon.url })
+            .connect_timeout(CONNECT_LIMIT);
+        // A proxy of the environment would get the key, and leads to another machine anyway.
+        let http = match daemon.way != Way::Given || transport::is_loopback(&base) {
+            true => http.no_proxy(),
+            false => http,
+        };
+        let http = http.build().map_err(ClientError::SetUp)?;
+        Ok(Self { http, base, key, url: daemon.url, way: daemon.way })
     }
 
     /// Creates a sandbox; waits until it runs.
@@ -344,7 +356,7 @@ impl Client {
             .expect("the base was checked when it was parsed")
             .pop_if_empty()
             .extend(path);
-        self.http.request(method, url)
+        self.http.request(method, url).header("x-api-key", self.key.clone())
     }
 
     async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
@@ -354,7 +366,8 @@ impl Client {
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
-        let response = request.send().await.map_err(|error| self.broken(error))?;
+        let request = request.build().map_err(|error| self.broken(error))?;
+        let response = self.transmit(request).await?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -392,7 +405,8 @@ mod tests {
     use super::*;
 
     fn client(url: &str) -> Result<Client, ClientError> {
-        Client::new(Daemon { url: url.to_owned(), api_key: "key".to_owned() })
+        let (url, api_key) = (url.to_owned(), "key".to_owned());
+        Client::new(Daemon { url, api_key, way: Way::Given })
     }
 
     #[test]

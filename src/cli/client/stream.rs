@@ -3,17 +3,17 @@
 use futures::{SinkExt, StreamExt};
 use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_tungstenite::tungstenite::{Error, http::Response};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
+use tokio_tungstenite::{WebSocketStream, client_async};
 
+use super::transport::Line;
 use super::{Client, ClientError, answered};
 use crate::domain::port::GuestPort;
 
 /// A WebSocket as it is.
-pub type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+pub type Socket = WebSocketStream<Line>;
 
 /// An open WebSocket.
 pub struct Stream {
@@ -49,12 +49,15 @@ impl Client {
         url.set_scheme("ws").map_err(|()| bad())?;
         let mut request = url.as_str().into_client_request().map_err(|_| bad())?;
         request.headers_mut().insert("x-api-key", self.key.clone());
-        // Without Nagle's delay: a key that is pressed should not wait for another one.
-        match connect_async_with_config(request, None, true).await {
+        match client_async(request, self.line().await?).await {
             Ok((socket, _)) => Ok(socket),
             Err(Error::Http(response)) => Err(self.refusal(*response)),
-            Err(source) => Err(ClientError::NoStream { url: self.url.clone(), source }),
+            Err(source) => Err(self.no_stream(source)),
         }
+    }
+
+    pub(super) fn no_stream(&self, source: Error) -> ClientError {
+        ClientError::NoStream { url: self.url.clone(), source }
     }
 
     /// Why there is no WebSocket, in the daemon's own words.

@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::cli::client::{Client, ListQuery};
-use crate::cli::discover::Daemon;
+use crate::cli::discover::{Daemon, Way};
 use crate::domain::sandbox::SandboxState;
 
 /// A daemon without sandboxes is up, and gone, in a fraction of this.
@@ -66,7 +66,8 @@ impl DemoDaemon {
         let key_file = dir.join("api-key");
         let api_key = std::fs::read_to_string(&key_file)
             .with_context(|| format!("cannot read {}", key_file.display()))?;
-        let client = Client::new(Daemon { url, api_key: api_key.trim().to_owned() })?;
+        let (api_key, way) = (api_key.trim().to_owned(), Way::Socket(dir.to_owned()));
+        let client = Client::new(Daemon { url, api_key, way })?;
         let daemon = Self { process, client };
         // What an interrupted demo left has been adopted.
         daemon.destroy_all().await?;

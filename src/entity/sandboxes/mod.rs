@@ -47,8 +47,6 @@ pub struct NewSandbox {
     pub network: Policy,
     /// The hypervisor that runs it.
     pub hypervisor: String,
-    /// What its guest agent asks for in every request.
-    pub access_token: String,
     /// The API key that asked for it.
     pub api_key_id: String,
     /// How a repeated request is known, if the caller wants that.
@@ -89,8 +87,8 @@ pub struct Sandbox {
     pub public_ports: BTreeSet<GuestPort>,
     /// What it may reach.
     pub network: Policy,
-    /// What opens its other ports; none until somebody has asked for it.
-    pub ports_token: Option<String>,
+    /// Digest of a token that has opened its other ports before tokens were made of a secret.
+    pub ports_token_digest: Option<String>,
     /// Where it is in its life.
     pub state: SandboxState,
     /// Why it is in `error` or `stopped`, for a person.
@@ -101,8 +99,6 @@ pub struct Sandbox {
     pub slot: Option<u32>,
     /// The hypervisor that runs it.
     pub hypervisor: String,
-    /// What its guest agent asks for in every request.
-    pub access_token: String,
     /// The API key that asked for it.
     pub api_key_id: String,
     /// How a repeated request is known.

@@ -267,26 +267,6 @@ impl<'a> Sandboxes<'a> {
         self.database.write_events("discard a sandbox", [event, delete]).await.map(drop)
     }
 
-    /// Gives the token that opens a sandbox's ports: `proposed` if it had none before; nothing if
-    /// there is no such sandbox. Of any number of calls at one time all give the same.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Busy`], [`StoreError::Query`], [`StoreError::CorruptRow`].
-    pub async fn ports_token(
-        &self,
-        id: &SandboxId,
-        proposed: &str,
-    ) -> Result<Option<String>, StoreError> {
-        let update = Entity::update_many()
-            .col_expr(Column::PortsToken, Expr::value(proposed))
-            .filter(Column::Id.eq(id.as_str()))
-            .filter(Column::PortsToken.is_null())
-            .build(self.database.backend());
-        self.database.write("keep the token of a sandbox's ports", update).await?;
-        Ok(self.find(id).await?.and_then(|found| found.ports_token))
-    }
-
     /// Notes what a sandbox may reach from now on. A sandbox that is not there is left so.
     ///
     /// # Errors

@@ -136,6 +136,7 @@ fn response(codes: &[Code]) -> Response {
             | Code::InvalidState
             | Code::Conflict
             | Code::TooLarge
+            | Code::Misdirected
             | Code::Internal
             | Code::AgentError
             | Code::Timeout

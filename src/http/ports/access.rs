@@ -5,7 +5,7 @@
 //! which is one of the daemon's own pages to a browser: only who has the token, or an API key, in a
 //! header, for that is what a page of somebody else's cannot send.
 
-use actix_web::http::header::{self, HeaderMap};
+use actix_web::http::header::{self, HeaderMap, HeaderValue};
 use actix_web::http::{Method, Uri};
 use actix_web::{HttpRequest, HttpResponse};
 
@@ -14,6 +14,7 @@ use crate::actors::control_plane::ControlPlane;
 use crate::domain::id::{InvalidId, SandboxId};
 use crate::domain::port::{GuestPort, InvalidPort};
 use crate::http::auth::API_KEY_HEADER;
+use crate::http::connections::Visit;
 use crate::http::error::{ApiError, Code};
 
 /// The header that carries a sandbox's token.
@@ -21,6 +22,9 @@ pub const TOKEN_HEADER: &str = "X-Sandbox-Token";
 
 /// Name of the cookie, and of the parameter of a query, that carry it.
 pub const TOKEN_NAME: &str = "nestbox_token";
+
+/// Says to a server which site has led to a request.
+const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
 /// Whether a request goes on to the server.
 pub enum Admission {
@@ -53,6 +57,7 @@ pub async fn by_host(
         return Ok(Admission::Enter);
     }
     if control.opens_ports(&sandbox, &header_tokens(request.headers())) {
+        Visit::is_known(request);
         return Ok(Admission::Enter);
     }
     let cookies: Vec<&str> = cookies(request.headers()).filter_map(token_of).collect();
@@ -64,8 +69,12 @@ pub async fn by_host(
         )));
     }
     if is_foreign(request.headers()) {
-        return Err(refused("the cookie is for this site's own pages: send a token in a header"));
+        return Err(refused(&format!(
+            "the cookie is for this site's own pages, and another one has led here: open the URL \
+             itself, add ?{TOKEN_NAME}=TOKEN to the link, or send the token in a header"
+        )));
     }
+    Visit::is_known(request);
     Ok(Admission::Enter)
 }
 
@@ -95,6 +104,7 @@ pub async fn by_path(control: &ControlPlane, request: &HttpRequest) -> Result<Ta
     if key.is_none() && !control.opens_ports(&control.get(&id).await?, &tokens) {
         return Err(refused("the token is not the one of this sandbox"));
     }
+    Visit::is_known(request);
     Ok(Target { id, port })
 }
 
@@ -110,9 +120,22 @@ fn header_tokens(headers: &HeaderMap) -> Vec<&str> {
     headers.get_all(TOKEN_HEADER).filter_map(|token| token.to_str().ok()).collect()
 }
 
-/// Whether the request was made by a page of another site. Of that, all sandboxes are one: a page of
-/// one of them could otherwise have a browser do things in another.
+/// Whether the request was made by a page of another origin, or one that such a page has led to. All
+/// sandboxes below a domain are one site to a browser: a page of one of them could otherwise have it
+/// do things in another.
 fn is_foreign(headers: &HeaderMap) -> bool {
+    is_led_here(headers) || has_other_origin(headers)
+}
+
+/// What a browser says of where a request began (Fetch Metadata, 2.4): it does of every one, those for
+/// a WebSocket included, unless the connection is neither by TLS nor to `localhost`.
+fn is_led_here(headers: &HeaderMap) -> bool {
+    let own = |site: &HeaderValue| ["same-origin", "none"].iter().any(|own| site == own);
+    !headers.get_all(SEC_FETCH_SITE).all(own)
+}
+
+/// The origin is said with everything but a plain GET.
+fn has_other_origin(headers: &HeaderMap) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else { return false };
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let from = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
@@ -157,6 +180,10 @@ impl<'a> Query<'a> {
 }
 
 /// Sends a browser to the same URL without the token, which it has in a cookie then.
+///
+/// If another site has led here, a redirect would still be that site's doing to the browser, and so
+/// its cookie be refused. So the page that comes instead leads on by itself: what it asks for is asked
+/// by our own origin.
 fn keep_token(request: &HttpRequest, token: &str, asked: &Query<'_>) -> HttpResponse {
     // More slashes than one would be the beginning of another host's name.
     let path = request.uri().path().trim_start_matches(['/', '\\']);
@@ -166,10 +193,43 @@ fn keep_token(request: &HttpRequest, token: &str, asked: &Query<'_>) -> HttpResp
     };
     // Without a domain: for this name alone.
     let cookie = format!("{TOKEN_NAME}={token}; Path=/; HttpOnly; SameSite=Lax{secure}");
-    HttpResponse::SeeOther()
-        .insert_header((header::LOCATION, asked.after(&format!("/{path}"))))
+    let target = asked.after(&format!("/{path}"));
+    let mut answer = match is_led_here(request.headers()) {
+        true => HttpResponse::Ok(),
+        false => HttpResponse::SeeOther(),
+    };
+    answer
         .insert_header((header::REFERRER_POLICY, "no-referrer"))
         .insert_header((header::CACHE_CONTROL, "no-store"))
-        .insert_header((header::SET_COOKIE, cookie))
-        .finish()
+        .insert_header((header::SET_COOKIE, cookie));
+    match is_led_here(request.headers()) {
+        true => answer
+            .insert_header((header::CONTENT_SECURITY_POLICY, LEADS_ON))
+            .content_type("text/html; charset=utf-8")
+            .body(leads_on(&target)),
+        false => answer.insert_header((header::LOCATION, target)).finish(),
+    }
+}
+
+/// A page that does nothing but to lead to another one here.
+const LEADS_ON: &str = "default-src 'none'; base-uri 'none'; form-action 'none'; \
+    frame-ancestors 'none'";
+
+fn leads_on(target: &str) -> String {
+    let mut safe = String::new();
+    for character in target.chars() {
+        match character {
+            '&' => safe.push_str("&amp;"),
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '"' => safe.push_str("&quot;"),
+            '\'' => safe.push_str("&#39;"),
+            other => safe.push(other),
+        }
+    }
+    format!(
+        "<!doctype html><meta charset=\"utf-8\"><title>Nestbox</title>\
+         <meta http-equiv=\"refresh\" content=\"0; url={safe}\">\
+         <p><a href=\"{safe}\">Go on</a>"
+    )
 }

@@ -14,6 +14,11 @@ pub fn target(headers: &HeaderMap, domain: &str) -> Option<Result<Target, ApiErr
     named(headers.get(header::HOST)?.to_str().ok()?, domain)
 }
 
+/// Whether the one host of a request is the name of a server.
+pub fn names_server(headers: &HeaderMap, domain: &str) -> bool {
+    headers.get_all(header::HOST).count() == 1 && target(headers, domain).is_some()
+}
+
 fn named(host: &str, domain: &str) -> Option<Result<Target, ApiError>> {
     let host = host.to_ascii_lowercase();
     let name = match host.rsplit_once(':') {

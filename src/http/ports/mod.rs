@@ -37,6 +37,7 @@ use crate::domain::port::GuestPort;
 
 pub use access::TOKEN_HEADER;
 pub use forward::Proxied;
+pub(super) use host::names_server;
 
 /// Where servers in sandboxes are reached without names.
 const PROXY: &str = "/v1/sandboxes/{id}/ports/{port}";
@@ -125,7 +126,7 @@ async fn list(
     request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
     let sandbox = control.get(&id).await?;
-    let token = control.ports_token(&id).await?;
+    let token = control.ports_token(&id);
     let url = |port: &str| host::url(&request, &ports.domain, &id, port);
     let view =
         |port: &GuestPort| PortView { port: *port, url: url(&port.to_string()), public: true };

@@ -2,35 +2,57 @@
 
 use std::any::Any;
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use actix_web::HttpRequest;
-use actix_web::dev::Extensions;
 use actix_web::rt::net;
 
 /// Ends one connection.
 #[derive(Debug, Clone)]
-pub struct Hangup(Arc<TcpStream>);
+pub struct Hangup(Arc<Line>);
 
-/// Keeps hold of a connection that was just made, for as long as that lasts.
-pub fn remember(connection: &dyn Any, data: &mut Extensions) {
-    let stream = connection.downcast_ref::<net::TcpStream>();
-    // Without descriptors to spare, a client that takes nothing is waited for.
-    if let Some(Ok(fd)) = stream.map(|stream| stream.as_fd().try_clone_to_owned()) {
-        data.insert(Hangup(Arc::new(TcpStream::from(fd))));
-    }
+#[derive(Debug)]
+enum Line {
+    Tcp(TcpStream),
+    Unix(UnixStream),
 }
 
 impl Hangup {
+    /// Keeps hold of a connection that was just made; none without a descriptor to spare.
+    pub fn on(connection: &dyn Any) -> Option<Self> {
+        Line::of(connection).map(|line| Self(Arc::new(line)))
+    }
+
     /// The connection of a request.
     pub fn of(request: &HttpRequest) -> Option<Self> {
         request.conn_data::<Self>().cloned()
     }
 
+    #[cfg(test)]
+    pub fn over(stream: TcpStream) -> Self {
+        Self(Arc::new(Line::Tcp(stream)))
+    }
+
     /// Ends it in both directions; what waits to be sent is given up.
     pub fn now(&self) {
         // It may have ended by itself.
-        let _ = self.0.shutdown(Shutdown::Both);
+        let _ = match &*self.0 {
+            Line::Tcp(stream) => stream.shutdown(Shutdown::Both),
+            Line::Unix(stream) => stream.shutdown(Shutdown::Both),
+        };
+    }
+}
+
+impl Line {
+    fn of(connection: &dyn Any) -> Option<Self> {
+        let again =
+            |stream: &dyn AsFd| -> Option<OwnedFd> { stream.as_fd().try_clone_to_owned().ok() };
+        if let Some(stream) = connection.downcast_ref::<net::TcpStream>() {
+            return again(stream).map(|fd| Self::Tcp(fd.into()));
+        }
+        let stream = connection.downcast_ref::<net::UnixStream>()?;
+        again(stream).map(|fd| Self::Unix(fd.into()))
     }
 }

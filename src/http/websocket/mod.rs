@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::ApiError;
 
 pub use farewell::Farewell;
-pub use hangup::{Hangup, remember};
+pub use hangup::Hangup;
 pub use inlet::{Frames, Message, Messages, broken, frames};
 pub use life::Life;
 pub use listener::listen;

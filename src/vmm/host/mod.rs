@@ -78,6 +78,8 @@ pub struct HostSettings {
     pub standbys: usize,
     /// VMs' processes that wait for the next creates.
     pub vmm_pool: usize,
+    /// Each VM runs as a user of its own: this one and its slot's number.
+    pub first_uid: u32,
     /// How long a guest may take to boot.
     pub boot_timeout: Duration,
     /// What is to fail on purpose.
@@ -123,6 +125,7 @@ struct Host {
     runtime: Handle,
     data_dir: PathBuf,
     sandboxes: PathBuf,
+    first_uid: u32,
     boot_timeout: Duration,
     hypervisor: Arc<dyn Hypervisor>,
     images: ImageStore,
@@ -202,8 +205,15 @@ impl Host {
         images: ImageStore,
         runtime: Handle,
     ) -> Result<Self, HostError> {
-        let HostSettings { data_dir, slot_pool, standbys, vmm_pool, boot_timeout, faults } =
-            settings;
+        let HostSettings {
+            data_dir,
+            slot_pool,
+            standbys,
+            vmm_pool,
+            first_uid,
+            boot_timeout,
+            faults,
+        } = settings;
         let vmm_pool = hypervisor.ahead().map_or(0, |_| vmm_pool);
         let sandboxes = data_dir.join(SANDBOXES);
         std::fs::create_dir_all(&sandboxes)
@@ -228,6 +238,7 @@ impl Host {
             cpu_model: cpu_model()?,
             data_dir,
             sandboxes,
+            first_uid,
             boot_timeout,
             hypervisor,
             images,

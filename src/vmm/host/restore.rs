@@ -20,10 +20,6 @@ use crate::vmm::network::resolvers;
 use crate::vmm::record::{Record, RecordFile};
 use crate::vmm::snapshot::Snapshot;
 
-/// Each VM runs as a user of its own: this and its slot's number. Far from users of the system and
-/// from the ranges that useradd(8) gives to containers (from 100,000 and from 524,288).
-const FIRST_UID: u32 = 700_000;
-
 /// What a VM's process may take beside its guest's memory: the program, its threads, translations.
 const MEMORY_OVERHEAD_MIB: u64 = 256;
 
@@ -155,7 +151,7 @@ impl Host {
             tap: tap.map_err(|error| MachineError::Network { source: Box::new(error) })?,
             namespace: slot.namespace(),
             cgroup: entry.map_err(|error| MachineError::Cgroup { source: Box::new(error) })?,
-            uid: FIRST_UID + slot.index().get(),
+            uid: self.first_uid + slot.index().get(),
         })
     }
 

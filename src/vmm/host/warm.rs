@@ -35,6 +35,7 @@ use crate::vmm::disk::{DiskFormat, Layer};
 use crate::vmm::guest::{AGENT_PORT, Agent};
 use crate::vmm::hypervisor::{BootPlan, Vm};
 use crate::vmm::image::Image;
+use crate::vmm::lock_file;
 use crate::vmm::machine::{MachineError, Run};
 use crate::vmm::memory::{BuildId, Durability, Lineage};
 use crate::vmm::record::{Record, RecordFile};
@@ -266,7 +267,7 @@ async fn lock(home: &Path) -> io::Result<Flock<File>> {
     let home = home.to_owned();
     let work = move || {
         fs::create_dir_all(&home)?;
-        let file = File::options().create(true).append(true).open(home.join(LOCK))?;
+        let file = lock_file::open(&home.join(LOCK))?;
         let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
         // Under the lock, what is not finished is nobody's.
         for entry in fs::read_dir(&home)? {

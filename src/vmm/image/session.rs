@@ -9,6 +9,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::Progress;
 use super::error::{ImageError, io_at};
+use crate::vmm::lock_file;
 
 const WORK: &str = ".work";
 const LOCK: &str = ".lock";
@@ -49,7 +50,7 @@ impl Drop for Session {
 }
 
 fn lock(path: &Path, progress: &dyn Progress) -> Result<Flock<File>, ImageError> {
-    let file = File::options().create(true).append(true).open(path).map_err(io_at(path))?;
+    let file = lock_file::open(path).map_err(io_at(path))?;
     let failed = |errno: Errno| io_at(path)(errno.into());
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(lock),

@@ -5,17 +5,24 @@
 //! claim is ever seen half-written. It dangles exactly when its owner's data directory is gone, and
 //! then anyone may take it over.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::NetworkError;
 use crate::domain::slot::{SLOT_COUNT, SlotIndex};
+use crate::vmm::lock_file;
 
 const RUN_DIR: &str = "/run/nestbox";
+
+/// How long another daemon may take for what it does under a lock, such as taking slots over.
+const LOCK_LIMIT: Duration = Duration::from_secs(30);
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Claims of one daemon, and the view of all others'.
 #[derive(Debug)]
@@ -38,8 +45,7 @@ impl Claims {
             .canonicalize()
             .map_err(|source| NetworkError::DataDir { path: data_dir.to_owned(), source })?;
         let dir = Path::new(RUN_DIR).join("slots");
-        fs::create_dir_all(&dir)
-            .map_err(|source| NetworkError::Claims { path: dir.clone(), source })?;
+        make_private(&dir).map_err(|source| NetworkError::Claims { path: dir.clone(), source })?;
         Ok(Self { dir, owner })
     }
 
@@ -137,8 +143,8 @@ impl Claims {
     pub(super) fn register(&self) -> Result<Presence, NetworkError> {
         let path = Path::new(RUN_DIR).join("daemons.lock");
         let claims = |source| NetworkError::Claims { path: path.clone(), source };
-        let file = File::options().create(true).append(true).open(&path).map_err(claims)?;
-        let lock = Flock::lock(file, FlockArg::LockShared).map_err(|(_, e)| claims(e.into()))?;
+        let file = lock_file::open(&path).map_err(claims)?;
+        let lock = wait_for(file, FlockArg::LockSharedNonblock).map_err(claims)?;
         Ok(Presence { lock, path })
     }
 
@@ -166,7 +172,7 @@ impl Claims {
     pub(super) fn lock(&self) -> Result<Flock<File>, NetworkError> {
         let broken = |source| NetworkError::Claims { path: self.dir.clone(), source };
         let dir = File::open(&self.dir).map_err(broken)?;
-        Flock::lock(dir, FlockArg::LockExclusive).map_err(|(_, e)| broken(e.into()))
+        wait_for(dir, FlockArg::LockExclusiveNonblock).map_err(broken)
     }
 
     fn path(&self, slot: SlotIndex) -> PathBuf {
@@ -175,6 +181,34 @@ impl Claims {
 
     fn error(&self, slot: SlotIndex, source: io::Error) -> NetworkError {
         NetworkError::Claims { path: self.path(slot), source }
+    }
+}
+
+/// Makes the directories of the claims, for root alone: whoever can open one, or a file in it, can
+/// lock it, and daemons would wait for that. Older ones may be open to others.
+fn make_private(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    for dir in [Path::new(RUN_DIR), dir] {
+        fs::set_permissions(dir, Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+/// Takes a lock as soon as it can be had. Daemons hold it for moments; somebody who has opened the
+/// file before it was root's alone may hold it for ever.
+fn wait_for(mut file: File, how: FlockArg) -> io::Result<Flock<File>> {
+    let end = Instant::now() + LOCK_LIMIT;
+    loop {
+        file = match Flock::lock(file, how) {
+            Ok(lock) => return Ok(lock),
+            Err((file, Errno::EWOULDBLOCK)) if Instant::now() < end => file,
+            Err((_, Errno::EWOULDBLOCK)) => {
+                let advice = "another process keeps it locked: find it with `lslocks`, and end it";
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, advice));
+            }
+            Err((_, errno)) => return Err(errno.into()),
+        };
+        std::thread::sleep(LOCK_PAUSE);
     }
 }
 
@@ -188,7 +222,7 @@ impl Presence {
         let claims = |source| NetworkError::Claims { path: self.path.clone(), source };
         match self.lock.relock(FlockArg::LockExclusiveNonblock) {
             Ok(()) => work().map(Some),
-            Err(nix::errno::Errno::EWOULDBLOCK) => Ok(None),
+            Err(Errno::EWOULDBLOCK) => Ok(None),
             Err(e) => Err(claims(e.into())),
         }
     }

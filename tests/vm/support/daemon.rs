@@ -41,6 +41,9 @@ pub struct Options {
     pub path: Option<String>,
     /// What is to fail on purpose, such as `frozen=kill-vm`.
     pub fault: Option<String>,
+    /// Descriptors that it may have open, by the soft limit and by the hard one; as many as the test
+    /// if absent.
+    pub nofile: Option<(u32, u32)>,
     /// More of the command line.
     pub flags: Vec<String>,
 }
@@ -48,10 +51,10 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let listen = "127.0.0.1:0".to_owned();
-        let (images, database, path, fault) = (None, None, None, None);
+        let (images, database, path, fault, nofile) = (None, None, None, None, None);
         let flags = Vec::new();
         let (slot_pool, standbys, vmm_pool) = (1, 0, 0);
-        Self { listen, slot_pool, standbys, vmm_pool, images, database, path, fault, flags }
+        Self { listen, slot_pool, standbys, vmm_pool, images, database, path, fault, nofile, flags }
     }
 }
 
@@ -60,6 +63,7 @@ impl Default for Options {
 struct Environment {
     path: Option<String>,
     fault: Option<String>,
+    nofile: Option<(u32, u32)>,
 }
 
 /// A running daemon. Dropped without being stopped, it is killed.
@@ -115,9 +119,10 @@ impl Daemon {
         if let Some(database) = &options.database {
             command.extend(["--database-url".to_owned(), text(database)]);
         }
-        command.extend(options.flags);
+        command.extend(options.flags.iter().cloned());
         let lab_root = lab.path("");
-        let environment = Environment { path: options.path, fault: options.fault };
+        let Options { path, fault, nofile, .. } = options;
+        let environment = Environment { path, fault, nofile };
         let (process, api) = launch(&command, &environment, &lab_root, lab.data_dir()).await;
         let data_dir = lab.data_dir().to_owned();
         Self { api, process: Some(process), command, environment, lab_root, data_dir }
@@ -197,7 +202,9 @@ impl Daemon {
     pub async fn stop(&mut self) {
         let status = self.signal(Signal::SIGTERM).await;
         assert!(status.success(), "the daemon ended with {status}");
-        assert!(!self.data_dir.join("url").exists(), "nobody answers at the URL any more");
+        for name in ["url", "nestbox.sock"] {
+            assert!(!self.data_dir.join(name).exists(), "nobody answers at {name} any more");
+        }
         let log = self.log();
         assert!(!log.contains("panicked at"), "something panicked:\n{log}");
     }
@@ -265,7 +272,15 @@ async fn launch(
 ) -> (Child, Api) {
     let output = lab_root.join("daemon.out");
     let log = File::options().create(true).append(true).open(lab_root.join("daemon.log"));
-    let mut process = bare_command()
+    let mut program = bare_command();
+    if let Some((soft, hard)) = environment.nofile {
+        let bare = program;
+        program = Command::new("prlimit");
+        program.arg(format!("--nofile={soft}:{hard}")).arg(bare.get_program());
+        program.env_clear().envs(bare.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        program.stdin(Stdio::null());
+    }
+    let mut process = program
         .args(command)
         .envs(environment.path.as_ref().map(|path| ("PATH", path)))
         .envs(environment.fault.as_ref().map(|fault| ("NESTBOX_FAULT", fault)))
