@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
+use serde::de::{DeserializeOwned, Error as _, IntoDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// Read if it is there and no other file is named.
@@ -44,6 +45,22 @@ pub enum JailerChoice {
     Off,
 }
 
+/// Something that confines a VM and that not every host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Wall {
+    /// A limit on memory, by its cgroup.
+    Memory,
+    /// A limit on processes and threads, by its cgroup.
+    Pids,
+    /// A limit on processor time, by its cgroup.
+    Cpu,
+    /// No devices but those it needs, by its cgroup.
+    Devices,
+    /// A filter of system calls.
+    Seccomp,
+}
+
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -76,6 +93,9 @@ pub struct Config {
     pub firecracker: Option<PathBuf>,
     /// Whether a hypervisor sees a file system of its own; Firecracker's jailer is looked for beside it.
     pub jailer: JailerChoice,
+    /// What VMs may do without where this host does not have it.
+    #[serde(deserialize_with = "names")]
+    pub allow_missing: Vec<Wall>,
     /// Where images are kept; `images` in the data directory if absent.
     pub image_dir: Option<PathBuf>,
     /// Memory in MiB that sandboxes leave to the host; a twentieth of it, at least 256, if absent.
@@ -112,6 +132,7 @@ impl Default for Config {
             hypervisor: HypervisorChoice::Auto,
             firecracker: None,
             jailer: JailerChoice::On,
+            allow_missing: Vec::new(),
             image_dir: None,
             memory_reserve_mib: None,
             slot_pool: 8,
@@ -162,6 +183,10 @@ pub struct ConfigArgs {
     #[arg(long, value_enum)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jailer: Option<JailerChoice>,
+    /// What VMs may do without where this host does not have it; `nestbox doctor` says what it lacks
+    #[arg(long, value_enum, value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow_missing: Vec<Wall>,
     /// Where images are kept [default: images in the data directory]
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -316,20 +341,26 @@ fn is_host_name(name: &str) -> bool {
 }
 
 /// Names as a list, or in one text with commas between them, as in an environment variable.
-fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+fn names<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: DeserializeOwned,
+{
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Names {
         Text(String),
         List(Vec<String>),
     }
-    Ok(match Names::deserialize(deserializer)? {
+    let names = match Names::deserialize(deserializer)? {
         Names::List(list) => list,
         Names::Text(text) => {
             let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
             names.map(str::to_owned).collect()
         }
-    })
+    };
+    let each = names.into_iter().map(|name| T::deserialize(name.into_deserializer()));
+    each.collect::<Result<_, serde::de::value::Error>>().map_err(D::Error::custom)
 }
 
 /// The names of all settings, from the type itself.
@@ -354,6 +385,7 @@ mod tests {
             hypervisor: Some(HypervisorChoice::Auto),
             firecracker: Some(PathBuf::new()),
             jailer: Some(JailerChoice::On),
+            allow_missing: vec![Wall::Cpu],
             image_dir: Some(PathBuf::new()),
             memory_reserve_mib: Some(1),
             slot_pool: Some(1),
@@ -402,6 +434,7 @@ mod tests {
             ("boot_timeout_sec = 3601", "boot_timeout_sec is 3601"),
             ("vm_uid_base = 1000", "vm_uid_base is 1000: the users of VMs begin from 65536"),
             ("vm_uid_base = 4294967295", "vm_uid_base is 4294967295"),
+            ("allow_missing = \"memory, ceiling\"", "ceiling"),
             ("host_names = [\"http://a\"]", "\"http://a\" in host_names"),
             ("host_names = \"a, b:80\"", "\"b:80\" in host_names"),
         ];

@@ -5,11 +5,12 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{choose_hypervisor, descriptors, hardening, uids};
+use super::{choose_hypervisor, confinement, descriptors, hardening, uids};
 use crate::config::Config;
 use crate::vmm::cgroup::Cgroups;
 use crate::vmm::find_program;
 use crate::vmm::host_memory::host_memory;
+use crate::vmm::hypervisor::Hypervisor;
 use crate::vmm::image::ImageStore;
 use crate::vmm::kvm::{Check, Outcome};
 
@@ -53,22 +54,35 @@ pub async fn doctor(config: &Config, json: bool) -> Result<bool> {
     checks.extend(hardening::checks(Path::new("/")));
     let images = ImageStore::open(config.image_dir());
     checks.push(Check::of("an image is there", image_names(&images)));
+    let mut missing = false;
     let (hypervisor, reason) = match choose_hypervisor(config, &images).await {
         Ok(choice) => {
+            let confined = confined(config, &*choice.hypervisor);
+            missing = confined.is_err();
             checks.extend(choice.checks);
+            checks.push(Check::of("VMs are confined as they should be", confined));
             let engine = choice.hypervisor.engine().as_str();
             (Some(format!("{engine} {}", choice.hypervisor.version())), choice.reason)
         }
         Err(error) => (None, format!("{error:#}")),
     };
     let users = uids::check(Path::new("/"), config.vm_uid_base);
-    let fit = hypervisor.is_some() && nix::unistd::geteuid().is_root() && users.is_ok();
+    let fit = hypervisor.is_some() && !missing && nix::unistd::geteuid().is_root() && users.is_ok();
     let report = Report { hypervisor, reason, checks };
     match json {
         true => println!("{}", serde_json::to_string_pretty(&report)?),
         false => print(&report),
     }
     Ok(fit)
+}
+
+/// Whether this host has all that VMs are confined by, or may do without.
+fn confined(config: &Config, hypervisor: &dyn Hypervisor) -> Result<String, String> {
+    let existing = config.data_dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    let told = confinement::missing(existing, hypervisor)
+        .and_then(|missing| confinement::judge(missing, &config.allow_missing))
+        .map_err(|error| format!("{error:#}"))?;
+    Ok(if told.is_empty() { "yes".to_owned() } else { told.join("; ") })
 }
 
 fn print(report: &Report) {

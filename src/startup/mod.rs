@@ -1,5 +1,6 @@
 //! The only place that picks concrete parts and starts actors.
 
+mod confinement;
 mod data_dir;
 mod descriptors;
 mod doctor;
@@ -69,6 +70,8 @@ pub struct Daemon {
     pub adoption: Adoption,
     /// Which hypervisor runs, and why.
     pub reason: String,
+    /// What whoever runs the host should know about its walls.
+    pub warnings: Vec<String>,
     machines: Arc<dyn Machines>,
     database: Database,
     arbiter: Arbiter,
@@ -96,6 +99,9 @@ impl Daemon {
         let database = Database::open(&config.database_location()).await?;
         let images = ImageStore::open(config.image_dir());
         let choice = choose_for_survivors(config, &images).await?;
+        let missing = confinement::missing(&config.data_dir, &*choice.hypervisor)?;
+        let mut warnings = confinement::judge(missing, &config.allow_missing)?;
+        warnings.extend(choice.caveat().map(str::to_owned));
         let machines =
             HostMachines::start(host_settings(config)?, choice.hypervisor, images).await?;
         let machines: Arc<dyn Machines> = Arc::new(machines);
@@ -121,6 +127,7 @@ impl Daemon {
             control,
             adoption,
             reason: choice.reason,
+            warnings,
             machines,
             database,
             arbiter,

@@ -101,6 +101,10 @@ fn announce(daemon: &Daemon, url: &str, key_file: &Path) {
     println!("API key:    {}", key_file.display());
     println!("Browser:    {}", page_link(url, key_file));
     println!("Hypervisor: {}, {}", daemon.engine(), daemon.reason);
+    for warning in &daemon.warnings {
+        println!("Warning:    {warning}");
+        tracing::warn!("{warning}");
+    }
     let (adopted, lost) = (daemon.adoption.adopted.len(), &daemon.adoption.lost);
     if adopted > 0 {
         println!("Sandboxes:  {adopted} of a former daemon run on or are still paused");

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::disk::Devices;
 use super::firecracker::{self, Firecracker, Jailing};
-use super::hypervisor::{Hypervisor, HypervisorError};
+use super::hypervisor::{Engine, Hypervisor, HypervisorError};
 use super::kvm::{self, Check, Outcome};
 use super::qemu::{Accel, Qemu, Root};
 
@@ -66,6 +66,22 @@ pub struct Choice {
     pub checks: Vec<Check>,
     /// Why it was chosen, in one sentence.
     pub reason: String,
+}
+
+/// What QEMU's documentation says of itself in software: docs/system/security.rst, "Virtualization Use Case"
+/// and "Non-virtualization Use Case".
+const SOFTWARE_CAVEAT: &str = "QEMU's authors do not promise that a guest in software cannot take QEMU over: what \
+     keeps it from the host then is QEMU's own user, its filter of system calls and the files it has open \
+     (docs/security.md); hardware virtualization is better";
+
+impl Choice {
+    /// What should be known about how well the choice isolates guests.
+    pub fn caveat(&self) -> Option<&'static str> {
+        match self.hypervisor.engine() {
+            Engine::QemuTcg => Some(SOFTWARE_CAVEAT),
+            Engine::Firecracker | Engine::QemuKvm | Engine::Simulated => None,
+        }
+    }
 }
 
 /// The parts of an image that a trial boots.
@@ -162,6 +178,11 @@ async fn choose_qemu(
     let found = format!("{} {}", qemu.program().display(), qemu.version());
     checks.push(Check::of("QEMU is installed", Ok(found)));
     checks.push(Check::of("QEMU is confined", Ok(qemu.confinement())));
+    if accel == Accel::Tcg {
+        let (what, found) =
+            ("a guest in software is isolated".to_owned(), SOFTWARE_CAVEAT.to_owned());
+        checks.push(Check { what, outcome: Outcome::Unknown, found });
+    }
     Ok(Choice { hypervisor: Arc::new(qemu), checks, reason })
 }
 

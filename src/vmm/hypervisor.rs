@@ -32,6 +32,13 @@ pub enum HypervisorError {
     /// Its program is of a version that this daemon was never tried with.
     #[error("{} is version {version}, and {supported} is what is supported", program.display())]
     Unsupported { program: PathBuf, version: String, supported: &'static str },
+    /// Its program cannot start in a jail, where nothing else is.
+    #[error(
+        "{} is linked dynamically and finds no {} in its jail: use a release of Firecracker, or a static \
+         build; to do without a jail, set NESTBOX_JAILER=off",
+        program.display(), loader.display()
+    )]
+    Dynamic { program: PathBuf, loader: PathBuf },
     /// Its program does not say its version.
     #[error("cannot learn the version of {program}")]
     Version { program: PathBuf, source: std::io::Error },
@@ -198,6 +205,9 @@ pub trait Hypervisor: Send + Sync {
 
     /// Which kind of disk its VMs take.
     fn disk_kind(&self) -> DiskKind;
+
+    /// Says why its processes may make any system call, if that is so.
+    fn unfiltered(&self) -> Option<&'static str>;
 
     /// Which devices its processes open themselves.
     fn devices(&self) -> DeviceAccess;

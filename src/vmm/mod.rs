@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod choice;
 pub mod console;
 pub mod disk;
+mod elf;
 pub mod fault;
 pub mod firecracker;
 pub mod guest;

@@ -25,6 +25,7 @@ use self::machine::PAGER_SOCKET;
 use self::vm::{CONSOLE_PIPE, Companions, FirecrackerVm, LOG_PIPE, Learning, WorkingSets};
 use super::cgroup::DeviceAccess;
 use super::console;
+use super::elf::{self, Linking};
 use super::hypervisor::{
     BootPlan, DiskKind, DiskPlan, Engine, Hypervisor, HypervisorError, Place, RestorePlan,
     StartAhead, Vm, VmPlan,
@@ -68,8 +69,21 @@ pub struct Firecracker {
     program: PathBuf,
     jailer: Option<PathBuf>,
     version: String,
+    libc: Libc,
     sets: WorkingSets,
 }
+
+/// The C library that a Firecracker was built with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Libc {
+    /// The GNU one, for which it has no seccomp filters: Firecracker `src/firecracker/build.rs`.
+    Glibc,
+    /// Another one; releases have musl.
+    Other,
+}
+
+/// Part of the text that each program has in it which glibc was linked into, or that needs it.
+const GLIBC: [&[u8]; 2] = [b"GNU C Library", b"GLIBC_2."];
 
 impl Firecracker {
     /// Looks Firecracker up and asks for its version.
@@ -98,6 +112,17 @@ impl Firecracker {
         if !is_supported(&version) {
             return Err(HypervisorError::Unsupported { program, version, supported: SUPPORTED });
         }
+        let (linking, libc) = tokio::task::spawn_blocking({
+            let program = program.clone();
+            move || io::Result::Ok((elf::linking(&program)?, libc_of(&program)?))
+        })
+        .await
+        .expect("reading a program does not panic")
+        .map_err(|source| HypervisorError::Version { program: program.clone(), source })?;
+        if let (Jailing::Jailer, Linking::Dynamic(loader)) = (jailing, linking) {
+            // All that it would say in its jail is "No such file or directory".
+            return Err(HypervisorError::Dynamic { program, loader });
+        }
         let jailer = match jailing {
             Jailing::None => None,
             Jailing::Jailer => {
@@ -110,7 +135,7 @@ impl Firecracker {
                 Some(beside)
             }
         };
-        Ok(Self { program, jailer, version, sets: WorkingSets::default() })
+        Ok(Self { program, jailer, version, libc, sets: WorkingSets::default() })
     }
 
     /// The program's path.
@@ -145,6 +170,13 @@ async fn version(program: &Path) -> Result<String, HypervisorError> {
         .ok_or_else(|| failed(io::Error::other(format!("unexpected answer {text:?}"))))
 }
 
+/// Looks with which C library a program was built.
+fn libc_of(program: &Path) -> io::Result<Libc> {
+    let bytes = std::fs::read(program)?;
+    let has = |text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
+    Ok(if GLIBC.into_iter().any(has) { Libc::Glibc } else { Libc::Other })
+}
+
 fn is_supported(version: &str) -> bool {
     version.strip_prefix(SUPPORTED).is_some_and(|rest| rest.starts_with('.'))
 }
@@ -165,6 +197,16 @@ impl Hypervisor for Firecracker {
 
     fn disk_kind(&self) -> DiskKind {
         DiskKind::Device
+    }
+
+    fn unfiltered(&self) -> Option<&'static str> {
+        match self.libc {
+            Libc::Glibc => Some(
+                "this Firecracker was built for glibc, and has filters of system calls for musl only: \
+                 use a release of Firecracker",
+            ),
+            Libc::Other => None,
+        }
     }
 
     fn devices(&self) -> DeviceAccess {

@@ -210,6 +210,11 @@ impl Hypervisor for Qemu {
         DiskKind::Layers
     }
 
+    fn unfiltered(&self) -> Option<&'static str> {
+        // It installs its own filter, or does not start.
+        None
+    }
+
     fn devices(&self) -> DeviceAccess {
         match (&self.files, self.accel) {
             // Libraries may open what they like.

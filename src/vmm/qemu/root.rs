@@ -6,10 +6,10 @@
 //! lives as long as a descriptor or a process refers to it; nothing of it lies on a disk.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
@@ -17,15 +17,14 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{chdir, pivot_root};
 
+use crate::vmm::elf::{self, Linking};
+
 /// Where the new root is put together. It is in the way of nothing that a program is made of, and every
 /// host has it.
 const WORKSHOP: &str = "/sys";
 
 /// Opened by QEMU where it is there; without it libraries outside of the usual directories are not found.
 const LOADER_CACHE: &str = "/etc/ld.so.cache";
-
-/// Longest interpreter's name that is read, in bytes.
-const MAX_INTERPRETER: u64 = 4096;
 
 /// Why the file system cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -57,24 +56,30 @@ impl Contents {
     /// [`RootError::Needs`] and [`RootError::NoProgram`].
     pub fn of(program: &Path, devices: &[&str]) -> Result<Self, RootError> {
         let needs = |source| RootError::Needs { program: program.to_owned(), source };
-        let interpreter = interpreter(program).map_err(needs)?;
-        let interpreter =
-            interpreter.ok_or_else(|| RootError::NoProgram { program: program.to_owned() })?;
         let mut contents = Self::default();
+        let loader = match elf::linking(program).map_err(needs)? {
+            Linking::Dynamic(loader) => Some(loader),
+            Linking::Static => None,
+            Linking::Unknown => {
+                return Err(RootError::NoProgram { program: program.to_owned() });
+            }
+        };
         contents.add(program);
-        contents.add(&interpreter);
         contents.add(Path::new(LOADER_CACHE));
         for device in devices {
             contents.add(Path::new(device));
         }
-        for module in accelerators(program) {
-            contents.add_libraries(&interpreter, &module).map_err(needs)?;
-            contents.add(&module);
+        if let Some(loader) = loader {
+            contents.add(&loader);
+            contents.add_libraries(&loader, program).map_err(needs)?;
+            for module in accelerators(program) {
+                contents.add_libraries(&loader, &module).map_err(needs)?;
+                contents.add(&module);
+            }
         }
-        contents.add_libraries(&interpreter, program).map_err(needs)?;
         let said = Command::new(program).args(["-L", "help"]).output().map_err(needs)?;
         for line in said.stdout.split(|byte| *byte == b'\n') {
-            let dir = Path::new(std::ffi::OsStr::from_bytes(line));
+            let dir = Path::new(OsStr::from_bytes(line));
             if dir.is_absolute() && dir.is_dir() {
                 contents.add(dir);
             }
@@ -89,8 +94,8 @@ impl Contents {
     }
 
     /// Adds what the loader would load with a program or library.
-    fn add_libraries(&mut self, interpreter: &Path, file: &Path) -> io::Result<()> {
-        let listed = Command::new(interpreter).arg("--list").arg(file).output()?;
+    fn add_libraries(&mut self, loader: &Path, file: &Path) -> io::Result<()> {
+        let listed = Command::new(loader).arg("--list").arg(file).output()?;
         if !listed.status.success() {
             let said = String::from_utf8_lossy(&listed.stderr).trim().to_owned();
             return Err(io::Error::other(said));
@@ -117,38 +122,6 @@ fn tidy(path: &Path) -> PathBuf {
         }
     }
     tidy
-}
-
-/// The dynamic loader that an ELF program names, elf(5): the segment PT_INTERP. None if it is no ELF
-/// program of 64 bits, or names none.
-fn interpreter(program: &Path) -> io::Result<Option<PathBuf>> {
-    use std::os::unix::fs::FileExt;
-    const PT_INTERP: u32 = 3;
-    let file = File::open(program)?;
-    let mut header = [0; 64];
-    match file.read_exact_at(&mut header, 0) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        read => read?,
-    }
-    // 64 bits, little-endian.
-    if !header.starts_with(b"\x7fELF\x02\x01") {
-        return Ok(None);
-    }
-    let short = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
-    let table = u64::from_le_bytes(header[32..40].try_into().expect("eight bytes"));
-    for number in 0..u64::from(short(56)) {
-        let mut segment = [0; 56];
-        file.read_exact_at(&mut segment, table.saturating_add(number * u64::from(short(54))))?;
-        let word =
-            |at: usize| u64::from_le_bytes(segment[at..at + 8].try_into().expect("eight bytes"));
-        if u32::from_le_bytes(segment[..4].try_into().expect("four bytes")) == PT_INTERP {
-            let mut name = vec![0; word(32).min(MAX_INTERPRETER) as usize];
-            file.read_exact_at(&mut name, word(8))?;
-            let name: Vec<u8> = name.into_iter().take_while(|byte| *byte != 0).collect();
-            return Ok(Some(PathBuf::from(OsString::from_vec(name))));
-        }
-    }
-    Ok(None)
 }
 
 /// The modules in which distributions pack the accelerators for this program, if they do: QEMU looks for

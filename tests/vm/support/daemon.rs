@@ -22,6 +22,9 @@ const HYPERVISOR: &str = "NESTBOX_HYPERVISOR";
 /// Names a directory for the logs and consoles of tests that fail.
 const LEFT: &str = "NESTBOX_TEST_LEFT";
 
+/// A script in QEMU's place needs a shell, which QEMU's own root has not.
+const NO_JAILER: [&str; 2] = ["--jailer", "off"];
+
 /// How a daemon is started.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -115,11 +118,16 @@ impl Daemon {
         if Engine::present() == Engine::Firecracker {
             // Its guests run in a machine that runs in software itself.
             command.extend(["--boot-timeout-sec".to_owned(), PATIENCE.as_secs().to_string()]);
+            // The lab's was built for glibc.
+            command.extend(["--allow-missing", "seccomp"].map(str::to_owned));
         }
         if let Some(database) = &options.database {
             command.extend(["--database-url".to_owned(), text(database)]);
         }
         command.extend(options.flags.iter().cloned());
+        if options.path.is_some() && Engine::present() != Engine::Firecracker {
+            command.extend(NO_JAILER.map(str::to_owned));
+        }
         let lab_root = lab.path("");
         let Options { path, fault, nofile, .. } = options;
         let environment = Environment { path, fault, nofile };
@@ -174,6 +182,11 @@ impl Daemon {
     /// Has it find programs in `path` when it is started the next time.
     pub fn set_path(&mut self, path: Option<String>) {
         self.environment.path = path;
+        let with_shell = NO_JAILER.map(str::to_owned);
+        self.command.retain(|word| !with_shell.contains(word));
+        if self.environment.path.is_some() && Engine::present() != Engine::Firecracker {
+            self.command.extend(with_shell);
+        }
     }
 
     /// Has it fail on purpose when it is started the next time, or no more.
