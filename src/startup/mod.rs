@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Arbiter, ArbiterHandle};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use chrono::{TimeDelta, Utc};
 use nix::fcntl::Flock;
 

@@ -8,7 +8,6 @@ use super::sink::expiry;
 use super::{CallerId, ControlError, ControlPlane, to_the_end};
 use crate::domain::id::SandboxId;
 use crate::domain::sandbox::Command;
-use crate::domain::token;
 use crate::entity::sandboxes::{NewSandbox, Sandbox};
 use crate::vmm::machine::{ForkPoint, Origin};
 use crate::vmm::trace::Trace;

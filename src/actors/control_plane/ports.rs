@@ -13,7 +13,6 @@ use super::{ControlError, ControlPlane};
 use crate::actors::sandbox::{Lease, Watch};
 use crate::domain::id::SandboxId;
 use crate::domain::port::GuestPort;
-use crate::domain::token;
 use crate::entity::sandboxes::Sandbox;
 use crate::vmm::guest::ServerStream;
 

@@ -16,6 +16,7 @@ use super::api::{Api, ApiError};
 use super::jail::{Jail, NEW_DEVICES, NEW_MEMORY};
 use super::machine;
 use super::quiet::{self, Packets};
+use crate::domain::visible;
 use crate::vmm::console::Console;
 use crate::vmm::hypervisor::{HypervisorError, LayeredDisk, Vm};
 use crate::vmm::memory::{self, BuildId, GuestMemory, Lineage, PAGE_SIZE};

@@ -11,7 +11,6 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::json;
 
 use super::qmp::{Qmp, QmpError, unexpected};
-use crate::domain::visible;
 use crate::vmm::console::Console;
 use crate::vmm::hypervisor::{HypervisorError, LayeredDisk, OverlayPlan, Vm};
 use crate::vmm::memory::{GuestMemory, Lineage};
