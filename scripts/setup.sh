@@ -7,21 +7,21 @@ set -eu
 
 # Each with the reason; nothing here that the code does not call.
 #   qemu-system-x86  the hypervisor            mmdebstrap  the root filesystem's tree
-#   qemu-utils       qemu-img, which merges overlays
 #   e2fsprogs        mke2fs, e2fsck            nftables    a sandbox's network rules
 #   iproute2         `ip`, for people and tests
 #   gcc, libc6-dev   the linker that Rust uses
 #   libdevmapper-dev, libclang-dev, pkg-config
 #                    what the crates of device-mapper and userfaultfd are built with; nothing of it
 #                    is needed when the daemon runs
-packages="qemu-system-x86 qemu-utils mmdebstrap e2fsprogs nftables iproute2 gcc libc6-dev"
+packages="qemu-system-x86 mmdebstrap e2fsprogs nftables iproute2 gcc libc6-dev"
 packages="$packages libdevmapper-dev libclang-dev pkg-config"
 if [ "${1:-}" = tests ]; then
     # postgresql: the same tests on it.
     # chromium, chromium-driver: tests of the browser page. fonts-dejavu-core: letters for it.
     # python3-venv: what makes requests from the API's description. bubblewrap: where it does so.
     packages="$packages postgresql chromium chromium-driver fonts-dejavu-core"
-    packages="$packages python3-venv bubblewrap"
+    # qemu-utils: qemu-img and qemu-io, which say whether what is written for QEMU is what it reads.
+    packages="$packages python3-venv bubblewrap qemu-utils"
 fi
 
 find_missing() {

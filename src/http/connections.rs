@@ -1,9 +1,8 @@
 //! How many connections there may be, and which one has to go when there are too many.
 //!
 //! Each takes descriptors, and those are for sandboxes. A connection is a stranger's until a request on
-//! it has shown an API key or a sandbox's token: strangers share a small part of the budget, and one
-//! that comes when it is used up takes the place of another, first of the one that has been idle
-//! longest. So whoever has a key always gets in, however many others knock. What comes through the
+//! it has shown an API key or a sandbox's token: strangers share a part of the budget, and one that
+//! comes when it is used up takes the place of another, first of the one that has been idle longest. So whoever has a key always gets in, however many others knock. What comes through the
 //! Unix socket is root's, and not counted.
 //!
 //! How long one may be idle, or take for the head of a request, are the server's own limits
@@ -25,6 +24,9 @@ use bytes::Bytes;
 
 use super::websocket::Hangup;
 use crate::actors::metrics::ConnectionCounts;
+
+/// How many strangers are passed over that have just said something.
+const LOOKS: usize = 32;
 
 /// How many connections there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +128,7 @@ impl Connections {
         let (known, strangers) = (open.known, open.strangers.len());
         if strangers >= budget.strangers || known + strangers >= budget.all {
             self.0.cut.fetch_add(1, Ordering::Relaxed);
-            let Some(oldest) = open.oldest() else {
+            let Some(oldest) = open.next_to_go() else {
                 // All are of people with keys: those are not cut for somebody who may have none.
                 drop(open);
                 hangup.now();
@@ -151,7 +153,22 @@ impl Open {
         self.clock
     }
 
-    /// The stranger that has to go first: one that waits for nothing, else one that has waited longest.
+    /// The stranger that has to go: the one that has been idle longest. Who has said something that
+    /// has not been read yet may be about to show a key, and is passed over a few times.
+    fn next_to_go(&mut self) -> Option<u64> {
+        for _ in 0..LOOKS {
+            let id = self.oldest()?;
+            let now = self.tick();
+            let stranger = self.strangers.get_mut(&id)?;
+            if stranger.requests > 0 || !stranger.hangup.is_unheard() {
+                return Some(id);
+            }
+            stranger.since = now;
+        }
+        self.oldest()
+    }
+
+    /// One that waits for nothing, else one that has waited longest.
     fn oldest(&self) -> Option<u64> {
         let order = |stranger: &Stranger| (stranger.requests > 0, stranger.since);
         self.strangers.iter().min_by_key(|(_, stranger)| order(stranger)).map(|(id, _)| *id)
@@ -296,6 +313,29 @@ mod tests {
     }
 
     #[test]
+    fn who_has_just_said_something_is_heard_first() {
+        use std::io::Write;
+        let (listener, connections) = bench(10, 2);
+        let mut visits = Vec::new();
+        for number in 0..4 {
+            let (mut client, hangup) = pair(&listener);
+            if number == 0 {
+                client.write_all(b"GET ").unwrap();
+                while !hangup.is_unheard() {
+                    std::thread::yield_now();
+                }
+            }
+            visits.push((connections.admit(hangup).unwrap(), client));
+        }
+        let open = connections.lock();
+        let mut left: Vec<u64> = open.strangers.keys().copied().collect();
+        left.sort_unstable();
+        assert_eq!(left, [visits[0].0.id, visits[3].0.id]);
+        drop(open);
+        drop(visits);
+    }
+
+    #[test]
     fn if_all_strangers_are_busy_the_one_that_came_first_goes() {
         let (listener, connections) = bench(10, 2);
         let mut visits = Vec::new();
@@ -315,16 +355,17 @@ mod tests {
         let mut known: Vec<_> = (0..2)
             .map(|_| {
                 let (client, hangup) = pair(&listener);
-                let visit = connections.admit(hangup).unwrap();
+                let visit = connections.admit(hangup.clone()).unwrap();
                 visit.now_known();
                 visit.now_known();
-                (client, visit)
+                // As the server has it.
+                (client, visit, hangup)
             })
             .collect();
         let (mut late, hangup) = pair(&listener);
         assert!(connections.admit(hangup).is_none());
         assert!(is_cut(&mut late));
-        assert!(known.iter_mut().all(|(client, _)| !is_cut(client)));
+        assert!(known.iter_mut().all(|(client, ..)| !is_cut(client)));
         known.pop();
         let (mut late, hangup) = pair(&listener);
         let visit = connections.admit(hangup).unwrap();

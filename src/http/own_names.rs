@@ -82,6 +82,10 @@ fn foreign(request: &ServiceRequest) -> Option<ApiError> {
     }
     let hosts = request.headers().get_all(header::HOST);
     let mut hosts: Vec<&str> = hosts.map(|host| host.to_str().unwrap_or("?")).collect();
+    // Who stands in between may have looked at another one (RFC 9112, 3.2).
+    if hosts.len() > 1 {
+        return Some(ApiError::invalid("a request has one Host"));
+    }
     // A request line with a whole URL says it once more. One that says it nowhere is no browser's.
     hosts.extend(request.uri().authority().map(|authority| authority.as_str()));
     let server = names_server(request.headers(), &ports.domain);

@@ -8,10 +8,10 @@ use crate::http::Budget;
 /// close what they inherit: some container runtimes set it to a thousand millions.
 const MOST: u64 = 1 << 20;
 
-/// A connection takes up to four: its socket, the handle by which it is hung up on, the agent's or the
-/// server's in the guest, and a file. So an eighth as many connections take half of all descriptors;
-/// the other half is for sandboxes.
-const SHARE: u64 = 8;
+/// A connection takes two, its socket and the handle by which it is hung up on, and while a request is
+/// answered up to two more. So a sixth as many connections take a third of all descriptors, and two
+/// thirds at most; the others are for sandboxes.
+const SHARE: u64 = 6;
 
 /// Connections in all, whatever the limit is.
 const CONNECTIONS: std::ops::RangeInclusive<u64> = 32..=16_384;
@@ -30,12 +30,13 @@ pub fn raise() -> nix::Result<u64> {
     Ok(wanted)
 }
 
-/// What connections to the API may take of so many descriptors. Who has not shown a key yet shares a
-/// quarter of that with others of the kind, so that there is always room for those with one.
+/// What connections to the API may take of so many descriptors. Those on which no key has been shown yet
+/// may be three quarters of them: the more there are, the longer each has to show one when many come at
+/// once, and one that has is never cut for another.
 pub fn budget(descriptors: u64) -> Budget {
     let all = (descriptors / SHARE).clamp(*CONNECTIONS.start(), *CONNECTIONS.end());
     let all = usize::try_from(all).expect("it was just bounded");
-    Budget { all, strangers: all / 4 }
+    Budget { all, strangers: all / 4 * 3 }
 }
 
 #[cfg(test)]
@@ -44,9 +45,11 @@ mod tests {
 
     #[test]
     fn strangers_get_a_part_of_any_limit() {
-        for (limit, all) in [(0, 32), (256, 32), (1024, 128), (1 << 20, 16_384)] {
+        for (limit, all, strangers) in
+            [(0, 32, 24), (100, 32, 24), (1024, 170, 126), (1 << 20, 16_384, 12_288)]
+        {
             let budget = budget(limit);
-            assert_eq!((budget.all, budget.strangers), (all, all / 4), "{limit}");
+            assert_eq!((budget.all, budget.strangers), (all, strangers), "{limit}");
         }
     }
 }

@@ -15,9 +15,8 @@ use crate::vmm::image::ImageStore;
 use crate::vmm::kvm::{Check, Outcome};
 
 /// Programs that the daemon or `image build` calls, and the packages they come in.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 5] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
-    ("qemu-img", "qemu-utils"),
     ("nft", "nftables"),
     ("mmdebstrap", "mmdebstrap"),
     ("mke2fs", "e2fsprogs"),

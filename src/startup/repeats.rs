@@ -24,7 +24,7 @@ const EQUAL: u64 = 10;
 /// Warnings and errors of one place in the code that are written in that time.
 const ALIKE: u64 = 200;
 
-/// Different lines that are counted. What comes beyond is one kind of its own.
+/// Different lines that are counted.
 const KINDS: usize = 4096;
 
 /// Characters of a line that are quoted.
@@ -65,12 +65,11 @@ impl Repeats {
         let mut words = Words::of(metadata);
         event.record(&mut words);
         let mut now = self.lock();
-        let equal = now.count(words.hash.finish(), EQUAL, || words.line.clone());
-        let alike = *metadata.level() == Level::INFO
-            || now.count(place(metadata), ALIKE, || format!("{} ...", metadata.target()));
+        let written = now.is_news(words.hash.finish(), || words.line.clone())
+            && (*metadata.level() == Level::INFO || now.is_rare(metadata));
         drop(now);
         self.0.news.notify_one();
-        equal && alike
+        written
     }
 
     /// What was kept back since this was last asked.
@@ -127,24 +126,33 @@ impl Repeats {
 }
 
 impl Now {
-    fn count(&mut self, kind: u64, most: u64, line: impl FnOnce() -> String) -> bool {
-        let full = self.kinds.len() >= KINDS && !self.kinds.contains_key(&kind);
-        let counted = match full {
-            true => {
-                self.kinds.entry(0).or_insert_with(|| Kind::of("lines of many kinds".to_owned()))
-            }
-            false => self.kinds.entry(kind).or_insert_with(|| Kind::of(line())),
-        };
-        counted.seen += 1;
-        let written = counted.seen <= most;
-        counted.kept_back += u64::from(!written);
-        written
+    /// Whether few equal lines were seen.
+    fn is_news(&mut self, line: u64, words: impl FnOnce() -> String) -> bool {
+        // So many different ones are no repetition; warnings are bounded by their place still.
+        if self.kinds.len() >= KINDS && !self.kinds.contains_key(&line) {
+            return true;
+        }
+        self.kinds.entry(line).or_insert_with(|| Kind::of(words())).count(EQUAL)
+    }
+
+    /// Whether few lines of this place were seen. There are as many places as the program has.
+    fn is_rare(&mut self, metadata: &Metadata<'_>) -> bool {
+        let words = || format!("{} ...", metadata.target());
+        self.kinds.entry(place(metadata)).or_insert_with(|| Kind::of(words())).count(ALIKE)
     }
 }
 
 impl Kind {
     fn of(line: String) -> Self {
         Self { line, ..Self::default() }
+    }
+
+    /// Counts one more; says whether it is written.
+    fn count(&mut self, most: u64) -> bool {
+        self.seen += 1;
+        let written = self.seen <= most;
+        self.kept_back += u64::from(!written);
+        written
     }
 }
 

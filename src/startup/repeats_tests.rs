@@ -43,7 +43,7 @@ fn with<'a>(lines: &'a [String], words: &str) -> Vec<&'a String> {
 #[test]
 fn a_line_that_comes_again_and_again_is_written_a_few_times_and_then_counted() {
     let lines = lines("info", |repeats| {
-        for attempt in 0..100_000 {
+        for attempt in 0..1000 {
             let span = tracing::info_span!("request", request_id = attempt);
             let _entered = span.enter();
             tracing::error!(error = "Too many open files", "cannot accept");
@@ -53,11 +53,12 @@ fn a_line_that_comes_again_and_again_is_written_a_few_times_and_then_counted() {
         repeats.tell();
         repeats.tell();
     });
-    assert_eq!(with(&lines, "cannot accept error").len(), EQUAL as usize, "{lines:#?}");
+    let written = with(&lines, "cannot accept error=\"Too many").len();
+    assert_eq!(written, EQUAL as usize, "{lines:#?}");
     assert_eq!(with(&lines, "something else").len(), 1);
     let told = with(&lines, "was repeated");
     assert_eq!(told.len(), 2, "{told:#?}");
-    let count = format!("count={}", 100_000 - EQUAL);
+    let count = format!("count={}", 1000 - EQUAL);
     assert!(told.iter().all(|line| line.contains(&count)), "{told:#?}");
     assert_eq!(with(&lines, "cannot accept").len(), EQUAL as usize + 1, "it is quoted: {lines:#?}");
 }
@@ -97,8 +98,6 @@ fn who_asks_for_more_gets_all_of_it() {
 fn memory_for_counting_is_bounded() {
     let repeats = Repeats::default();
     let mut now = repeats.lock();
-    for kind in 1..100_000 {
-        now.count(kind, 1, String::new);
-    }
-    assert!(now.kinds.len() <= KINDS + 1);
+    assert!((0..100_000).all(|line| now.is_news(line, String::new)));
+    assert_eq!(now.kinds.len(), KINDS);
 }

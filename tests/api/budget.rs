@@ -21,7 +21,7 @@ async fn connect(nest: &Nest) -> TcpStream {
 /// Whether the other end has hung up; what it has sent before does not matter.
 async fn is_over(stream: &mut TcpStream) -> bool {
     let mut rest = Vec::new();
-    !matches!(timeout(Duration::from_millis(1), stream.read_to_end(&mut rest)).await, Err(_))
+    timeout(Duration::from_millis(1), stream.read_to_end(&mut rest)).await.is_ok()
 }
 
 async fn metric(nest: &Nest, name: &str) -> u64 {

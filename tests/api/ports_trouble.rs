@@ -390,7 +390,7 @@ async fn a_client_that_vanishes_is_not_heard_by_the_server_any_more() {
     for framing in [format!("Content-Length: {length}"), "Transfer-Encoding: chunked".to_owned()] {
         let path = below(&id, server.port);
         let request = format!(
-            "POST {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: {}\r\n{framing}\r\n\r\n4\r\nhalf\r\n",
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {}\r\n{framing}\r\n\r\n4\r\nhalf\r\n",
             nest.key
         );
         let address = nest.url.strip_prefix("http://").unwrap();
@@ -473,11 +473,13 @@ async fn one_hundred_megabytes_alone() {
 }
 
 #[actix_web::test]
-async fn names_that_are_not_a_servers_lead_to_the_daemon() {
+async fn names_that_are_not_a_servers_lead_to_the_daemon_or_nowhere() {
     let nest = Nest::start().await;
-    for host in [DOMAIN.to_owned(), format!("api.{DOMAIN}"), format!("8000-short.{DOMAIN}")] {
+    let request = nest.anonymous(Method::GET, "/health").header("host", DOMAIN);
+    assert_eq!(Answer::of(request).await.json()["status"], Value::from("ok"));
+    for host in [format!("api.{DOMAIN}"), format!("8000-short.{DOMAIN}")] {
         let request = nest.anonymous(Method::GET, "/health").header("host", &host);
-        assert_eq!(Answer::of(request).await.json()["status"], Value::from("ok"), "{host}");
+        Answer::of(request).await.error(421, "misdirected");
     }
     let request = nest.anonymous(Method::GET, "/health").header("host", name(ID, 80));
     Answer::of(request).await.error(404, "not_found");
@@ -489,7 +491,7 @@ async fn without_a_domain_there_are_no_names() {
     let (port, _heads) = Server::answering(OK).await;
     let id = nest.create(json!({"public_ports": [port]})).await;
     let request = nest.by_name(Method::GET, &id, port, "/health");
-    assert_eq!(Answer::of(request).await.json()["status"], "ok");
+    Answer::of(request).await.error(421, "misdirected");
     let list = nest.get(&format!("/v1/sandboxes/{id}/ports")).await.json();
     assert_eq!((&list["url"], &list["ports"][0]["url"]), (&Value::Null, &Value::Null));
     assert_eq!(nest.get(&below(&id, port)).await.status, 200);

@@ -31,6 +31,7 @@ mod processes;
 mod restart;
 mod snapshots;
 mod support;
+mod taken_over;
 mod telemetry;
 mod transfers;
 mod trouble;

@@ -32,7 +32,17 @@ impl Hangup {
 
     #[cfg(test)]
     pub fn over(stream: TcpStream) -> Self {
+        stream.set_nonblocking(true).unwrap();
         Self(Arc::new(Line::Tcp(stream)))
+    }
+
+    /// Whether the client has sent something that has not been read yet.
+    pub fn is_unheard(&self) -> bool {
+        match &*self.0 {
+            // It does not wait: the server's end, which this is, does not either.
+            Line::Tcp(stream) => matches!(stream.peek(&mut [0]), Ok(1..)),
+            Line::Unix(_) => false,
+        }
     }
 
     /// Ends it in both directions; what waits to be sent is given up.

@@ -2,9 +2,14 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use nix::libc;
+
 use serde::{Deserialize, Serialize};
+
+use super::qcow2::Problem;
 
 /// How a disk's content is laid out in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +43,47 @@ pub struct Layer {
     pub format: DiskFormat,
 }
 
+/// A layer cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// It is not what was written when it was made.
+    #[error("layer {file} {problem}")]
+    Refused {
+        /// Its name.
+        file: String,
+        /// What is wrong with it.
+        problem: Problem,
+    },
+    /// A VM may still have it open for writing.
+    #[error("layer {file} is not sealed: whatever wrote it may still write to it")]
+    NotSealed {
+        /// Its name.
+        file: String,
+    },
+    /// It could not be read or written.
+    #[error("cannot {verb} layer {file}")]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// Its name.
+        file: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Nobody wants the result any more.
+    #[error("work on a disk's layers was cancelled")]
+    Cancelled,
+}
+
+impl LayerError {
+    /// Makes an error of the layer called `file` that says what was tried.
+    pub fn io(verb: &'static str, file: &str) -> impl FnOnce(io::Error) -> Self {
+        let file = file.to_owned();
+        move |source| Self::Io { verb, file, source }
+    }
+}
+
 /// A layer that is open for reading.
 #[derive(Debug)]
 pub struct OpenLayer {
@@ -48,12 +94,26 @@ pub struct OpenLayer {
 }
 
 impl Layer {
-    /// Opens the layer, which is in `dir`.
+    /// Opens the layer, which is a file in `dir`, an overlay no link to one elsewhere.
     ///
     /// # Errors
     ///
-    /// Those of opening it.
-    pub fn open(&self, dir: &Path) -> io::Result<OpenLayer> {
-        Ok(OpenLayer { file: File::open(dir.join(&self.file))?, format: self.format })
+    /// [`LayerError::Io`].
+    pub fn open(&self, dir: &Path) -> Result<OpenLayer, LayerError> {
+        let open = || {
+            let mut options = File::options();
+            options.read(true);
+            if self.format != DiskFormat::Raw {
+                // An image's own disk may be what a person has linked there.
+                options.custom_flags(libc::O_NOFOLLOW);
+            }
+            let file = options.open(dir.join(&self.file))?;
+            match file.metadata()?.is_file() {
+                true => Ok(file),
+                false => Err(io::Error::other("it is no regular file")),
+            }
+        };
+        let file = open().map_err(LayerError::io("open", &self.file))?;
+        Ok(OpenLayer { file, format: self.format })
     }
 }

@@ -88,7 +88,7 @@ impl Overlay {
         let file = file.map_err(failed)?;
         let fill = || {
             let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e)?;
-            qcow2::write_overlay(&file, Path::new(&backing.file), backing.format, size)?;
+            qcow2::write_overlay(&file, backing, size)?;
             io::Result::Ok(file)
         };
         match fill() {

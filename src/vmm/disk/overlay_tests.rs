@@ -162,9 +162,9 @@ fn qemu_img_finds_the_overlay_sound() {
 fn sizes_that_no_disk_has_are_refused() {
     let file = tempfile::tempfile().unwrap();
     for size in [513, 1 << 60] {
-        let written = qcow2::write_overlay(&file, Path::new("base"), DiskFormat::Raw, size);
+        let written = qcow2::write_overlay(&file, &base(), size);
         assert!(written.is_err(), "{size}");
     }
-    let long = "/x".repeat(600);
-    assert!(qcow2::write_overlay(&file, Path::new(&long), DiskFormat::Qcow2, 512).is_err());
+    let long = Layer { file: "/x".repeat(600), format: DiskFormat::Qcow2 };
+    assert!(qcow2::write_overlay(&file, &long, 512).is_err());
 }

@@ -2,8 +2,12 @@
 //!
 //! ```text
 //! sync, freeze, devices, memory, disk -> a complete snapshot in the machine's own directory
-//!     it goes on:  new overlay, thaw, record      it is paused:  record, end of the VM
+//!     it goes on:  new overlay, thaw, record, seal    it is paused:  record, end of the VM, seal
 //! ```
+//!
+//! Sealed means that nobody can write to the disk's layers any more. A VM that goes on runs again by
+//! then: what its process has not closed has to be copied. A crash in between changes nothing: whoever
+//! uses the snapshot next finds it not sealed.
 //!
 //! Until the snapshot is complete nothing has changed for the machine, and any failure thaws it.
 //! Then the record decides, in one rename, which of both counts.
@@ -19,7 +23,7 @@ use super::Host;
 use super::disk::{self, Base};
 use super::error::file_error;
 use super::parts::{Parts, overlay_name, snapshot_dir};
-use crate::vmm::disk::{DiskFormat, Layer};
+use crate::vmm::disk::DiskFormat;
 use crate::vmm::fault::Point;
 use crate::vmm::guest::Agent;
 use crate::vmm::hypervisor::Vm;
@@ -122,6 +126,8 @@ impl Host {
             .at(Point::Thawed, running.pid())
             .map_err(file_error)
             .map_err(CaptureError::RunsOn)?;
+        let sealed = run.trace.span("seal", seal(&snapshot, Durability::Cached, run)).await;
+        sealed.map_err(CaptureError::RunsOn)?;
         Ok(snapshot)
     }
 
@@ -180,6 +186,12 @@ impl Host {
         let dir = parts.dir.clone();
         if let Some(former) = former {
             self.forget_former(&dir, former).await;
+        }
+        // Nobody has it open any more, so this copies nothing. If it fails, who resumes it tries again.
+        let sealed = run.trace.span("seal", seal(&snapshot, Durability::Synced, run)).await;
+        if let Err(error) = sealed {
+            tracing::warn!(dir = %snapshot.dir().display(), error = %crate::chain(&error),
+                "a paused disk is not sealed yet");
         }
         Ok(taken_away)
     }
@@ -287,9 +299,16 @@ impl Host {
     }
 }
 
-/// The layer that an overlay becomes when it is captured.
-pub(super) fn top_layer(build: BuildId, format: DiskFormat) -> Layer {
-    Layer { file: format!("overlay.{build}.{}", format.as_str()), format }
+/// Seals the disk's layers of a snapshot, unless nobody wants it any more.
+pub(super) async fn seal(
+    snapshot: &Arc<Snapshot>,
+    durability: Durability,
+    run: &Run,
+) -> Result<(), MachineError> {
+    let (snapshot, cancel) = (snapshot.clone(), run.cancel.clone());
+    let work = move || snapshot.seal(durability, &|| cancel.is_cancelled());
+    let sealed = tokio::task::spawn_blocking(work).await;
+    Ok(sealed.expect("copying files does not panic")?)
 }
 
 /// Tells a guest that stood still what time it is.
@@ -309,7 +328,7 @@ fn next_manifest(
     former: &Snapshot,
 ) -> Manifest {
     let mut layers = former.manifest().layers.clone();
-    layers.push(top_layer(build, format));
+    layers.push(snapshot::overlay(build, format));
     Manifest {
         format: FORMAT,
         build,

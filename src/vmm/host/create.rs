@@ -213,6 +213,7 @@ impl Host {
     ) -> Result<(), MachineError> {
         let wanted = self.new_record(spec, &source);
         let (place, made) = (Parts::new(parts.dir.clone()), parts.record.clone());
+        let cancel = run.cancel.clone();
         let work = move || {
             let record = match made {
                 // Of a process that was started ahead.
@@ -225,6 +226,8 @@ impl Host {
                     Arc::new(RecordFile::create(&place.dir, wanted)?)
                 }
             };
+            // Sealed already, but for what an older version has made.
+            source.seal(Durability::Synced, &|| cancel.is_cancelled())?;
             let dir = snapshot_dir(&place.dir, source.manifest().build);
             let snapshot = source.link_into(&dir, Durability::Cached)?;
             Ok::<_, MachineError>((record, snapshot))

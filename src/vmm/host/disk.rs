@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::file_error;
-use super::parts::{Parts, overlay_path};
+use super::parts::{Parts, build_of, overlay_path};
 use crate::domain::id::SandboxId;
 use crate::vmm::disk::{Device, DeviceError, Devices, DiskFormat, Layer, Overlay};
 use crate::vmm::hypervisor::{DiskKind, DiskPlan, HypervisorError, OverlayPlan, Vm};
@@ -29,7 +29,9 @@ pub(super) enum Disk {
 }
 
 /// What an overlay is to lie on.
-pub(super) struct Base {
+pub(super) struct Base<'a> {
+    /// Whose layers they are, if they are not one file.
+    snapshot: Option<&'a Snapshot>,
     /// The layers, the lowest first.
     layers: Vec<(PathBuf, DiskFormat)>,
     /// The uppermost one as an overlay beside it names it.
@@ -38,17 +40,18 @@ pub(super) struct Base {
     size: u64,
 }
 
-impl Base {
+impl<'a> Base<'a> {
     /// Bytes of the disk as the guest sees it.
     pub fn size(&self) -> u64 {
         self.size
     }
 
     /// The disk of a snapshot.
-    pub fn of(snapshot: &Snapshot) -> Self {
+    pub fn of(snapshot: &'a Snapshot) -> Self {
         let manifest = snapshot.manifest();
         let path = |layer: &Layer| (snapshot.dir().join(&layer.file), layer.format);
         Self {
+            snapshot: Some(snapshot),
             layers: manifest.layers.iter().map(path).collect(),
             top: manifest.layers.last().expect("a disk has layers").clone(),
             size: manifest.disk_size,
@@ -57,7 +60,8 @@ impl Base {
 
     /// One file, which will be called `layer` in the snapshot that the overlay becomes part of.
     pub fn single(file: &Path, layer: &Layer, size: u64) -> Self {
-        Self { layers: vec![(file.to_owned(), layer.format)], top: layer.clone(), size }
+        let layers = vec![(file.to_owned(), layer.format)];
+        Self { snapshot: None, layers, top: layer.clone(), size }
     }
 }
 
@@ -93,7 +97,7 @@ impl Disks {
         dir: &Path,
         id: &SandboxId,
         name: &str,
-        base: &Base,
+        base: &Base<'_>,
     ) -> Result<Disk, MachineError> {
         let path = self.overlay_path(dir, name);
         Ok(match self {
@@ -114,6 +118,12 @@ impl Disks {
         match (self, vm.layered_disk()) {
             (Self::Layers, Some(layered)) => {
                 let name = layered.active().await?;
+                // It is the VM's process that says so, and this becomes a path.
+                if build_of(&name).is_none() {
+                    let source = format!("it writes to {name:?}, which is no overlay of ours");
+                    let verb = "take over the disk of";
+                    return Err(HypervisorError::Control { verb, source: source.into() }.into());
+                }
                 let pid = u32::try_from(vm.process().pid).unwrap_or_default();
                 let overlay = Overlay::adopt(&self.overlay_path(dir, &name), pid)?;
                 Ok((Disk::Overlay(overlay), name))
@@ -180,7 +190,9 @@ impl Disk {
     }
 
     /// What a VM needs of it.
-    pub fn plan<'a>(&self, name: &'a str, base: &Base) -> Result<DiskPlan<'a>, MachineError> {
+    ///
+    /// What a VM wrote is opened for another one only as [`Snapshot::open_layers`] does it.
+    pub fn plan<'a>(&self, name: &'a str, base: &Base<'_>) -> Result<DiskPlan<'a>, MachineError> {
         let overlay = match self {
             Self::Device(device) => return Ok(DiskPlan::Device(device.number())),
             Self::Overlay(overlay) => overlay.file().try_clone_to_owned().map_err(file_error)?,
@@ -189,8 +201,13 @@ impl Disk {
             let file = fs::File::open(path)?;
             io::Result::Ok(crate::vmm::disk::OpenLayer { file, format: *format })
         };
-        let layers: io::Result<Vec<_>> = base.layers.iter().map(open).collect();
-        let layers = layers.map_err(file_error)?;
+        let layers = match base.snapshot {
+            Some(snapshot) => snapshot.open_layers()?,
+            None => {
+                let layers: io::Result<Vec<_>> = base.layers.iter().map(open).collect();
+                layers.map_err(file_error)?
+            }
+        };
         Ok(DiskPlan::Layers { layers, overlay: OverlayPlan { name, file: overlay } })
     }
 
@@ -222,7 +239,7 @@ pub(super) async fn switch(
     parts: &mut Parts,
     vm: &dyn Vm,
     name: &str,
-    base: &Base,
+    base: &Base<'_>,
 ) -> Result<(), MachineError> {
     let path = disks.overlay_path(&parts.dir, name);
     let disk = parts.disk.as_mut().expect("a running machine has a disk");

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 
-use crate::vmm::disk::{DeviceError, DiskError};
+use crate::vmm::disk::{DeviceError, DiskError, LayerError};
 use crate::vmm::hypervisor::HypervisorError;
 use crate::vmm::machine::MachineError;
 use crate::vmm::memory::MemoryError;
@@ -40,6 +40,8 @@ fn is_damage(error: &SnapshotError) -> bool {
                 | MemoryError::Touched { .. }
                 | MemoryError::NoMemory { .. }
         ),
+        SnapshotError::Disk { source, .. } => matches!(source, LayerError::Refused { .. }),
+        SnapshotError::Layers { .. } => true,
         SnapshotError::Io { .. } | SnapshotError::Format { .. } => false,
     }
 }
@@ -58,6 +60,9 @@ impl From<DeviceError> for MachineError {
 
 impl From<SnapshotError> for MachineError {
     fn from(error: SnapshotError) -> Self {
+        if let SnapshotError::Disk { source: LayerError::Cancelled, .. } = error {
+            return Self::Cancelled;
+        }
         no_space_or(error, |error| match is_damage(&error) {
             true => Self::Damaged { source: Box::new(error) },
             false => Self::Snapshot { source: Box::new(error) },

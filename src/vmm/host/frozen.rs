@@ -8,11 +8,13 @@ use async_trait::async_trait;
 use tokio::sync::Mutex;
 
 use super::Host;
+use super::capture::seal;
 use super::machine::HostMachine;
 use super::parts::{Parts, snapshot_dir};
 use crate::domain::egress::Policy;
 use crate::domain::name::TemplateName;
 use crate::vmm::machine::{Existing, Frozen, Machine, MachineError, Run, SnapshotInfo, Storage};
+use crate::vmm::memory::Durability;
 use crate::vmm::record::{Home, Life, RecordFile};
 use crate::vmm::snapshot::{self, Snapshot};
 
@@ -108,6 +110,8 @@ impl Frozen for HostFrozen {
     async fn resume(&self, run: &Run) -> Result<Arc<dyn Machine>, MachineError> {
         let files = self.claim().await;
         let snapshot = run.trace.span("open", self.open()).await?;
+        // Sealed since it was paused, but for what a crash or an older version has left.
+        run.trace.span("seal", seal(&snapshot, Durability::Synced, run)).await?;
         let (host, dir) = (self.host.clone(), self.dir.clone());
         let (record, run) = (self.record.clone(), run.clone());
         let work = async move {

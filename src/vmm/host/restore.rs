@@ -52,6 +52,8 @@ impl Host {
             _ => unreachable!("what is restored has a record and a snapshot"),
         };
         self.check(&snapshot)?;
+        // Once more: it may have been opened long ago.
+        snapshot.memory().check_untouched()?;
         let now = record.get();
         match parts.process {
             Some(_) => self.fit(parts, &now, run).await?,
@@ -161,7 +163,7 @@ impl Host {
         parts: &'a Parts,
         now: &Record,
         overlay_name: &'a str,
-        base: &Base,
+        base: &Base<'_>,
     ) -> Result<VmPlan<'a>, MachineError> {
         let disk = parts.disk.as_ref().expect("it was made before");
         Ok(VmPlan {

@@ -23,7 +23,7 @@ use nix::sys::statvfs::statvfs;
 use sha2::{Digest, Sha256};
 
 use super::Host;
-use super::capture::top_layer;
+use super::capture::seal;
 use super::disk::Base;
 use super::error::file_error;
 use super::parts::{Parts, overlay_name};
@@ -39,7 +39,7 @@ use crate::vmm::lock_file;
 use crate::vmm::machine::{MachineError, Run};
 use crate::vmm::memory::{BuildId, Durability, Lineage};
 use crate::vmm::record::{Record, RecordFile};
-use crate::vmm::snapshot::{FORMAT, Manifest, ROOTFS, Snapshot, SnapshotError};
+use crate::vmm::snapshot::{self, FORMAT, Manifest, ROOTFS, Snapshot, SnapshotError};
 
 const WARM: &str = "warm";
 const LOCK: &str = ".lock";
@@ -148,10 +148,13 @@ impl Host {
         let mut parts = Parts::new(self.dir(&id));
         let made = self.boot_in(&mut parts, id, image, shape, dir).await;
         let remains = parts.dismantle().await;
-        match made {
-            Ok(_) if !remains.is_empty() => Err(MachineError::Remains(remains)),
-            outcome => outcome,
+        let made = made?;
+        if !remains.is_empty() {
+            return Err(MachineError::Remains(remains));
         }
+        // With the machine its overlay was closed, so this copies nothing.
+        seal(&made, Durability::Synced, &Run::default()).await?;
+        Ok(made)
     }
 
     async fn boot_in(
@@ -213,7 +216,7 @@ impl Host {
         let overlay = disk.path().to_owned();
         parts.kill().await.map_err(|error| MachineError::Remains(vec![error]))?;
 
-        let layers = vec![base, top_layer(build, self.disks.format())];
+        let layers = vec![base, snapshot::overlay(build, self.disks.format())];
         let manifest = Manifest {
             format: FORMAT,
             build,
@@ -256,7 +259,7 @@ async fn open(dir: &Path) -> Result<Option<Arc<Snapshot>>, MachineError> {
         Err(error) => {
             tracing::warn!(path = %dir.display(), error = %crate::chain(&error),
                 "a warm snapshot is damaged and will be made again");
-            crate::vmm::snapshot::remove(dir)?;
+            snapshot::remove(dir)?;
             Ok(None)
         }
     }
@@ -292,7 +295,7 @@ fn remove_outdated(home: &Path, current: &Path) {
         let path = entry.path();
         if path != current
             && shape(&path).is_some_and(|it| Some(it) == shape(current))
-            && let Err(error) = crate::vmm::snapshot::remove(&path)
+            && let Err(error) = snapshot::remove(&path)
         {
             tracing::warn!(error = %crate::chain(&error), "an outdated warm snapshot stays");
         }

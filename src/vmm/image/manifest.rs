@@ -6,8 +6,8 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use chrono::{DateTime, Utc};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::domain::name::TemplateName;
 
@@ -26,6 +26,7 @@ pub struct ImageManifest {
     /// What it was made from, for people.
     pub source: String,
     /// Directory of its kernel under `kernels/`.
+    #[serde(deserialize_with = "plain_name")]
     pub kernel: String,
     /// The root filesystem; its sum is [`super::checksum::of_sparse_file`].
     pub rootfs: Part,
@@ -50,11 +51,21 @@ pub struct KernelManifest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
     /// File name, without directories.
+    #[serde(deserialize_with = "plain_name")]
     pub file: String,
     /// Apparent size in bytes.
     pub bytes: u64,
     /// SHA-256 in hexadecimal digits.
     pub sha256: String,
+}
+
+/// Names in manifests become paths: each is one that a directory can have, and leads nowhere else.
+fn plain_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    match name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+        true => Err(D::Error::custom(format!("{name:?} is no name of a file"))),
+        false => Ok(name),
+    }
 }
 
 /// Reads a manifest.
@@ -104,4 +115,22 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 pub fn publish_mode(file: &File) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     file.set_permissions(fs::Permissions::from_mode(0o444))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_leads_elsewhere_is_refused_where_it_is_read() {
+        let part = |file: &str| {
+            let text = serde_json::json!({ "file": file, "bytes": 1, "sha256": "" }).to_string();
+            serde_json::from_str::<Part>(&text)
+        };
+        part("rootfs-0123.ext4").unwrap();
+        for file in ["", ".", "..", "/etc/shadow", "../rootfs", "a/b", "a\0b"] {
+            let refused = part(file).unwrap_err().to_string();
+            assert!(refused.contains("is no name of a file"), "{file:?}: {refused}");
+        }
+    }
 }

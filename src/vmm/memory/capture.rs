@@ -35,8 +35,8 @@ pub struct Captured {
 /// # Errors
 ///
 /// [`MemoryError::OtherBase`] if the VM has another base; [`MemoryError::Gone`] and
-/// [`MemoryError::Access`] if the process is in the way; [`MemoryError::Io`]. `dir` is then as it
-/// was before.
+/// [`MemoryError::Access`] if the process is in the way; [`MemoryError::Touched`] if the parent is not
+/// what it was; [`MemoryError::Io`]. `dir` is then as it was before.
 pub fn capture(
     guest: &GuestMemory,
     parent: &Lineage,
@@ -102,15 +102,17 @@ fn take(
                 staging.link(parent.file(number), generation.name)?;
                 generations.push(generation.clone());
             }
-            None => generations.push(Generation { name, bytes: bytes_written }),
+            None => generations.push(Generation { name, bytes: bytes_written, written: None }),
         }
     }
     if let Some(file) = file {
         staging.finish(file)?;
     }
     let header = Header { origin, generations, map };
-    let lineage = Lineage::assemble(dir, header.clone())?;
-    staging.commit(&header)?;
+    // It was compared with, and what is not linked was read from.
+    parent.check_untouched()?;
+    let lineage = Lineage::assemble(dir, header)?;
+    staging.commit(&lineage)?;
     Ok(Captured { lineage, pages_changed, bytes_written })
 }
 

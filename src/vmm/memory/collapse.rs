@@ -25,7 +25,8 @@ use super::{BuildId, Durability, Lineage, MemoryError, PAGE_SIZE, cannot};
 ///
 /// # Errors
 ///
-/// [`MemoryError::Cancelled`] and [`MemoryError::Io`]; the old header is still valid then.
+/// [`MemoryError::Cancelled`], [`MemoryError::Touched`] and [`MemoryError::Io`]; the old header is still
+/// there then.
 pub fn collapse(
     lineage: &Lineage,
     dir: &Path,
@@ -40,10 +41,14 @@ pub fn collapse(
             let new = staging.create(name)?;
             fill(&new, lineage, cancelled)?;
             staging.finish(new)?;
-            let generations = vec![Generation { name, bytes: lineage.memory_bytes() }];
+            // It was read: what somebody has written into it would be the new base's from the
+            // beginning.
+            lineage.check_untouched()?;
+            let bytes = lineage.memory_bytes();
+            let generations = vec![Generation { name, bytes, written: None }];
             let header = Header { origin: origin.clone(), generations, map: PageMap::default() };
-            let collapsed = Lineage::assemble(dir, header.clone())?;
-            staging.commit(&header)?;
+            let collapsed = Lineage::assemble(dir, header)?;
+            staging.commit(&collapsed)?;
             Lineage::remove_strays(dir)?;
             Ok(collapsed)
         }

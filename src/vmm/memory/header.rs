@@ -4,17 +4,20 @@
 //!
 //! | field | bytes |
 //! | --- | --- |
-//! | magic; the last byte is the version | 8 |
+//! | magic; the last byte is the version, 2 | 8 |
 //! | vCPUs, memory in MiB | 4, 4 |
 //! | engine, its version, host kernel, guest kernel, CPU model | each 2 for the length, then UTF-8 |
 //! | number of generations, the base first | 1 |
 //! | each generation: 0 for the plain `memfile` or 1, its build, its length in bytes | 1, 8, 8 |
+//! | and when it was written: seconds since 1970, nanoseconds | 8, 4 |
 //! | number of extents | 4 |
 //! | each extent: first page, pages, generation, offset in pages | 4, 4, 4, 4 |
 //! | SHA-256 of all before | 32 |
 //!
 //! Pages without an extent are the base's. As no extent needs to name the base, generation 0 in an
 //! extent says that its pages are zero.
+//!
+//! Version 1 did not say when a generation was written.
 
 use std::fmt;
 
@@ -34,6 +37,8 @@ const MAX_TEXT: usize = 1024;
 
 const CHECKSUM_SIZE: usize = 32;
 const EXTENT_SIZE: usize = 16;
+/// Nanoseconds in a second.
+const NANOS: u32 = 1_000_000_000;
 
 /// Why bytes are no header, or a header cannot be bytes.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -42,7 +47,7 @@ pub enum HeaderError {
     #[error("it does not begin as a header does")]
     Magic,
     /// Another version of Nestbox wrote it.
-    #[error("it has version {found}, and this program reads {}", Header::MAGIC[7])]
+    #[error("it has version {found}, and this program reads up to {}", Header::MAGIC[7])]
     Version {
         /// Its version.
         found: u8,
@@ -106,6 +111,27 @@ pub struct Generation {
     pub name: GenerationName,
     /// Its length.
     pub bytes: u64,
+    /// When it was written. It goes from header to header as it is, and the file must still say the
+    /// same. Not known from a header of version 1.
+    pub written: Option<Written>,
+}
+
+/// When a file was last written to, as it says itself (`st_mtim`). Hard links keep it. Whoever has the
+/// file open for writing can make it later, but set it back only if the file is his, utimensat(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Seconds since 1970.
+    pub seconds: i64,
+    /// And nanoseconds.
+    pub nanos: u32,
+}
+
+impl Written {
+    /// Whether a file that says `found` is one that says this. A copy that an archive has kept may
+    /// know no fractions of seconds; a write at just the beginning of that very second is long ago.
+    pub fn is(self, found: Self) -> bool {
+        self.seconds == found.seconds && (self.nanos == found.nanos || found.nanos == 0)
+    }
 }
 
 /// What a header says.
@@ -121,7 +147,10 @@ pub struct Header {
 
 impl Header {
     /// How every header begins.
-    pub const MAGIC: [u8; 8] = *b"NESTMEM\x01";
+    pub const MAGIC: [u8; 8] = *b"NESTMEM\x02";
+
+    /// The version before, which is still read.
+    const UNTIMED: u8 = 1;
 
     /// Reads a header. Allocates no more than a few times the length of `bytes`.
     ///
@@ -132,9 +161,10 @@ impl Header {
         let (magic, _) = bytes.split_first_chunk::<8>().ok_or(HeaderError::Magic)?;
         match (magic[..7] == Self::MAGIC[..7], magic[7]) {
             (false, _) => return Err(HeaderError::Magic),
-            (true, found) if found != Self::MAGIC[7] => return Err(HeaderError::Version { found }),
-            (true, _) => {}
+            (true, found) if found == Self::MAGIC[7] || found == Self::UNTIMED => {}
+            (true, found) => return Err(HeaderError::Version { found }),
         }
+        let timed = magic[7] != Self::UNTIMED;
         let (content, checksum) =
             bytes.split_last_chunk::<CHECKSUM_SIZE>().ok_or(HeaderError::Truncated)?;
         if Sha256::digest(content)[..] != checksum[..] {
@@ -149,7 +179,7 @@ impl Header {
             guest_kernel: rest.text()?,
             cpu_model: rest.text()?,
         };
-        let generations = rest.generations(shape)?;
+        let generations = rest.generations(shape, timed)?;
         let map = rest.map(shape, &generations)?;
         match rest.0.len() {
             0 => Ok(Self { origin: Origin { shape, provenance }, generations, map }),
@@ -157,14 +187,18 @@ impl Header {
         }
     }
 
-    /// Writes the header.
+    /// Writes the header, in the old version if a generation's time is not known.
     ///
     /// # Errors
     ///
     /// [`HeaderError`] for anything that [`Header::parse`] would refuse.
     pub fn encode(&self) -> Result<Vec<u8>, HeaderError> {
         let Origin { shape, provenance } = &self.origin;
+        let timed = self.generations.iter().all(|generation| generation.written.is_some());
         let mut bytes = Self::MAGIC.to_vec();
+        if !timed {
+            bytes[7] = Self::UNTIMED;
+        }
         bytes.extend(shape.vcpus.to_le_bytes());
         bytes.extend(shape.memory_mib.to_le_bytes());
         let Provenance { engine, vmm_version, host_kernel, guest_kernel, cpu_model } = provenance;
@@ -183,6 +217,10 @@ impl Header {
             bytes.push(kind);
             bytes.extend(build.to_le_bytes());
             bytes.extend(generation.bytes.to_le_bytes());
+            if let Some(Written { seconds, nanos }) = generation.written.filter(|_| timed) {
+                bytes.extend(seconds.to_le_bytes());
+                bytes.extend(nanos.to_le_bytes());
+            }
         }
         let extents = self.map.extents();
         let count = u32::try_from(extents.len());
@@ -246,7 +284,7 @@ impl Reader<'_> {
         if valid { Ok(shape) } else { Err(HeaderError::Shape { vcpus, memory_mib }) }
     }
 
-    fn generations(&mut self, shape: Shape) -> Result<Vec<Generation>, HeaderError> {
+    fn generations(&mut self, shape: Shape, timed: bool) -> Result<Vec<Generation>, HeaderError> {
         let [count] = self.bytes()?;
         let mut generations: Vec<Generation> = Vec::new();
         for index in 0..usize::from(count) {
@@ -262,17 +300,26 @@ impl Reader<'_> {
                 0 => bytes == memory_bytes(shape),
                 _ => bytes > 0 && bytes.is_multiple_of(PAGE_SIZE as u64),
             };
+            let written = match timed {
+                true => Some(self.written()?),
+                false => None,
+            };
+            let later = written.is_some_and(|it| it.nanos >= NANOS);
             let twice = generations.iter().any(|other| other.name == name);
             let plain_diff = index > 0 && name == GenerationName::Plain;
-            if !fits || twice || plain_diff {
+            if !fits || twice || plain_diff || later {
                 return Err(wrong);
             }
-            generations.push(Generation { name, bytes });
+            generations.push(Generation { name, bytes, written });
         }
         match count {
             0 => Err(HeaderError::Count { count: 0 }),
             _ => Ok(generations),
         }
+    }
+
+    fn written(&mut self) -> Result<Written, HeaderError> {
+        Ok(Written { seconds: i64::from_le_bytes(self.bytes()?), nanos: self.u32()? })
     }
 
     fn map(&mut self, shape: Shape, generations: &[Generation]) -> Result<PageMap, HeaderError> {

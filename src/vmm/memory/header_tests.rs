@@ -13,11 +13,15 @@ fn header() -> Header {
     map.push(6..7, Source::Stored { generation: 2, offset: 0 });
     map.push(255..256, Source::Stored { generation: 1, offset: 2 });
     let generations = vec![
-        Generation { name: GenerationName::Plain, bytes: MIB },
-        Generation { name: build(7), bytes: 3 * 4096 },
-        Generation { name: build(8), bytes: 4096 },
+        Generation { name: GenerationName::Plain, bytes: MIB, written: at(3) },
+        Generation { name: build(7), bytes: 3 * 4096, written: at(4) },
+        Generation { name: build(8), bytes: 4096, written: at(5) },
     ];
     Header { origin: origin(), generations, map }
+}
+
+fn at(seconds: i64) -> Option<Written> {
+    Some(Written { seconds, nanos: 999_999_999 })
 }
 
 /// A header as somebody would write it who can compute a checksum.
@@ -84,10 +88,29 @@ fn what_follows_the_end_is_refused() {
 #[test]
 fn another_version_is_named() {
     let mut bytes = header().encode().unwrap();
-    bytes[7] = 2;
+    bytes[7] = 3;
     let error = Header::parse(&bytes).unwrap_err();
-    assert_eq!(error.to_string(), "it has version 2, and this program reads 1");
+    assert_eq!(error.to_string(), "it has version 3, and this program reads up to 2");
     assert_eq!(Header::parse(b"QEVM and more"), Err(HeaderError::Magic));
+}
+
+#[test]
+fn a_header_of_the_version_before_is_read_without_times() {
+    let mut old = header();
+    old.generations.iter_mut().for_each(|generation| generation.written = None);
+    let bytes = old.encode().unwrap();
+    assert_eq!(bytes[7], 1);
+    assert_eq!(bytes.len() + 3 * 12, header().encode().unwrap().len());
+    assert_eq!(Header::parse(&bytes), Ok(old));
+}
+
+#[test]
+fn a_time_is_known_again_and_no_other_one_is() {
+    let written = Written { seconds: 7, nanos: 5 };
+    assert!(written.is(written) && written.is(Written { seconds: 7, nanos: 0 }));
+    for (seconds, nanos) in [(7, 4), (7, 6), (8, 5), (8, 0), (6, 5)] {
+        assert!(!written.is(Written { seconds, nanos }), "{seconds}.{nanos}");
+    }
 }
 
 #[test]
@@ -137,12 +160,15 @@ fn wrong_generations_are_refused() {
     assert_eq!(changed(|h| h.generations[1].bytes = 0), wrong(1));
     assert_eq!(changed(|h| h.generations[2].name = GenerationName::Plain), wrong(2));
     assert_eq!(changed(|h| h.generations[2].name = h.generations[1].name), wrong(2));
+    let late = Some(Written { seconds: 0, nanos: 1_000_000_000 });
+    assert_eq!(changed(|h| h.generations[1].written = late), wrong(1));
     assert_eq!(changed(|h| h.generations.clear()), Err(HeaderError::Count { count: 0 }));
     let many = |count: usize| {
         changed(|header| {
             header.generations.extend((3..count as u64).map(|number| Generation {
                 name: GenerationName::Build(BuildId::from_u64(100 + number)),
                 bytes: 4096,
+                written: at(9),
             }));
         })
     };

@@ -5,9 +5,8 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
-use super::header::{Generation, GenerationName, Header, memory_bytes};
+use super::header::{Generation, GenerationName, Header, Written, memory_bytes};
 use super::map::{PageMap, Source};
 use super::provenance::{Origin, Provenance};
 use super::sparse::next_data;
@@ -44,7 +43,8 @@ impl Lineage {
     /// # Errors
     ///
     /// [`MemoryError::Io`] with `NotFound` if there is none; [`MemoryError::Incomplete`],
-    /// [`MemoryError::Header`] and [`MemoryError::Length`] if it is not whole.
+    /// [`MemoryError::Header`] and [`MemoryError::Length`] if it is not whole;
+    /// [`MemoryError::Touched`] if a file of it was written to since it was finished.
     pub fn open(dir: &Path) -> Result<Self, MemoryError> {
         let path = dir.join(HEADER);
         let file = match File::open(&path) {
@@ -57,18 +57,40 @@ impl Lineage {
         file.take(MAX_HEADER_BYTES).read_to_end(&mut bytes).map_err(cannot("read", &path))?;
         let header =
             Header::parse(&bytes).map_err(|source| MemoryError::Header { path, source })?;
+        let known = header.generations.iter().all(|generation| generation.written.is_some());
         let lineage = Self::assemble(dir, header)?;
-        lineage.check_untouched(written)?;
+        if !known {
+            lineage.check_older_than(written)?;
+        }
         Ok(lineage)
     }
 
-    /// A header is written after the files that it names, which are never changed again. QEMU 7.2
-    /// opens a base for writing although it maps it privately, so one that a guest has taken over
-    /// could write to it; it could not set the time of that back.
-    fn check_untouched(&self, written: SystemTime) -> Result<(), MemoryError> {
-        for (number, file) in self.files.iter().enumerate() {
+    /// A header is written after the files that it names, which are never changed again. One that does
+    /// not say when they were written is as good as its own time: what it was taken from may have
+    /// been changed before.
+    fn check_older_than(&self, header: Written) -> Result<(), MemoryError> {
+        for (number, generation) in self.generations.iter().enumerate() {
+            let written = generation.written.map(|it| (it.seconds, it.nanos));
+            if written > Some((header.seconds, header.nanos)) {
+                return Err(MemoryError::Touched { path: self.path(number) });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that no file was written to since it was finished. QEMU 7.2 opens a base for writing
+    /// although it maps it privately, so one that a guest has taken over could write to it; it could
+    /// not set the time of that back, nor make a header say that it was so from the beginning: what
+    /// each file is goes on unchanged into the headers of all that build on it.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Touched`]; [`MemoryError::Io`].
+    pub fn check_untouched(&self) -> Result<(), MemoryError> {
+        for (number, (file, generation)) in self.files.iter().zip(&self.generations).enumerate() {
             let path = self.path(number);
-            if modified(file).map_err(cannot("measure", &path))? > written {
+            let found = modified(file).map_err(cannot("measure", &path))?;
+            if generation.written.is_some_and(|written| !written.is(found)) {
                 return Err(MemoryError::Touched { path });
             }
         }
@@ -97,6 +119,7 @@ impl Lineage {
         }
         let lineage = Self { dir, origin: Some(origin), generations, files, map };
         lineage.check_lengths()?;
+        lineage.check_untouched()?;
         Ok(lineage)
     }
 
@@ -106,14 +129,18 @@ impl Lineage {
     ///
     /// [`MemoryError::Header`].
     pub fn header(&self) -> Result<Option<Vec<u8>>, MemoryError> {
-        let encode = |origin: &Origin| {
-            // Not read: the header in the own directory may be one of a collapse by now.
-            let (generations, map) = (self.generations.clone(), self.map.clone());
-            Header { origin: origin.clone(), generations, map }
+        let encode = |header: Header| {
+            header
                 .encode()
                 .map_err(|source| MemoryError::Header { path: self.dir.join(HEADER), source })
         };
-        self.origin.as_ref().map(encode).transpose()
+        self.to_header().map(encode).transpose()
+    }
+
+    /// Its header. Not read: the one in the own directory may be one of a collapse by now.
+    pub(super) fn to_header(&self) -> Option<Header> {
+        let origin = self.origin.clone()?;
+        Some(Header { origin, generations: self.generations.clone(), map: self.map.clone() })
     }
 
     /// The files of the memory, the base first. They are read at offsets of the reader's choice.
@@ -132,19 +159,24 @@ impl Lineage {
         Ok(())
     }
 
-    /// Opens the generations that `header` names in `dir`.
+    /// Opens the generations that `header` names in `dir`. Of those whose time it does not know, the
+    /// file says it now.
     pub(super) fn assemble(dir: &Path, header: Header) -> Result<Self, MemoryError> {
-        let Header { origin, generations, map } = header;
+        let Header { origin, mut generations, map } = header;
         let mut files = Vec::with_capacity(generations.len());
-        for generation in &generations {
+        for generation in &mut generations {
             let path = dir.join(generation.name.to_string());
             let (file, found) = open_file(&path)?;
             if found != generation.bytes {
                 return Err(MemoryError::Length { path, found, expected: generation.bytes });
             }
+            let written = modified(&file).map_err(cannot("measure", &path))?;
+            generation.written.get_or_insert(written);
             files.push(file);
         }
-        Ok(Self { dir: dir.to_owned(), origin: Some(origin), generations, files, map })
+        let lineage = Self { dir: dir.to_owned(), origin: Some(origin), generations, files, map };
+        lineage.check_untouched()?;
+        Ok(lineage)
     }
 
     fn open_bare(dir: &Path) -> Result<Self, MemoryError> {
@@ -162,7 +194,8 @@ impl Lineage {
         if bytes == 0 || !bytes.is_multiple_of(1 << 20) {
             return Err(MemoryError::NoMemory { path: dir.join(name.to_string()), found: bytes });
         }
-        let generations = vec![Generation { name, bytes }];
+        let written = modified(&file).map_err(cannot("measure", &dir.join(name.to_string())))?;
+        let generations = vec![Generation { name, bytes, written: Some(written) }];
         Ok(Self { dir, origin: None, generations, files: vec![file], map: PageMap::default() })
     }
 
@@ -181,12 +214,12 @@ impl Lineage {
         let name = GenerationName::Plain;
         let path = dir.join(name.to_string());
         let staging = Staging::begin(dir, durability)?;
-        let generations = vec![Generation { name, bytes: memory_bytes(shape) }];
+        let generations = vec![Generation { name, bytes: memory_bytes(shape), written: None }];
         let origin = Origin { shape, provenance };
         let header = Header { origin, generations, map: PageMap::default() };
-        let lineage = Self::assemble(dir, header.clone())?;
+        let lineage = Self::assemble(dir, header)?;
         staging.sync(lineage.base(), &path)?;
-        staging.commit(&header)?;
+        staging.commit(&lineage)?;
         Ok(lineage)
     }
 
@@ -299,19 +332,15 @@ impl Lineage {
     ///
     /// # Errors
     ///
-    /// [`MemoryError::Io`]; nothing is left there then.
+    /// [`MemoryError::Io`], [`MemoryError::Touched`]; nothing is left there then.
     pub fn link_into(&self, dir: &Path, durability: Durability) -> Result<(), MemoryError> {
+        self.check_untouched()?;
         let mut staging = Staging::begin(dir, durability)?;
         for (file, generation) in self.files.iter().zip(&self.generations) {
             staging.link(file, generation.name)?;
         }
         match &self.origin {
-            // Not linked: the header in the own directory may be one of a collapse by now.
-            Some(origin) => {
-                let (generations, map) = (self.generations.clone(), self.map.clone());
-                staging.commit(&Header { origin: origin.clone(), generations, map })?;
-                Ok(())
-            }
+            Some(_) => staging.commit(self).map(drop),
             None => staging.commit_bare(),
         }
     }
@@ -376,8 +405,11 @@ fn join(runs: &mut Vec<Range<u64>>, run: Range<u64>) {
     }
 }
 
-fn modified(file: &File) -> io::Result<SystemTime> {
-    file.metadata()?.modified()
+fn modified(file: &File) -> io::Result<Written> {
+    let data = file.metadata()?;
+    // Less than a second.
+    let nanos = u32::try_from(data.mtime_nsec()).map_err(io::Error::other)?;
+    Ok(Written { seconds: data.mtime(), nanos })
 }
 
 fn open_file(path: &Path) -> Result<(File, u64), MemoryError> {

@@ -53,7 +53,7 @@ pub use build::{BuildId, InvalidBuildId};
 pub use capture::{Captured, capture, capture_merged, inject};
 pub use collapse::collapse;
 pub use guest::GuestMemory;
-pub use header::{Generation, GenerationName, Header, HeaderError, MAX_GENERATIONS};
+pub use header::{Generation, GenerationName, Header, HeaderError, MAX_GENERATIONS, Written};
 pub use lineage::{Lineage, Usage};
 pub use map::{PageMap, Source};
 pub use provenance::{Mismatch, Origin, Part, Provenance};

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::linkat;
 
-use super::header::{GenerationName, Header};
-use super::{Durability, MemoryError, cannot};
+use super::header::GenerationName;
+use super::{Durability, Lineage, MemoryError, cannot};
 
 /// Name of the header.
 pub(super) const HEADER: &str = "memfile.header";
@@ -78,11 +78,11 @@ impl<'a> Staging<'a> {
         Ok(())
     }
 
-    /// Puts the header in place, and with it everything that it names. Returns its length in bytes.
-    pub fn commit(mut self, header: &Header) -> Result<u64, MemoryError> {
+    /// Puts the header of a lineage in place, and with it everything that it names. Returns its
+    /// length in bytes.
+    pub fn commit(mut self, lineage: &Lineage) -> Result<u64, MemoryError> {
         let path = self.dir.join(HEADER);
-        let bytes =
-            header.encode().map_err(|source| MemoryError::Header { path: path.clone(), source })?;
+        let bytes = lineage.header()?.expect("what has no header is committed bare");
         let new = self.dir.join(NEW_HEADER);
         let mut file = create(&new).map_err(cannot("create", &new))?;
         file.write_all(&bytes).map_err(cannot("write", &new))?;

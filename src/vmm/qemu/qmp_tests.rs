@@ -89,43 +89,40 @@ async fn what_is_no_message_is_given_up() {
     assert!(matches!(error, QmpError::Broken(_)), "{error:?}");
 }
 
-#[tokio::test(start_paused = true)]
-async fn nothing_is_waited_for_for_ever_whatever_comes_meanwhile() {
-    for said in ["{\"event\":\"STOP\"}\n", "x"] {
-        let (mut connection, mut theirs) = pair();
-        tokio::spawn(async move {
-            while theirs.write_all(said.as_bytes()).await.is_ok() {
-                sleep(PATIENCE / 3).await;
-            }
-        });
-        let error = stop(&mut connection).await.expect_err("no answer");
-        assert!(matches!(error, QmpError::Silent { .. }), "{error:?}");
+/// Says something again and again, so that it is never silent for long.
+async fn drip(mut to: UnixStream, first: &'static [u8], then: &'static [u8]) {
+    let _ = to.write_all(first).await;
+    while to.write_all(then).await.is_ok() {
+        sleep(PATIENCE / 100).await;
     }
-    // Both commands of a load are answered, and then only what has nothing to do with it comes.
-    let (connection, mut theirs) = pair();
-    tokio::spawn(async move {
-        theirs.write_all(b"{\"id\":1,\"return\":{}}\n{\"id\":2,\"return\":{}}\n").await?;
-        loop {
-            theirs
-                .write_all(b"{\"event\":\"MIGRATION\",\"data\":{\"status\":\"active\"}}\n")
-                .await?;
-            sleep(PATIENCE / 3).await;
-            theirs.write_all(b"{\"event\":\"STOP\"}\n").await?;
-        }
-        #[expect(unreachable_code, reason = "says of which type its errors are")]
-        io::Result::Ok(())
-    });
-    let error = Qmp(Mutex::new(connection)).load(3).await.expect_err("it is not loaded");
-    assert!(matches!(error, QmpError::Silent { .. }), "{error:?}");
 }
 
+/// All at once, for each takes as long as the daemon is patient.
 #[tokio::test]
-async fn a_command_that_is_not_taken_is_not_waited_for_for_ever() {
-    tokio::time::pause();
-    let (mut connection, theirs) = pair();
-    let error = connection.execute("stop", json!({"x": "x".repeat(1 << 20)})).await;
-    assert!(matches!(error, Err(QmpError::Silent { .. })), "{error:?}");
-    drop(theirs);
+async fn nothing_is_waited_for_for_ever_whatever_comes_meanwhile() {
+    let asked = async |said: &'static [u8]| {
+        let (mut connection, theirs) = pair();
+        tokio::spawn(drip(theirs, b"", said));
+        stop(&mut connection).await.map(drop)
+    };
+    // Both commands of a load are answered, and then only what has nothing to do with it comes.
+    let loaded = async {
+        let (connection, theirs) = pair();
+        let answers = b"{\"id\":1,\"return\":{}}\n{\"id\":2,\"return\":{}}\n";
+        tokio::spawn(drip(theirs, answers, b"{\"event\":\"STOP\"}\n"));
+        Qmp(Mutex::new(connection)).load(3).await
+    };
+    // A command that is not taken.
+    let sent = async {
+        let (mut connection, _theirs) = pair();
+        connection.execute("stop", json!({"x": "x".repeat(1 << 20)})).await.map(drop)
+    };
+    let all = async { tokio::join!(asked(b"{\"event\":\"STOP\"}\n"), asked(b"x"), loaded, sent) };
+    let outcomes = timeout(PATIENCE * 2, all).await.expect("it has an end");
+    for outcome in [outcomes.0, outcomes.1, outcomes.2, outcomes.3] {
+        let error = outcome.expect_err("no answer");
+        assert!(matches!(error, QmpError::Silent { .. }), "{error:?}");
+    }
 }
 
 #[tokio::test]

@@ -7,11 +7,11 @@ use std::path::Path;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::SnapshotError;
+use super::{ROOTFS, SnapshotError};
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::shape::Shape;
-use crate::vmm::disk::Layer;
+use crate::vmm::disk::{DiskFormat, Layer};
 use crate::vmm::hypervisor::Engine;
 use crate::vmm::memory::BuildId;
 
@@ -52,7 +52,8 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// [`SnapshotError::Io`], [`SnapshotError::Manifest`], [`SnapshotError::Format`].
+    /// [`SnapshotError::Io`], [`SnapshotError::Manifest`], [`SnapshotError::Format`],
+    /// [`SnapshotError::Layers`].
     pub fn read(dir: &Path) -> Result<Self, SnapshotError> {
         #[derive(Deserialize)]
         struct Format {
@@ -65,7 +66,27 @@ impl Manifest {
         if format != FORMAT {
             return Err(SnapshotError::Format { path, found: format });
         }
-        serde_json::from_slice(&text).map_err(malformed)
+        let manifest: Self = serde_json::from_slice(&text).map_err(malformed)?;
+        match manifest.wrong_layer() {
+            None => Ok(manifest),
+            Some(file) => Err(SnapshotError::Layers { path, file }),
+        }
+    }
+
+    /// The first layer that is not one on the ones below it, or has a name that is not of this
+    /// directory: names of layers become paths.
+    fn wrong_layer(&self) -> Option<String> {
+        let Some((base, above)) = self.layers.split_first() else { return Some(String::new()) };
+        if base.file != ROOTFS || base.format != DiskFormat::Raw {
+            return Some(base.file.clone());
+        }
+        let is_wrong = |(index, layer): (usize, &Layer)| {
+            let fits = above[0].format == layer.format && layer.format != DiskFormat::Raw;
+            let twice = above[..index].iter().any(|other| other.file == layer.file);
+            let named = build_of(layer).is_some_and(|build| *layer == overlay(build, layer.format));
+            (twice || !fits || !named).then(|| layer.file.clone())
+        };
+        above.iter().enumerate().find_map(is_wrong)
     }
 
     /// Writes it into `dir`, in place of an older one if there is one.
@@ -83,3 +104,16 @@ impl Manifest {
             .map_err(SnapshotError::io("write", &path))
     }
 }
+
+/// The layer that an overlay becomes in the snapshot of that build.
+pub fn overlay(build: BuildId, format: DiskFormat) -> Layer {
+    Layer { file: format!("overlay.{build}.{}", format.as_str()), format }
+}
+
+fn build_of(layer: &Layer) -> Option<BuildId> {
+    layer.file.split('.').nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+#[path = "manifest_tests.rs"]
+mod tests;

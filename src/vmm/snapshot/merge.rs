@@ -1,12 +1,12 @@
 //! Merges what many captures have left, so that a chain does not grow for ever.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::process::Command;
 
-use super::{Snapshot, SnapshotError};
+use super::{Snapshot, SnapshotError, overlay};
 use crate::vmm::disk::cow::{self, CowError};
-use crate::vmm::disk::{DiskFormat, Layer};
+use crate::vmm::disk::{DiskFormat, Layer, LayerError, qcow2};
 use crate::vmm::memory::{self, BuildId, Durability, MAX_DIFFS, MemoryError};
 
 /// Overlays on the image's root disk, before they are merged to one.
@@ -47,26 +47,25 @@ fn merge_overlays(
     snapshot: Snapshot,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<(), SnapshotError> {
-    let mut manifest = snapshot.manifest;
-    let (base, top) = match manifest.layers.as_slice() {
+    let (base, top) = match snapshot.manifest.layers.as_slice() {
         [base, .., top] => (base.clone(), top.clone()),
         _ => return Ok(()),
     };
-    let merged = Layer { file: layer_name(BuildId::random(), top.format), format: top.format };
+    let merged = overlay(BuildId::random(), top.format);
     let to = dir.join(&merged.file);
     let written = match top.format {
-        DiskFormat::Qcow2 => write_qcow2(dir, &top, &merged, &base),
-        DiskFormat::Cow => write_cow(dir, &manifest.layers[1..], &to, cancelled),
+        DiskFormat::Qcow2 => write_qcow2(&snapshot, &base, &merged, cancelled),
+        DiskFormat::Cow => write_cow(dir, &snapshot.manifest.layers[1..], &to, cancelled),
         DiskFormat::Raw => return Ok(()),
     };
     match written {
         Ok(Written::All) => {}
-        Ok(Written::Nothing) => return Ok(()),
-        Err(error) => {
+        outcome => {
             let _ = fs::remove_file(&to);
-            return Err(error);
+            return outcome.map(drop);
         }
     }
+    let mut manifest = snapshot.manifest;
     let former = std::mem::replace(&mut manifest.layers, vec![base, merged]);
     manifest.write(dir)?;
     super::sync(dir)?;
@@ -77,23 +76,32 @@ fn merge_overlays(
     Ok(())
 }
 
-fn layer_name(build: BuildId, format: DiskFormat) -> String {
-    format!("overlay.{build}.{}", format.as_str())
-}
-
-/// A copy of the topmost overlay takes in what the ones below it have. It must not be a link: others
-/// may have the same file.
+/// What VMs wrote is read from files that are open and sealed, and every name in them is only
+/// compared. Until the new overlay is whole, nothing is changed.
 fn write_qcow2(
-    dir: &Path,
-    top: &Layer,
-    merged: &Layer,
+    snapshot: &Snapshot,
     base: &Layer,
+    merged: &Layer,
+    cancelled: &dyn Fn() -> bool,
 ) -> Result<Written, SnapshotError> {
-    let (from, to) = (dir.join(&top.file), dir.join(&merged.file));
-    fs::copy(&from, &to).map_err(SnapshotError::io("copy", &from))?;
-    rebase(dir, &merged.file, base)?;
-    super::sync(&to)?;
-    Ok(Written::All)
+    let written = snapshot.seal(Durability::Synced, cancelled).and_then(|()| {
+        let open = snapshot.open_layers()?;
+        let files = open.iter().map(|layer| &layer.file);
+        let overlays: Vec<_> = snapshot.manifest.layers.iter().zip(files).skip(1).collect();
+        let path = snapshot.dir.join(&merged.file);
+        // Nobody else has a descriptor of it: it is sealed as soon as this one is closed.
+        let mut options = File::options();
+        let file = options.write(true).create_new(true).mode(0o400).open(&path);
+        let file = file.map_err(SnapshotError::io("create", &path))?;
+        let size = snapshot.manifest.disk_size;
+        qcow2::flatten(&overlays, base, size, (merged, &file), cancelled)
+            .map_err(snapshot.in_disk())
+    });
+    match written {
+        Ok(()) => Ok(Written::All),
+        Err(SnapshotError::Disk { source: LayerError::Cancelled, .. }) => Ok(Written::Nothing),
+        Err(error) => Err(error),
+    }
 }
 
 /// The kernel's own overlays know nothing of each other: what they have is copied together.
@@ -109,25 +117,6 @@ fn write_cow(
         Ok(()) => Ok(Written::All),
         Err(CowError::Cancelled) => Ok(Written::Nothing),
         Err(error) => Err(SnapshotError::io("merge", to)(std::io::Error::other(error))),
-    }
-}
-
-/// Has an overlay lie on `base` alone. `qemu-img` finds the layers in between by their names in the
-/// overlays' headers, which are relative to their directory.
-fn rebase(dir: &Path, overlay: &str, base: &Layer) -> Result<(), SnapshotError> {
-    let path = dir.join(overlay);
-    let failed = SnapshotError::io("merge", &path);
-    let output = Command::new("qemu-img")
-        .args(["rebase", "-f", "qcow2", "-F", base.format.as_str(), "-b", &base.file, overlay])
-        .current_dir(dir)
-        .output();
-    match output {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            Err(failed(std::io::Error::other(said)))
-        }
-        Err(error) => Err(failed(error)),
     }
 }
 

@@ -10,6 +10,11 @@
 //! A directory has all the files it needs, and none is ever changed. Snapshots that build on each
 //! other share files by hard links: the file system counts the references, over any restart and
 //! crash, and removing a directory never breaks another.
+//!
+//! Of a VM that goes on, the topmost layer is for a moment what its process may still have open for
+//! writing. It is sealed ([`Snapshot::seal`]) when the VM runs again, and at the latest when somebody
+//! else gets the snapshot: nothing is linked or opened for another VM that is not. What an older
+//! version has made is sealed then, too.
 
 mod manifest;
 mod merge;
@@ -17,14 +22,21 @@ mod store;
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::linkat;
+
+use super::disk::{
+    DiskFormat, Layer, LayerError, OpenLayer, Sealing, is_sealed, qcow2, seal as seal_layer,
+};
 use super::machine::Storage;
 use super::memory::{Durability, Lineage, MemoryError};
 
-pub use manifest::{FORMAT, Manifest};
+pub use manifest::{FORMAT, Manifest, overlay};
 pub use merge::merge;
 pub use store::{Named, SnapshotStore};
 
@@ -45,6 +57,12 @@ pub enum SnapshotError {
     /// It was written by another version of the daemon.
     #[error("{} has format {found}, and this version reads {FORMAT}", path.display())]
     Format { path: PathBuf, found: u32 },
+    /// Its manifest names a layer that it cannot have.
+    #[error("{} names {file:?}, which is no layer of a disk", path.display())]
+    Layers { path: PathBuf, file: String },
+    /// A layer of its disk cannot be used.
+    #[error("the disk in {} cannot be used", dir.display())]
+    Disk { dir: PathBuf, source: LayerError },
     /// Its memory failed.
     #[error("the snapshot's memory failed")]
     Memory(#[from] MemoryError),
@@ -99,15 +117,24 @@ impl Snapshot {
         })
     }
 
-    /// Puts the same snapshot into a new directory of the same file system, by hard links.
+    /// Gives the same snapshot to somebody else: puts it into a new directory of the same file
+    /// system, by hard links. Layers that are not sealed yet are sealed first.
     ///
     /// # Errors
     ///
     /// [`SnapshotError`]; nothing is left then.
     pub fn link_into(&self, dir: &Path, durability: Durability) -> Result<Self, SnapshotError> {
+        self.seal(Durability::Synced, &|| false)?;
         Self::put(dir, durability, |new| {
             self.memory.link_into(new, durability)?;
-            self.link_layers(new)?;
+            for (layer, open) in self.manifest.layers.iter().zip(self.open_layers()?) {
+                let to = new.join(&layer.file);
+                match layer.format {
+                    // The very file that was looked at.
+                    DiskFormat::Qcow2 => link_open(&open.file, &to)?,
+                    DiskFormat::Raw | DiskFormat::Cow => link(&self.dir.join(&layer.file), &to)?,
+                }
+            }
             link(&self.dir.join(DEVICES), &new.join(DEVICES))?;
             self.manifest.write(new)
         })
@@ -142,7 +169,65 @@ impl Snapshot {
         put
     }
 
-    /// Links the disk's layers into another directory.
+    /// Makes sure that nobody can write to a layer any more, also by copying it. Costs a look at each
+    /// if that is so already. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError::Disk`]; [`LayerError::Cancelled`] in it if `cancelled` says so. The snapshot is
+    /// as good as it was then.
+    pub fn seal(
+        &self,
+        durability: Durability,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<(), SnapshotError> {
+        let how = Sealing {
+            longest: qcow2::longest(self.manifest.disk_size),
+            synced: durability == Durability::Synced,
+            cancelled,
+        };
+        // The image is nobody's to write; what the kernel writes, no VM has open.
+        let wanted = self.manifest.layers.iter().filter(|it| it.format == DiskFormat::Qcow2);
+        for layer in wanted {
+            seal_layer(layer, &self.dir, &how).map_err(self.in_disk())?;
+        }
+        Ok(())
+    }
+
+    /// Opens the disk's layers for a VM, the lowest first: those that VMs wrote are sealed, and what
+    /// their headers say is what was written when they were made.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError::Disk`].
+    pub fn open_layers(&self) -> Result<Vec<OpenLayer>, SnapshotError> {
+        let mut open = Vec::with_capacity(self.manifest.layers.len());
+        let mut below: Option<&Layer> = None;
+        for layer in &self.manifest.layers {
+            let found = self.open_layer(layer, below).map_err(self.in_disk())?;
+            open.push(found);
+            below = Some(layer);
+        }
+        Ok(open)
+    }
+
+    fn open_layer(&self, layer: &Layer, below: Option<&Layer>) -> Result<OpenLayer, LayerError> {
+        let found = layer.open(&self.dir)?;
+        if let (DiskFormat::Qcow2, Some(below)) = (layer.format, below) {
+            match is_sealed(&found.file).map_err(LayerError::io("measure", &layer.file))? {
+                true => drop(qcow2::check(layer, &found.file, below, self.manifest.disk_size)?),
+                false => return Err(LayerError::NotSealed { file: layer.file.clone() }),
+            }
+        }
+        Ok(found)
+    }
+
+    fn in_disk(&self) -> impl Fn(LayerError) -> SnapshotError {
+        |source| SnapshotError::Disk { dir: self.dir.clone(), source }
+    }
+
+    /// Links the disk's layers into the directory of a snapshot that the same machine takes, whether
+    /// they are sealed or not: nobody else has that yet.
     ///
     /// # Errors
     ///
@@ -222,6 +307,13 @@ impl Snapshot {
 /// [`SnapshotError::Io`].
 pub fn link(from: &Path, to: &Path) -> Result<(), SnapshotError> {
     fs::hard_link(from, to).map_err(SnapshotError::io("link", from))
+}
+
+/// Links a file that is open, whatever its name stands for by now.
+fn link_open(file: &File, to: &Path) -> Result<(), SnapshotError> {
+    let open = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let linked = linkat(AT_FDCWD, &open, AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW);
+    linked.map_err(|errno| SnapshotError::io("link", to)(errno.into()))
 }
 
 /// Removes the directory of a snapshot; one that is gone already is as good.

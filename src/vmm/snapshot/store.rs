@@ -16,7 +16,7 @@ use std::sync::{Mutex, PoisonError};
 use super::{Snapshot, SnapshotError, remove};
 use crate::domain::name::TemplateName;
 use crate::vmm::machine::{Existing, ForkPoint};
-use crate::vmm::memory::Durability;
+use crate::vmm::memory::{BuildId, Durability};
 
 /// Between name and build; no name has it.
 const SEPARATOR: char = '@';
@@ -158,7 +158,7 @@ impl SnapshotStore {
     /// [`SnapshotError`].
     pub fn keep_fork(&self, snapshot: &Snapshot) -> Result<ForkPoint, SnapshotError> {
         let point = ForkPoint(snapshot.manifest.build.to_string());
-        snapshot.link_into(&self.forks.join(&point.0), Durability::Cached)?;
+        snapshot.link_into(&self.fork_dir(&point)?, Durability::Cached)?;
         Ok(point)
     }
 
@@ -168,7 +168,7 @@ impl SnapshotStore {
     ///
     /// [`SnapshotError`].
     pub fn fork(&self, point: &ForkPoint) -> Result<Snapshot, SnapshotError> {
-        Snapshot::open(&self.forks.join(&point.0))
+        Snapshot::open(&self.fork_dir(point)?)
     }
 
     /// Forgets what was kept for the children of a fork.
@@ -177,7 +177,18 @@ impl SnapshotStore {
     ///
     /// [`SnapshotError::Io`].
     pub fn discard_fork(&self, point: &ForkPoint) -> Result<(), SnapshotError> {
-        remove(&self.forks.join(&point.0))
+        remove(&self.fork_dir(point)?)
+    }
+
+    /// A point is named by a build, whoever gives it back.
+    fn fork_dir(&self, point: &ForkPoint) -> Result<PathBuf, SnapshotError> {
+        match point.0.parse::<BuildId>() {
+            Ok(build) => Ok(self.forks.join(build.to_string())),
+            Err(error) => {
+                let error = io::Error::new(io::ErrorKind::NotFound, error);
+                Err(SnapshotError::io("find a fork in", &self.forks)(error))
+            }
+        }
     }
 
     fn find(&self, name: &TemplateName) -> Result<Option<PathBuf>, SnapshotError> {

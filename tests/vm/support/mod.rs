@@ -40,7 +40,7 @@ pub use programs::{hypervisor_script, path_with};
 pub use socket::{Rest, Said, Socket, data};
 pub use witness::Witness;
 pub use world::World;
-pub use writers::{FileId, id_at, written_by};
+pub use writers::{FileId, id_at, id_of, written_by};
 
 /// The longest that anything may take that a test waits for, also in a machine in software.
 pub const PATIENCE: Duration = Duration::from_secs(240);
