@@ -23,6 +23,9 @@ const BOOT_TIMEOUTS: RangeInclusive<u64> = 1..=3600;
 /// The last one leaves room for one for each slot.
 const VM_UIDS: RangeInclusive<u32> = 65_536..=4_000_000_000;
 
+/// Questions for names a second.
+const DNS_RATES: RangeInclusive<u32> = 1..=10_000;
+
 /// Which hypervisor to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -100,6 +103,10 @@ pub struct Config {
     pub image_dir: Option<PathBuf>,
     /// Memory in MiB that sandboxes leave to the host; a twentieth of it, at least 256, if absent.
     pub memory_reserve_mib: Option<u64>,
+    /// Whether sandboxes reach private networks without a rule about them.
+    pub allow_lan: bool,
+    /// Questions for names that are answered to each sandbox with rules about names, a second.
+    pub dns_rate: u32,
     /// Network slots that are kept ready.
     pub slot_pool: usize,
     /// Sandboxes that are ready before anybody asks for them; 0 for none.
@@ -135,6 +142,8 @@ impl Default for Config {
             allow_missing: Vec::new(),
             image_dir: None,
             memory_reserve_mib: None,
+            allow_lan: false,
+            dns_rate: 100,
             slot_pool: 8,
             standbys: 2,
             vmm_pool: 1,
@@ -195,6 +204,15 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "MIB")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_reserve_mib: Option<u64>,
+    /// Let sandboxes reach private networks (10.0.0.0/8, 192.168.0.0/16 and the like) unless their
+    /// policies deny them; else only those that a policy allows [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_lan: Option<bool>,
+    /// Questions for names that a sandbox with rules about names may ask a second [default: 100]
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns_rate: Option<u32>,
     /// Network slots that are kept ready [default: 8, at most 256]
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -261,6 +279,10 @@ pub enum ConfigError {
     /// No `Host` of a request could be this.
     #[error("{0:?} in host_names is no name of a host: give it without scheme, port and slashes")]
     HostName(String),
+    /// No name could be looked up, or more than anybody needs.
+    #[error("dns_rate is {0}: a sandbox asks for {min} to {max} names a second",
+        min = DNS_RATES.start(), max = DNS_RATES.end())]
+    DnsRate(u32),
 }
 
 impl Config {
@@ -312,9 +334,12 @@ impl Config {
         if let Some(name) = self.host_names.iter().find(|name| !is_host_name(name)) {
             return Err(ConfigError::HostName(name.clone()));
         }
-        match BOOT_TIMEOUTS.contains(&self.boot_timeout_sec) {
+        if !BOOT_TIMEOUTS.contains(&self.boot_timeout_sec) {
+            return Err(ConfigError::BootTimeout(self.boot_timeout_sec));
+        }
+        match DNS_RATES.contains(&self.dns_rate) {
             true => Ok(()),
-            false => Err(ConfigError::BootTimeout(self.boot_timeout_sec)),
+            false => Err(ConfigError::DnsRate(self.dns_rate)),
         }
     }
 
@@ -388,6 +413,8 @@ mod tests {
             allow_missing: vec![Wall::Cpu],
             image_dir: Some(PathBuf::new()),
             memory_reserve_mib: Some(1),
+            allow_lan: Some(true),
+            dns_rate: Some(1),
             slot_pool: Some(1),
             standbys: Some(1),
             vmm_pool: Some(1),
@@ -437,6 +464,8 @@ mod tests {
             ("allow_missing = \"memory, ceiling\"", "ceiling"),
             ("host_names = [\"http://a\"]", "\"http://a\" in host_names"),
             ("host_names = \"a, b:80\"", "\"b:80\" in host_names"),
+            ("allow_lan = \"some\"", "allow_lan"),
+            ("dns_rate = 0", "dns_rate is 0: a sandbox asks for 1 to 10000 names a second"),
         ];
         for (text, name) in wrong {
             std::fs::write(&file, text).expect("writes");

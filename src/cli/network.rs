@@ -17,8 +17,8 @@ pub struct NetworkArgs {
     id: String,
     #[command(flatten)]
     egress: EgressArgs,
-    /// Let it reach everything
-    #[arg(long, conflicts_with_all = ["no_network", "allow", "deny"])]
+    /// Let it reach everything but private networks
+    #[arg(long, conflicts_with_all = ["no_network", "default", "allow", "deny"])]
     on: bool,
 }
 
@@ -26,12 +26,16 @@ pub struct NetworkArgs {
 #[derive(Debug, Args)]
 pub struct EgressArgs {
     /// Address, network or name (*.example.com for all below it) that it may reach; without --deny
-    /// it reaches nothing else
+    /// it reaches nothing else. A name stands for TLS and HTTP, and with a port (example.com:22) for
+    /// anything on that one
     #[arg(long, value_name = "RULE", value_delimiter = ',')]
     allow: Vec<Rule>,
     /// Address, network or name that it may not reach, unless --allow says so
     #[arg(long, value_name = "RULE", value_delimiter = ',')]
     deny: Vec<Rule>,
+    /// What goes for all that no rule names: with allow, --allow adds private networks to the rest
+    #[arg(long, value_name = "allow|deny", value_parser = verdict, conflicts_with = "no_network")]
+    default: Option<Verdict>,
     /// Let it reach nothing, or only what --allow says
     #[arg(long, visible_alias = "off")]
     no_network: bool,
@@ -40,10 +44,18 @@ pub struct EgressArgs {
 impl EgressArgs {
     /// What the flags ask for; nothing if there are none.
     pub(super) fn into_request(self) -> Option<NetworkRequest> {
-        let Self { allow, deny, no_network } = self;
-        let asked = no_network || !allow.is_empty() || !deny.is_empty();
-        let default = no_network.then_some(Verdict::Deny);
+        let Self { allow, deny, default, no_network } = self;
+        let default = default.or(no_network.then_some(Verdict::Deny));
+        let asked = default.is_some() || !allow.is_empty() || !deny.is_empty();
         asked.then_some(NetworkRequest { default, allow, deny })
+    }
+}
+
+fn verdict(word: &str) -> Result<Verdict, &'static str> {
+    match word {
+        "allow" => Ok(Verdict::Allow),
+        "deny" => Ok(Verdict::Deny),
+        _ => Err("it is allow or deny"),
     }
 }
 
@@ -105,7 +117,12 @@ mod tests {
         assert_eq!(lists, serde_json::json!({ "allow": rules, "deny": ["1.2.3.4"] }));
         let off = serde_json::json!({ "default": "deny", "allow": [], "deny": [] });
         assert_eq!((request(&["--no-network"]), request(&["--off"])), (off.clone(), off));
-        assert!(Flags::try_parse_from(["nestbox", "--allow", "10.0.0.0/99"]).is_err());
+        let more = request(&["--default", "allow", "--allow", "10.1.2.3,a.com:22"]);
+        let rules = serde_json::json!(["10.1.2.3", "a.com:22"]);
+        assert_eq!(more, serde_json::json!({ "default": "allow", "allow": rules, "deny": [] }));
+        for wrong in [["--allow", "10.0.0.0/99"], ["--allow", "10.0.0.1:80"], ["--default", "no"]] {
+            assert!(Flags::try_parse_from(["nestbox"].iter().chain(&wrong)).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

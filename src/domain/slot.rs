@@ -50,8 +50,12 @@ pub const TAP_NAME: &str = "tap0";
 /// The namespace's end of the link to the host.
 pub const UPLINK_NAME: &str = "veth0";
 
-/// What the host's end of each link starts with; the host's packet filter matches on it.
-pub const HOST_LINK_PREFIX: &str = "nb";
+/// What the name of the host's end of each link starts with. Links of others may, too.
+const HOST_LINK_PREFIX: &str = "nb";
+
+/// The group of all links of the host to namespaces, by which its packet filter knows them: the kernel
+/// keeps the number with a link, and nobody else's has this one.
+pub const LINK_GROUP: u32 = u32::from_be_bytes(*b"nest");
 
 const NAMESPACE_PREFIX: &str = "nestbox-";
 
@@ -111,6 +115,13 @@ impl SlotIndex {
     pub fn host_link_name(self) -> String {
         format!("{HOST_LINK_PREFIX}{}", self.0)
     }
+
+    /// The slot whose link to the host has this name; nothing for all other names.
+    pub fn of_host_link(name: &str) -> Option<Self> {
+        let number: u32 = name.strip_prefix(HOST_LINK_PREFIX)?.parse().ok()?;
+        // Numbers can be written in more ways than one; links of slots are not.
+        Self::try_from(number).ok().filter(|slot| slot.host_link_name() == name)
+    }
 }
 
 impl TryFrom<u32> for SlotIndex {
@@ -134,7 +145,7 @@ impl fmt::Display for SlotIndex {
 }
 
 /// An IPv4 network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Network {
     /// First address, with all host bits zero.
     pub base: Ipv4Addr,
@@ -214,6 +225,16 @@ mod tests {
         assert_eq!(last.host_address(), Ipv4Addr::new(10, 12, 255, 254));
         assert_eq!(last.uplink_address(), Ipv4Addr::new(10, 12, 255, 255));
         assert_eq!(last.access_address(), Ipv4Addr::new(10, 11, 128, 0));
+    }
+
+    #[test]
+    fn a_slot_is_known_by_the_name_of_its_link_and_by_no_other() {
+        for slot in every_slot() {
+            assert_eq!(SlotIndex::of_host_link(&slot.host_link_name()), Some(slot));
+        }
+        for other in ["nb", "nb-foo", "nb01", "nb+1", "nb32768", "nb99999999999", "nb1x", "xnb1"] {
+            assert_eq!(SlotIndex::of_host_link(other), None, "{other}");
+        }
     }
 
     #[test]

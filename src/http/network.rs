@@ -12,7 +12,8 @@ use crate::actors::control_plane::ControlPlane;
 use crate::domain::egress::{Policy, Rule, Verdict};
 use crate::domain::id::SandboxId;
 
-/// What a sandbox may reach: `allow` wins over `deny`, and both over the default.
+/// What a sandbox may reach: `allow` wins over `deny`, and both over the default. Private networks are
+/// closed unless a rule of `allow` is about just them, or the host has them open.
 ///
 /// Stands for the domain's [`Policy`], which checks itself when it is read.
 #[derive(ToSchema)]

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Arbiter, ArbiterHandle};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use chrono::{TimeDelta, Utc};
 use nix::fcntl::Flock;
 
@@ -28,6 +28,7 @@ use crate::actors::host::{HostHandle, Limits};
 use crate::actors::metrics::Metrics;
 use crate::actors::sandbox_manager::{Adoption, ManagerHandle};
 use crate::config::{Config, HypervisorChoice, JailerChoice};
+use crate::domain::egress::Lan;
 use crate::domain::shape::Shape;
 use crate::entity::Database;
 use crate::entity::hosts::{Host, HostState};
@@ -298,6 +299,8 @@ fn host_settings(config: &Config) -> Result<HostSettings> {
     let fault = config.fault.as_deref().map(str::parse).transpose()?;
     Ok(HostSettings {
         data_dir: config.data_dir.clone(),
+        lan: if config.allow_lan { Lan::Open } else { Lan::Closed },
+        dns_rate: config.dns_rate.try_into().context("dns_rate is 0")?,
         slot_pool: config.slot_pool,
         standbys: config.standbys,
         vmm_pool: config.vmm_pool,

@@ -364,7 +364,7 @@ fn what_a_daemon_left_that_was_killed_halfway_is_reaped() {
         }
         run("ip netns add nestbox-2");
         run("ip netns add nestbox-3");
-        run("ip link add nb3 type veth peer name veth0 netns nestbox-3");
+        run("ip link add nb3 address 02:00:0a:0c:00:06 type veth peer name veth0 netns nestbox-3");
         fs::write("/run/netns/nestbox-1", "").expect("a mount point");
 
         let pool = start(&data, 0).await;

@@ -9,6 +9,11 @@ mod lab;
 mod life;
 mod measure;
 mod names;
+mod names_hold;
+#[path = "../vm/support/neighbour.rs"]
+#[expect(dead_code, reason = "part of it is for tests with VMs")]
+mod neighbour;
 #[path = "../support/own_machine.rs"]
 mod own_machine;
 mod reach;
+mod walls;

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use nestbox::vmm::network::{Slot, SlotPool};
+use nestbox::vmm::network::{NetworkConfig, Slot, SlotPool};
 use tempfile::TempDir;
 
 use crate::lab::{
@@ -28,13 +28,19 @@ impl Bench {
     /// A machine with services on all its addresses, one of them on a second network, and an
     /// internet with the same services.
     pub async fn new() -> Self {
+        Self::with(|settings| settings).await
+    }
+
+    /// Such a machine, whose daemon has other settings.
+    pub async fn with(change: impl FnOnce(NetworkConfig) -> NetworkConfig) -> Self {
         let outside = Outside::new();
         run("ip link add lan0 type veth peer name lan1");
         run("ip addr add 10.99.0.1/24 dev lan0");
         run("ip link set lan0 up");
         run("ip link set lan1 up");
         let data = TempDir::new().expect("a data directory");
-        let pool = SlotPool::start(config(data.path(), 2), &[]).await.expect("the pool");
+        let pool = SlotPool::start(change(config(data.path(), 2)), &[]).await;
+        let pool = pool.expect("the pool");
         serve_tcp((ANY, TCP));
         serve_udp((ANY, UDP));
         inside(outside.namespace(), || {

@@ -181,7 +181,7 @@ fn nobody_else_can_lock_what_daemons_lock() {
         fs::write(&open, "").expect("a file");
         let open = open.display().to_string();
         let all: Vec<&str> = shared.into_iter().chain(places.iter().map(String::as_str)).collect();
-        let locker = Locker::start(&[&all[..], &[&open]].concat());
+        let locker = Locker::start(&[&all[..], &[open.as_str()]].concat());
         eventually("it tries", || async { locker.record().contains("tried") }).await;
         daemon.start_again().await;
         let sandbox = daemon.create().await;

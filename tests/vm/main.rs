@@ -36,4 +36,5 @@ mod telemetry;
 mod transfers;
 mod trouble;
 mod usage;
+mod walls_network;
 mod warm;

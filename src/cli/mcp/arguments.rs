@@ -25,8 +25,9 @@ pub struct CreateArguments {
     pub memory_mb: Option<u32>,
     /// Seconds without activity after which it is destroyed. Default: 3600
     pub timeout_sec: Option<u32>,
-    /// All that it may reach: names such as pypi.org or *.example.com, addresses and networks. An empty
-    /// list is no network at all. Default: everything
+    /// All that it may reach: names such as pypi.org or *.example.com for TLS and HTTP, names with a
+    /// port such as github.com:22 for anything else, addresses and networks. An empty list is no network
+    /// at all. Default: everything but private networks
     pub reach: Option<Vec<String>>,
     /// Environment variables for everything that runs in it
     #[serde(default)]

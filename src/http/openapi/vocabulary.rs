@@ -43,9 +43,10 @@ texts! {
     Tag: "^[A-Za-z][A-Za-z0-9._-]{0,62}$", "web", "Name of a process in the background.";
     ProcessRef: "^([1-9][0-9]{0,9}|[A-Za-z][A-Za-z0-9._-]{0,62})$", "web",
         "A process in the background, by its pid or its tag.";
-    Rule: "^[0-9A-Za-z*._/-]+$", "*.example.com",
+    Rule: "^[0-9A-Za-z*._/:-]+$", "*.example.com",
         "An IPv4 address, a network such as `10.0.0.0/8`, a name such as `example.com`, or \
-         `*.example.com` for all names below it.";
+         `*.example.com` for all names below it. In `allow` a name may have a port: \
+         `example.com:22` opens that one to whatever is spoken there.";
 }
 
 /// Choices among words.

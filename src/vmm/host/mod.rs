@@ -30,6 +30,7 @@ mod standby;
 mod warm;
 
 use std::io;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +57,7 @@ use super::memory::Provenance;
 use super::network::{NetworkConfig, NetworkError, SlotPool};
 use super::snapshot::{Snapshot, SnapshotError, SnapshotStore};
 use super::usage::Readiness;
+use crate::domain::egress::Lan;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::shape::Shape;
@@ -72,6 +74,10 @@ const THREADS: usize = 2;
 pub struct HostSettings {
     /// Where their directories are made.
     pub data_dir: PathBuf,
+    /// Whether guests reach networks of somebody near without a rule about them.
+    pub lan: Lan,
+    /// Questions for names a second that are answered to each guest with rules about names.
+    pub dns_rate: NonZeroU32,
     /// Network slots that are kept ready.
     pub slot_pool: usize,
     /// Machines that stand by for the next creates.
@@ -207,7 +213,9 @@ impl Host {
     ) -> Result<Self, HostError> {
         let HostSettings {
             data_dir,
-            slot_pool,
+            lan,
+            dns_rate,
+            slot_pool: pool_size,
             standbys,
             vmm_pool,
             first_uid,
@@ -221,8 +229,8 @@ impl Host {
         let left = list(&sandboxes)
             .map_err(|source| HostError::Directory { path: sandboxes.clone(), source })?;
         let in_use: Vec<SlotIndex> = left.iter().filter_map(|dir| slot_of(dir)).collect();
-        let network =
-            NetworkConfig { pool_size: slot_pool, ..NetworkConfig::new(data_dir.clone()) };
+        let network = NetworkConfig::new(data_dir.clone());
+        let network = NetworkConfig { pool_size, lan, dns_rate, ..network };
         let disks = Disks::open(hypervisor.disk_kind(), &data_dir)?;
         Ok(Self {
             cgroups: Cgroups::open(&data_dir)?,

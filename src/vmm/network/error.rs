@@ -60,6 +60,10 @@ pub enum NetworkError {
     #[error("cannot {action} of slot {slot}")]
     Link { slot: SlotIndex, action: &'static str, source: io::Error },
 
+    /// The links of slots could not be marked as what they are.
+    #[error("cannot put the links of network slots into their group")]
+    GroupLinks(#[source] io::Error),
+
     /// The tap device could not be opened.
     #[error("cannot open the tap device of slot {slot}")]
     Tap { slot: SlotIndex, source: io::Error },

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::NetworkError;
+use super::link::{self, Netlink};
 use super::rules;
 use super::ruleset;
 
@@ -20,8 +21,10 @@ pub(super) enum Filter {
 
 /// Loads the host's packet filter, replacing an older one, and turns forwarding on.
 ///
-/// The filter comes first: from the moment that the host forwards, it does so by our rules.
+/// The filter comes first: from the moment that the host forwards, it does so by our rules. It knows
+/// links by their group, and those of an older daemon, of which VMs live on, are in none.
 pub(super) fn prepare() -> Result<(), NetworkError> {
+    group_links()?;
     rules::of_host().replace(PLACE)?;
     ensure_forwarding()
 }
@@ -29,6 +32,7 @@ pub(super) fn prepare() -> Result<(), NetworkError> {
 /// Restores what somebody else on the machine may have taken away: reloading a firewall often begins
 /// with removing every table there is.
 pub(super) fn ensure() -> Result<Filter, NetworkError> {
+    group_links()?;
     let filter = if ruleset::is_loaded(PLACE)? {
         Filter::WasLoaded
     } else {
@@ -42,6 +46,11 @@ pub(super) fn ensure() -> Result<Filter, NetworkError> {
 /// Removes the host's packet filter. Forwarding stays on: others may have come to rely on it.
 pub(super) fn clean_up() -> Result<(), NetworkError> {
     ruleset::unload(PLACE)
+}
+
+fn group_links() -> Result<(), NetworkError> {
+    link::block_on(async { Netlink::open()?.group_slot_links().await })
+        .map_err(NetworkError::GroupLinks)
 }
 
 fn ensure_forwarding() -> Result<(), NetworkError> {

@@ -4,13 +4,15 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::pin::pin;
 
+use futures::TryStreamExt;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
-use crate::domain::slot::{MacAddress, SlotIndex, UPLINK_NAME};
+use crate::domain::slot::{LINK_GROUP, MacAddress, SlotIndex, UPLINK_NAME};
 
 /// The usual size of an Ethernet frame's payload, in bytes.
 const MTU: u32 = 1500;
@@ -49,6 +51,8 @@ impl Netlink {
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .address(slot.host_mac().0.to_vec())
             .mtu(MTU)
+            // In the same step: no packet passes that the host's filter does not know as ours.
+            .link_group(LINK_GROUP)
             .build();
         self.handle.link().add(link).execute().await.map_err(to_io)
     }
@@ -68,13 +72,42 @@ impl Netlink {
         self.handle.link().change(message).execute().await.map_err(to_io)
     }
 
-    /// Removes a link, and with it its peer, its addresses and its routes. Not found is done.
-    pub(super) async fn remove(&self, name: &str) -> io::Result<()> {
-        let by_name = LinkUnspec::new_with_name(name).build();
-        match self.handle.link().del_with_message(by_name).execute().await.map_err(to_io) {
+    /// Removes the host's link of a slot, and with it its peer, its addresses and its routes. Not found
+    /// is done, and so is a link of somebody else that has the name.
+    pub(super) async fn remove_slot_link(&self, slot: SlotIndex) -> io::Result<()> {
+        let named = self.handle.link().get().match_name(slot.host_link_name()).execute();
+        let found = match pin!(named).try_next().await.map_err(to_io) {
+            Err(e) if is_gone(&e) => None,
+            other => other?.as_ref().and_then(SlotLink::read),
+        };
+        let Some(link) = found else { return Ok(()) };
+        match self.handle.link().del(link.index).execute().await.map_err(to_io) {
             Err(e) if is_gone(&e) => Ok(()),
             other => other,
         }
+    }
+
+    /// Puts all links of slots into their group, also those of daemons that knew of none.
+    pub(super) async fn group_slot_links(&self) -> io::Result<()> {
+        for link in self.slot_links().await?.into_iter().filter(|link| link.group != LINK_GROUP) {
+            let group = LinkUnspec::new_with_index(link.index).link_group(LINK_GROUP).build();
+            match self.change(group).await {
+                Err(e) if !is_gone(&e) => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The links of slots in this namespace. Both name and hardware address have to be right: links
+    /// of others may be called as they like.
+    async fn slot_links(&self) -> io::Result<Vec<SlotLink>> {
+        let mut found = Vec::new();
+        let mut all = pin!(self.handle.link().get().execute());
+        while let Some(link) = all.try_next().await.map_err(to_io)? {
+            found.extend(SlotLink::read(&link));
+        }
+        Ok(found)
     }
 
     /// Gives a link an address.
@@ -116,6 +149,31 @@ impl Netlink {
         let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway);
         let route = route.output_interface(link).build();
         self.handle.route().add(route).execute().await.map_err(to_io)
+    }
+}
+
+/// The host's link of a slot.
+#[derive(Debug, Clone, Copy)]
+struct SlotLink {
+    index: u32,
+    group: u32,
+}
+
+impl SlotLink {
+    fn read(link: &LinkMessage) -> Option<Self> {
+        let mut slot = None;
+        let mut mac = None;
+        let mut group = 0;
+        for attribute in &link.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => slot = SlotIndex::of_host_link(name),
+                LinkAttribute::Address(address) => mac = Some(address),
+                LinkAttribute::Group(number) => group = *number,
+                _ => {}
+            }
+        }
+        let slot = slot.filter(|slot| mac.is_some_and(|mac| *mac == slot.host_mac().0));
+        slot.map(|_| Self { index: link.header.index, group })
     }
 }
 

@@ -34,6 +34,6 @@ mod tap;
 mod vocabulary;
 
 pub use error::NetworkError;
-pub use pool::{NetworkConfig, PoolStatus, SlotPool};
+pub use pool::{DNS_RATE, NetworkConfig, PoolStatus, SlotPool};
 pub use resolver::resolvers;
 pub use slot::{Generation, Slot};

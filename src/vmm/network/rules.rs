@@ -6,21 +6,18 @@
 
 use nftables::types::{NfChainPolicy, NfChainType, NfHook};
 
-use super::egress;
+use super::egress::Reach;
 use super::ruleset::{Hook, Ruleset};
 use super::vocabulary::{
-    accept, clamp_segment_size, comes_from, destination_in, destination_is, drop, goes_not_to,
-    goes_to, is_for_this_machine, is_invalid, is_ipv6, is_reply, is_tcp_syn, is_translated,
-    masquerade, refuse, source_in, source_is, source_is_not, source_not_in, translate_to,
+    Term, accept, clamp_segment_size, comes_from, comes_from_group, destination_in, destination_is,
+    drop, goes_not_to_group, goes_to, goes_to_group, is_for_this_machine, is_invalid, is_ipv6,
+    is_reply, is_sent_by_others, is_sent_by_root, is_tcp_syn, is_translated, masquerade, refuse,
+    source_in, source_is, source_is_not, source_not_in, translate_to,
 };
-use crate::domain::egress::Policy;
 use crate::domain::slot::{
-    ACCESS_NETWORK, GUEST_ADDRESS, LINK_LOCAL_NETWORK, LINK_NETWORK, Network, SlotIndex, TAP_NAME,
-    UPLINK_NAME,
+    ACCESS_NETWORK, GUEST_ADDRESS, LINK_GROUP, LINK_LOCAL_NETWORK, LINK_NETWORK, Network,
+    SlotIndex, TAP_NAME, UPLINK_NAME,
 };
-
-/// All links of the host to namespaces: [`crate::domain::slot::HOST_LINK_PREFIX`] and anything.
-const SANDBOXES: &str = "nb*";
 
 /// Where no guest may go: the metadata service of clouds, other guests, ends of links.
 pub(super) const FORBIDDEN: [Network; 3] = [LINK_LOCAL_NETWORK, ACCESS_NETWORK, LINK_NETWORK];
@@ -31,37 +28,41 @@ const DESTINATION_NAT: i32 = -100;
 const FILTER: i32 = 0;
 const SOURCE_NAT: i32 = 100;
 
-/// The table of a slot's namespace, with what the policy of its guest allows of the world.
-pub(super) fn of_slot(slot: SlotIndex, policy: &Policy) -> Ruleset {
+/// The table of a slot's namespace, with what its guest may reach of the world.
+pub(super) fn of_slot(slot: SlotIndex, reach: &Reach) -> Ruleset {
     let from_guest = || comes_from(TAP_NAME);
     let from_host = || comes_from(UPLINK_NAME);
 
     let mut forward = vec![vec![is_invalid(), drop()]];
-    forward.extend(egress::forward(policy));
+    forward.extend(reach.forward());
     // Also the guest's answers to the host, which lies in a forbidden network.
     forward.push(vec![is_reply(), accept()]);
     forward.extend(refuse(&[from_guest(), destination_in(&FORBIDDEN)]));
-    if policy.is_open() {
+    if reach.is_open() {
         forward.push(vec![from_guest(), goes_to(UPLINK_NAME), accept()]);
     }
-    forward.push(vec![from_host(), goes_to(TAP_NAME), is_translated(), accept()]);
+    // From the host itself, not from somebody for whom it forwards.
+    let from_root = [from_host(), source_is(slot.host_address()), goes_to(TAP_NAME)];
+    forward.push([from_root.as_slice(), &[is_translated(), accept()]].concat());
     forward.extend(refuse(&[]));
 
     let mut inwards =
         vec![vec![from_host(), destination_is(slot.access_address()), translate_to(GUEST_ADDRESS)]];
-    inwards.extend(egress::redirections(policy));
+    inwards.extend(reach.redirections());
 
-    let mut input = egress::input(policy);
+    let mut input = reach.input();
     // Nothing else in the namespace serves anybody, least of all the guest.
     input.extend(refuse(&[]));
 
-    egress::branches(Ruleset::new(), policy)
+    reach
+        .branches(Ruleset::new())
         .chain(
             filter("spoofing", NfHook::Prerouting, RAW, NfChainPolicy::Accept),
             vec![vec![is_ipv6(), drop()], vec![from_guest(), source_is_not(GUEST_ADDRESS), drop()]],
         )
         .chain(nat("inwards", NfHook::Prerouting, DESTINATION_NAT), inwards)
         .chain(filter("input", NfHook::Input, FILTER, NfChainPolicy::Drop), input)
+        .chain(filter("output", NfHook::Output, FILTER, NfChainPolicy::Drop), output(&[]))
         .chain(filter("forward", NfHook::Forward, FILTER, NfChainPolicy::Drop), forward)
         .chain(
             nat("outwards", NfHook::Postrouting, SOURCE_NAT),
@@ -71,7 +72,8 @@ pub(super) fn of_slot(slot: SlotIndex, policy: &Policy) -> Ruleset {
 
 /// The table of the host, one for all daemons.
 pub(super) fn of_host() -> Ruleset {
-    let from_sandbox = || comes_from(SANDBOXES);
+    let to_sandbox = || goes_to_group(LINK_GROUP);
+    let from_sandbox = || comes_from_group(LINK_GROUP);
 
     // Before destination translation: a port that the host publishes for somebody else, say a
     // container, is a service of the host, too.
@@ -88,29 +90,45 @@ pub(super) fn of_host() -> Ruleset {
     let mut input = vec![vec![from_sandbox(), is_reply(), accept()]];
     input.extend(refuse(&[from_sandbox()]));
 
-    let mut forward: Vec<_> = refuse(&[from_sandbox(), goes_to(SANDBOXES)]).into();
+    let mut forward: Vec<_> = refuse(&[from_sandbox(), to_sandbox()]).into();
     forward.extend([
         vec![from_sandbox(), is_invalid(), drop()],
-        vec![goes_to(SANDBOXES), is_reply(), accept()],
+        vec![to_sandbox(), is_reply(), accept()],
     ]);
     // The host forwards now, but a neighbour of the host may not use that to reach a guest.
-    forward.extend(refuse(&[goes_to(SANDBOXES)]));
+    forward.extend(refuse(&[to_sandbox()]));
 
     Ruleset::new()
         .chain(filter("guard", NfHook::Prerouting, MANGLE, NfChainPolicy::Accept), guard)
         .chain(filter("input", NfHook::Input, FILTER, NfChainPolicy::Accept), input)
         .chain(
+            filter("output", NfHook::Output, FILTER, NfChainPolicy::Accept),
+            output(&[to_sandbox()]),
+        )
+        .chain(
             filter("segments", NfHook::Forward, MANGLE, NfChainPolicy::Accept),
             vec![
                 vec![from_sandbox(), is_tcp_syn(), clamp_segment_size()],
-                vec![goes_to(SANDBOXES), is_tcp_syn(), clamp_segment_size()],
+                vec![to_sandbox(), is_tcp_syn(), clamp_segment_size()],
             ],
         )
         .chain(filter("forward", NfHook::Forward, FILTER, NfChainPolicy::Accept), forward)
         .chain(
             nat("outwards", NfHook::Postrouting, SOURCE_NAT),
-            vec![vec![source_in(&[LINK_NETWORK]), goes_not_to(SANDBOXES), masquerade()]],
+            vec![vec![source_in(&[LINK_NETWORK]), goes_not_to_group(LINK_GROUP), masquerade()]],
         )
+}
+
+/// What this machine sends itself under the conditions: what root sends, and what the kernel says about
+/// connections that were let through. Of these, no socket of somebody else counts as one: whoever gets
+/// the ports of a connection that root had, and that is still known, is not root.
+fn output(conditions: &[Term]) -> Vec<Vec<Term>> {
+    let with = |last: &[Term]| [conditions, last].concat();
+    let mut rules = vec![with(&[is_sent_by_root(), accept()])];
+    rules.extend(refuse(&with(&[is_sent_by_others()])));
+    rules.push(with(&[is_reply(), accept()]));
+    rules.push(with(&[drop()]));
+    rules
 }
 
 fn filter(name: &'static str, hook: NfHook, priority: i32, policy: NfChainPolicy) -> Hook {
@@ -119,15 +137,4 @@ fn filter(name: &'static str, hook: NfHook, priority: i32, policy: NfChainPolicy
 
 fn nat(name: &'static str, hook: NfHook, priority: i32) -> Hook {
     Hook { name, kind: NfChainType::NAT, hook, priority, policy: NfChainPolicy::Accept }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::slot::HOST_LINK_PREFIX;
-
-    #[test]
-    fn the_hosts_filter_matches_every_link_of_a_slot() {
-        assert_eq!(SANDBOXES, format!("{HOST_LINK_PREFIX}*"));
-    }
 }

@@ -68,13 +68,23 @@ impl Ruleset {
     }
 
     /// Adds a set of addresses, each of which is in it for a time; empty at first.
-    pub(super) fn addresses(mut self, name: &'static str, size: u32) -> Self {
+    pub(super) fn addresses(self, name: &'static str, size: u32) -> Self {
+        self.set(name, SetTypeValue::Single(SetType::Ipv4Addr), size)
+    }
+
+    /// Adds a set of addresses with a port, each of which is in it for a time; empty at first.
+    pub(super) fn ports(self, name: &'static str, size: u32) -> Self {
+        const PAIR: [SetType; 2] = [SetType::Ipv4Addr, SetType::InetService];
+        self.set(name, SetTypeValue::Concatenated(PAIR.as_slice().into()), size)
+    }
+
+    fn set(mut self, name: &'static str, of: SetTypeValue<'static>, size: u32) -> Self {
         self.0.add(NfListObject::Set(Box::new(Set {
             family: NfFamily::INet,
             table: TABLE.into(),
             name: name.into(),
             handle: None,
-            set_type: SetTypeValue::Single(SetType::Ipv4Addr),
+            set_type: of,
             policy: None,
             flags: Some(HashSet::from([SetFlag::Timeout])),
             elem: None,
@@ -144,35 +154,68 @@ pub(super) fn is_loaded(place: &str) -> Result<bool, NetworkError> {
         .any(|object| matches!(object, NfObject::ListObject(NfListObject::Table(t)) if ours(t))))
 }
 
-/// Has addresses be in a set of [`Ruleset::addresses`] for so long from now on, whether they are in it
-/// already or not, in the namespace of the calling thread.
-pub(super) fn renew_addresses(
-    set: &'static str,
-    addresses: &HashMap<Ipv4Addr, Duration>,
-    place: &str,
-) -> Result<(), NetworkError> {
-    let element = |(address, valid): (&Ipv4Addr, &Duration)| {
-        Expression::Named(NamedExpression::Elem(Elem {
-            val: Box::new(Expression::String(address.to_string().into())),
-            timeout: Some(valid.as_secs().try_into().unwrap_or(u32::MAX)),
-            ..Elem::default()
-        }))
-    };
-    let elements: Vec<_> = addresses.iter().map(element).collect();
-    let all = || {
-        NfListObject::Element(Element {
-            family: NfFamily::INet,
-            table: TABLE.into(),
-            name: set.into(),
-            elem: elements.clone().into(),
-        })
-    };
-    let mut batch = Batch::new();
-    // As for tables; and to add what is there would leave its time as it was.
-    batch.add(all());
-    batch.delete(all());
-    batch.add(all());
-    helper::apply_ruleset(&batch.to_nftables()).map_err(|e| filter_error("add to", place, e))
+/// Something that is in a set for a time.
+pub(super) trait Member {
+    fn expression(&self) -> Expression<'static>;
+}
+
+impl Member for Ipv4Addr {
+    fn expression(&self) -> Expression<'static> {
+        Expression::String(self.to_string().into())
+    }
+}
+
+impl Member for (Ipv4Addr, u16) {
+    fn expression(&self) -> Expression<'static> {
+        let pair = vec![self.0.expression(), Expression::Number(self.1.into())];
+        Expression::Named(NamedExpression::Concat(pair))
+    }
+}
+
+/// What is to be in sets for so long from now on, whether it is in them already or not.
+pub(super) struct Renewal(Batch<'static>);
+
+impl Renewal {
+    pub(super) fn new() -> Self {
+        Self(Batch::new())
+    }
+
+    /// Adds members of one set.
+    pub(super) fn of<M: Member>(
+        mut self,
+        set: &'static str,
+        members: &HashMap<M, Duration>,
+    ) -> Self {
+        if members.is_empty() {
+            return self;
+        }
+        let element = |(member, valid): (&M, &Duration)| {
+            Expression::Named(NamedExpression::Elem(Elem {
+                val: Box::new(member.expression()),
+                timeout: Some(valid.as_secs().try_into().unwrap_or(u32::MAX)),
+                ..Elem::default()
+            }))
+        };
+        let elements: Vec<_> = members.iter().map(element).collect();
+        let all = || {
+            NfListObject::Element(Element {
+                family: NfFamily::INet,
+                table: TABLE.into(),
+                name: set.into(),
+                elem: elements.clone().into(),
+            })
+        };
+        // As for tables; and to add what is there would leave its time as it was.
+        self.0.add(all());
+        self.0.delete(all());
+        self.0.add(all());
+        self
+    }
+
+    /// Puts it into the sets of the calling thread's namespace, in one step.
+    pub(super) fn apply(self, place: &str) -> Result<(), NetworkError> {
+        helper::apply_ruleset(&self.0.to_nftables()).map_err(|e| filter_error("add to", place, e))
+    }
 }
 
 fn table() -> NfListObject<'static> {

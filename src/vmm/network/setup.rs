@@ -8,12 +8,12 @@ use std::path::Path;
 
 use super::NetworkError;
 use super::claim::Claims;
+use super::egress::Reach;
 use super::host;
 use super::link::{self, Netlink};
 use super::namespace;
 use super::rules;
 use super::tap;
-use crate::domain::egress::Policy;
 use crate::domain::slot::{
     GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX_LEN, LINK_PREFIX_LEN,
     SlotIndex, TAP_NAME, UPLINK_NAME,
@@ -53,9 +53,9 @@ pub(super) enum BuildFailure {
 }
 
 /// Builds a slot of which only the claim exists.
-pub(super) fn build(claims: &Claims, slot: SlotIndex) -> Result<(), BuildFailure> {
+pub(super) fn build(claims: &Claims, slot: SlotIndex, reach: &Reach) -> Result<(), BuildFailure> {
     let mut undo = vec![Undo::Claim];
-    let Err(error) = build_and_return(slot, &mut undo) else { return Ok(()) };
+    let Err(error) = build_and_return(slot, reach, &mut undo) else { return Ok(()) };
     match undo_all(claims, slot, &undo) {
         Ok(()) => Err(BuildFailure::Undone(error)),
         Err(left) => {
@@ -79,21 +79,21 @@ pub(super) fn remove(claims: &Claims, slot: SlotIndex) -> Result<(), NetworkErro
 
 /// Checks that a slot of a VM that outlived its daemon is whole, claims it if need be, and loads the
 /// namespace's packet filter anew, because the daemon may be newer than the slot.
-pub(super) fn adopt(claims: &Claims, slot: SlotIndex, policy: &Policy) -> Result<(), NetworkError> {
+pub(super) fn adopt(claims: &Claims, slot: SlotIndex, reach: &Reach) -> Result<(), NetworkError> {
     let missing = |missing| move |source| NetworkError::NotAdoptable { slot, missing, source };
     claims.ensure(slot)?;
     link::index_of(&slot.host_link_name()).map_err(missing("link to the host"))?;
     namespace::enter_slot(slot).map_err(missing("namespace"))?;
     link::index_of(UPLINK_NAME).map_err(missing("uplink"))?;
     link::index_of(TAP_NAME).map_err(missing("tap device"))?;
-    rules::of_slot(slot, policy).replace(&place(slot))
+    rules::of_slot(slot, reach).replace(&place(slot))
 }
 
-/// Replaces the packet filter of a slot's namespace by one for another policy, in one step.
-pub(super) fn limit(slot: SlotIndex, policy: &Policy) -> Result<(), NetworkError> {
+/// Replaces the packet filter of a slot's namespace by one for another reach, in one step.
+pub(super) fn limit(slot: SlotIndex, reach: &Reach) -> Result<(), NetworkError> {
     let failed = |source| NetworkError::Namespace { slot, action: "enter", source };
     namespace::enter_slot(slot).map_err(failed)?;
-    rules::of_slot(slot, policy).replace(&place(slot))
+    rules::of_slot(slot, reach).replace(&place(slot))
 }
 
 fn place(slot: SlotIndex) -> String {
@@ -116,22 +116,31 @@ fn refuse_occupied(slot: SlotIndex) -> Result<(), NetworkError> {
 
 /// Builds everything but the claim and brings the calling thread back to the namespace it came from,
 /// which is where the link to the host has to be undone.
-fn build_and_return(slot: SlotIndex, undo: &mut Vec<Undo>) -> Result<(), NetworkError> {
+fn build_and_return(
+    slot: SlotIndex,
+    reach: &Reach,
+    undo: &mut Vec<Undo>,
+) -> Result<(), NetworkError> {
     let failed = |source| NetworkError::Namespace { slot, action: "leave", source };
     refuse_occupied(slot)?;
     let home = namespace::current().map_err(failed)?;
-    let built = build_parts(slot, &home, undo);
+    let built = build_parts(slot, reach, &home, undo);
     let returned = namespace::enter(&home).map_err(failed);
     built.and(returned)
 }
 
-fn build_parts(slot: SlotIndex, home: &File, undo: &mut Vec<Undo>) -> Result<(), NetworkError> {
+fn build_parts(
+    slot: SlotIndex,
+    reach: &Reach,
+    home: &File,
+    undo: &mut Vec<Undo>,
+) -> Result<(), NetworkError> {
     undo.push(Undo::Namespace);
     namespace::create_mount_point(slot)?;
     let inside = namespace::create(slot)?;
 
     // The rules are there before anything that they apply to.
-    rules::of_slot(slot, &Policy::default()).load(&place(slot))?;
+    rules::of_slot(slot, reach).load(&place(slot))?;
     for (path, value) in SETTINGS {
         host::set(Path::new(path), value)?;
     }
@@ -206,6 +215,6 @@ fn undo_all(claims: &Claims, slot: SlotIndex, parts: &[Undo]) -> Result<(), Netw
 }
 
 fn remove_host_link(slot: SlotIndex) -> Result<(), NetworkError> {
-    link::block_on(async { Netlink::open()?.remove(&slot.host_link_name()).await })
+    link::block_on(async { Netlink::open()?.remove_slot_link(slot).await })
         .map_err(|source| NetworkError::Link { slot, action: "remove the link", source })
 }

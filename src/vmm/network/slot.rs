@@ -9,6 +9,7 @@ use std::sync::Arc;
 use nix::time::{ClockId, clock_gettime};
 
 use super::NetworkError;
+use super::egress::Reach;
 use super::names::NameGuard;
 use super::namespace::{self, on_thread};
 use super::pool::Shared;
@@ -40,7 +41,7 @@ impl fmt::Display for Generation {
 /// What holds for the guest now.
 #[derive(Debug)]
 struct Enforced {
-    policy: Policy,
+    reach: Reach,
     /// There while the policy has rules about names.
     names: Option<NameGuard>,
 }
@@ -58,8 +59,9 @@ pub struct Slot {
 }
 
 impl Slot {
-    pub(super) fn new(index: SlotIndex, pool: Arc<Shared>, policy: Policy) -> Self {
-        let enforced = tokio::sync::Mutex::new(Enforced { policy, names: None });
+    /// A slot whose rules are those of a reach.
+    pub(super) fn new(index: SlotIndex, pool: Arc<Shared>, reach: Reach) -> Self {
+        let enforced = tokio::sync::Mutex::new(Enforced { reach, names: None });
         let namespace = namespace::path(index);
         Self { index, generation: Generation::now(), namespace, enforced, pool: Some(pool) }
     }
@@ -102,8 +104,8 @@ impl Slot {
     }
 
     /// Has the policy decide what the guest reaches from now on, in new connections and in those that
-    /// there are. A slot that was just acquired reaches everything; the same policy again costs
-    /// nothing.
+    /// there are. A slot that was just acquired has the policy that allows everything; the same policy
+    /// again costs nothing.
     ///
     /// # Errors
     ///
@@ -111,21 +113,22 @@ impl Slot {
     /// before holds on.
     pub async fn limit(&self, policy: &Policy) -> Result<(), NetworkError> {
         let mut now = self.enforced.lock().await;
-        if now.policy == *policy {
+        let reach = self.pool().reach(policy);
+        if now.reach == reach {
             return Ok(());
         }
         let rules = {
-            let (slot, policy) = (self.index, policy.clone());
-            on_thread("nestbox-egress", move || setup::limit(slot, &policy))
+            let (slot, reach) = (self.index, reach.clone());
+            on_thread("nestbox-egress", move || setup::limit(slot, &reach))
         };
         match (now.names.take(), policy.has_names()) {
             (Some(names), true) => {
-                let changed = names.change(policy, rules).await;
+                let changed = names.change(&reach, rules).await;
                 now.names = Some(names);
                 changed?;
             }
             (None, true) => {
-                let names = self.start_names(policy).await?;
+                let names = self.start_names(&reach).await?;
                 match rules.await {
                     Ok(()) => now.names = Some(names),
                     Err(error) => {
@@ -143,22 +146,25 @@ impl Slot {
                 }
             },
         }
-        now.policy = policy.clone();
+        now.reach = reach;
         Ok(())
     }
 
     /// Serves names to a guest whose rules are there already.
     pub(super) async fn guard_names(&self) -> Result<(), NetworkError> {
         let mut now = self.enforced.lock().await;
-        if now.policy.has_names() && now.names.is_none() {
-            now.names = Some(self.start_names(&now.policy).await?);
+        if now.reach.policy.has_names() && now.names.is_none() {
+            now.names = Some(self.start_names(&now.reach).await?);
         }
         Ok(())
     }
 
-    async fn start_names(&self, policy: &Policy) -> Result<NameGuard, NetworkError> {
-        let servers = self.pool.as_ref().map(|pool| pool.name_servers()).unwrap_or_default();
-        NameGuard::start(self.index, policy, servers).await
+    async fn start_names(&self, reach: &Reach) -> Result<NameGuard, NetworkError> {
+        NameGuard::start(self.index, reach, self.pool().name_limits()).await
+    }
+
+    fn pool(&self) -> &Arc<Shared> {
+        self.pool.as_ref().expect("a slot that is there to be used has its pool")
     }
 
     /// Removes the slot, of which the VM has to be gone. Once this has been polled, removal goes on

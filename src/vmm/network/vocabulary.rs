@@ -19,12 +19,12 @@ use crate::domain::slot::Network;
 /// A condition or a verdict.
 pub(super) type Term = Statement<'static>;
 
-/// The packet came in through a link of this name; `*` at the end stands for anything.
+/// The packet came in through the link of this name.
 pub(super) fn comes_from(link: &'static str) -> Term {
     compare(meta(MetaKey::Iifname), Operator::EQ, text(link))
 }
 
-/// The packet leaves through a link of this name; `*` at the end stands for anything.
+/// The packet leaves through the link of this name.
 pub(super) fn goes_to(link: &'static str) -> Term {
     compare(meta(MetaKey::Oifname), Operator::EQ, text(link))
 }
@@ -32,6 +32,32 @@ pub(super) fn goes_to(link: &'static str) -> Term {
 /// The packet leaves through a link of another name.
 pub(super) fn goes_not_to(link: &'static str) -> Term {
     compare(meta(MetaKey::Oifname), Operator::NEQ, text(link))
+}
+
+/// The packet came in through a link of this group.
+pub(super) fn comes_from_group(group: u32) -> Term {
+    compare(meta(MetaKey::Iifgroup), Operator::EQ, Expression::Number(group))
+}
+
+/// The packet leaves through a link of this group.
+pub(super) fn goes_to_group(group: u32) -> Term {
+    compare(meta(MetaKey::Oifgroup), Operator::EQ, Expression::Number(group))
+}
+
+/// The packet leaves through a link of another group.
+pub(super) fn goes_not_to_group(group: u32) -> Term {
+    compare(meta(MetaKey::Oifgroup), Operator::NEQ, Expression::Number(group))
+}
+
+/// Root made the socket that the packet is sent by.
+pub(super) fn is_sent_by_root() -> Term {
+    compare(meta(MetaKey::Skuid), Operator::EQ, Expression::Number(0))
+}
+
+/// Somebody else made the socket that the packet is sent by. Not so of what the kernel sends by
+/// itself, such as resets and errors, nor of sockets that nobody has open any more.
+pub(super) fn is_sent_by_others() -> Term {
+    compare(meta(MetaKey::Skuid), Operator::NEQ, Expression::Number(0))
 }
 
 /// The packet belongs to a connection that was let through, or is an error message about one.
@@ -52,6 +78,27 @@ pub(super) fn is_translated() -> Term {
 /// The packet is IPv6.
 pub(super) fn is_ipv6() -> Term {
     compare(meta(MetaKey::Nfproto), Operator::EQ, text("ipv6"))
+}
+
+/// The packet is TCP.
+pub(super) fn is_tcp() -> Term {
+    compare(meta(MetaKey::L4proto), Operator::EQ, text("tcp"))
+}
+
+/// What a program called ping sends, and gets back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Echo {
+    Request,
+    Reply,
+}
+
+/// The packet is the one or the other.
+pub(super) fn is_echo(echo: Echo) -> Term {
+    let kind = match echo {
+        Echo::Request => "echo-request",
+        Echo::Reply => "echo-reply",
+    };
+    compare(field("icmp", "type"), Operator::EQ, text(kind))
 }
 
 /// The packet is TCP's first of a connection, in either direction.
@@ -104,6 +151,22 @@ pub(super) fn source_in_set(name: &str) -> Term {
 /// The packet's destination is in a set of [`super::ruleset::Ruleset::addresses`].
 pub(super) fn destination_in_set(name: &str) -> Term {
     compare(field("ip", "daddr"), Operator::EQ, text(format!("@{name}")))
+}
+
+/// The packet's source and its port are in a set of [`super::ruleset::Ruleset::ports`].
+pub(super) fn source_port_in_set(transport: Transport, name: &str) -> Term {
+    pair_in_set("saddr", (transport, "sport"), name)
+}
+
+/// The packet's destination and its port are in a set of [`super::ruleset::Ruleset::ports`].
+pub(super) fn destination_port_in_set(transport: Transport, name: &str) -> Term {
+    pair_in_set("daddr", (transport, "dport"), name)
+}
+
+fn pair_in_set(address: &'static str, port: (Transport, &'static str), name: &str) -> Term {
+    let pair = vec![field("ip", address), field(port.0.as_str(), port.1)];
+    let pair = Expression::Named(NamedExpression::Concat(pair));
+    compare(pair, Operator::EQ, text(format!("@{name}")))
 }
 
 /// A protocol with ports.
@@ -206,11 +269,13 @@ pub(super) fn clamp_segment_size() -> Term {
 /// The rules that answer with an error at once: a reset for TCP, which no rate limit holds back, and
 /// "administratively prohibited" for everything else.
 pub(super) fn refuse(conditions: &[Term]) -> [Vec<Term>; 2] {
-    let is_tcp = compare(meta(MetaKey::L4proto), Operator::EQ, text("tcp"));
     let reset = Reject::new(Some(RejectType::TCPReset), None);
     let prohibited = Reject::new(Some(RejectType::ICMPX), Some(RejectCode::AdminProhibited));
     let with = |last: &[Term]| [conditions, last].concat();
-    [with(&[is_tcp, Statement::Reject(Some(reset))]), with(&[Statement::Reject(Some(prohibited))])]
+    [
+        with(&[is_tcp(), Statement::Reject(Some(reset))]),
+        with(&[Statement::Reject(Some(prohibited))]),
+    ]
 }
 
 fn compare(left: Expression<'static>, op: Operator, right: Expression<'static>) -> Term {

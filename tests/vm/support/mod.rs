@@ -13,6 +13,7 @@ mod engine;
 mod hostile_guest;
 mod in_place_of;
 mod lab;
+mod neighbour;
 #[path = "../../support/own_machine.rs"]
 mod own_machine;
 mod programs;
@@ -36,6 +37,7 @@ pub use engine::Engine;
 pub use hostile_guest::{Growth, HostileGuest};
 pub use in_place_of::in_place_of;
 pub use lab::{Lab, in_a_lab, run};
+pub use neighbour::{NOBODY, Prowler, as_user, reaches_agent};
 pub use programs::{hypervisor_script, path_with};
 pub use socket::{Rest, Said, Socket, data};
 pub use witness::Witness;

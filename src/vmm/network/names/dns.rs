@@ -7,7 +7,7 @@ use std::time::Duration;
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
 
-use crate::domain::egress::{Policy, Verdict};
+use crate::domain::egress::{Policy, Target, Verdict};
 
 /// Addresses of one answer that are heeded: more than any server sends to clients.
 const MOST_ADDRESSES: usize = 64;
@@ -45,7 +45,8 @@ pub(super) fn judge(bytes: &[u8], policy: &Policy) -> Judged {
         return answer(&message, ResponseCode::NotImp);
     }
     let name = plain(&query.name);
-    if policy.decide(None, Some(&name)) == Verdict::Deny {
+    let target = Target { name: Some(&name), ..Target::default() };
+    if policy.decide(target) == Verdict::Deny {
         // Not "refused": resolvers would try their other servers, which are all this one.
         return answer(&message, ResponseCode::NXDomain);
     }

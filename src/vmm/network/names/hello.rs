@@ -10,8 +10,10 @@ pub(super) const LIMIT: usize = 32 << 10;
 pub(super) enum Sought {
     /// The name of a server, as it was written.
     Name(String),
-    /// It speaks of no name.
+    /// It is TLS or HTTP, and speaks of no name.
     Nameless,
+    /// It is something else.
+    Foreign,
     /// It begins as TLS or HTTP and makes no sense: somebody may read it in another way than this.
     Unreadable,
     /// It may come yet.
@@ -52,9 +54,15 @@ fn tls(mut bytes: &[u8]) -> Sought {
 }
 
 fn http(bytes: &[u8]) -> Sought {
+    // As servers do (RFC 9112, section 2.2).
+    let blank = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+    let bytes = &bytes[blank..];
     let line = bytes.split_inclusive(|byte| *byte == b'\n').next().unwrap_or_default();
+    if bytes.is_empty() {
+        return Sought::More;
+    }
     if !begins_a_request(line) {
-        return Sought::Nameless;
+        return Sought::Foreign;
     }
     let Some(end) = end_of_head(bytes) else { return Sought::More };
     let Ok(head) = std::str::from_utf8(&bytes[..end]) else { return Sought::Unreadable };
@@ -84,7 +92,9 @@ fn http(bytes: &[u8]) -> Sought {
 fn begins_a_request(line: &[u8]) -> bool {
     /// The longest method that IANA knows has 17 letters.
     const LONGEST_METHOD: usize = 20;
-    let method = line.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-').count();
+    // In either case: some servers do not mind.
+    let letter = |byte: &&u8| byte.is_ascii_alphabetic() || matches!(**byte, b'-' | b'_');
+    let method = line.iter().take_while(letter).count();
     match line.get(method) {
         None => method > 0 && method <= LONGEST_METHOD,
         Some(b' ') if method > 0 => {

@@ -38,6 +38,9 @@ fn http_says_its_name_in_the_header_or_in_a_whole_url() {
         ("CONNECT a.com:443 HTTP/1.1\r\n\r\n", name("a.com")),
         ("OPTIONS * HTTP/1.1\r\nHost: a.com\r\n\r\n", name("a.com")),
         ("GET / HTTP/1.0\r\n\r\n", Sought::Nameless),
+        ("\r\n\nGET / HTTP/1.1\r\nHost: a.com\r\n\r\n", name("a.com")),
+        ("get / HTTP/1.1\r\nhost: a.com\r\n\r\n", name("a.com")),
+        ("\r\n", Sought::More),
         ("GET / HTTP/1.1\r\nHost: a.com\r\nHost: b.com\r\n\r\n", Sought::Unreadable),
         ("GET http://a.com/ HTTP/1.1\r\nHost: b.com\r\n\r\n", Sought::Unreadable),
         ("GET / HTTP/1.1\r\nHost: a.com\r\n", Sought::More),
@@ -50,15 +53,16 @@ fn http_says_its_name_in_the_header_or_in_a_whole_url() {
 }
 
 #[test]
-fn other_protocols_say_no_name() {
+fn other_protocols_are_told_from_what_says_no_name() {
     for bytes in [
         &b"SSH-2.0-OpenSSH_9\r\n"[..],
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"\0\0\0\x08",
-        b"hello",
+        b"hello\n",
+        b"EHLO guest.example\r\n",
         b"AVERYLONGWORDTHATISNOMETHOD",
     ] {
-        assert_eq!(look(bytes), Sought::Nameless, "{bytes:?}");
+        assert_eq!(look(bytes), Sought::Foreign, "{bytes:?}");
     }
 }
 

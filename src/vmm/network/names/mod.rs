@@ -1,23 +1,28 @@
 //! What makes rules about names hold: a resolver and a proxy in the namespace of one guest, to which
-//! its rules lead what the guest sends to name servers and to the web's ports.
+//! its rules lead what the guest sends to name servers and to addresses that it knows by name only.
 //!
 //! ```text
 //! guest --port 53--> resolver --allowed names only--> the host's name servers
-//!                        \-- addresses of allowed names --> the set of the rules, before the answer
-//! guest --80, 443--> proxy: TLS or HTTP says a name; allowed -> connected on, else cut
+//!                        \-- addresses of allowed names --> the sets of the rules, before the answer
+//! guest --any port--> proxy: TLS or HTTP says a name; allowed -> connected on, else cut
+//!                            anything else: only to a port that a rule of such a name opens
 //! ```
 //!
 //! Both live on one thread that has entered the namespace and ends with this guard: their sockets
 //! are made there, so what they send is refused by the host as anything from this namespace is. When
 //! nobody listens the rules lead nowhere: without the daemon these guests reach less, never more.
+//! What all of them together may hold at a time is in [`NameLimits`].
 
+mod bucket;
+mod budget;
 mod dns;
 mod hello;
 mod learned;
 mod proxy;
 mod resolver;
+mod watched;
 
-use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -25,12 +30,36 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use self::bucket::Bucket;
+use self::budget::Budget;
 use self::learned::Learned;
 use super::NetworkError;
-use super::egress::{DNS_PORT, WEB_PORT};
+use super::egress::{DNS_PORT, PROXY_PORT, Reach};
 use super::namespace;
-use crate::domain::egress::Policy;
 use crate::domain::slot::{GATEWAY_ADDRESS, SlotIndex};
+
+/// Connections take two files each: all of them together a quarter of what the daemon may open.
+const CONNECTIONS: u64 = 8;
+
+/// Questions take one each: a sixteenth.
+const QUESTIONS: u64 = 16;
+
+/// What the resolvers and proxies of one daemon keep to.
+#[derive(Debug, Clone)]
+pub(super) struct NameLimits {
+    /// Questions that are answered to each guest a second.
+    rate: NonZeroU32,
+    connections: Arc<Budget>,
+    questions: Arc<Budget>,
+}
+
+impl NameLimits {
+    pub fn new(rate: NonZeroU32) -> Self {
+        let connections = Budget::new(proxy::MOST_CONNECTIONS, CONNECTIONS);
+        let questions = Budget::new(resolver::MOST_QUESTIONS, QUESTIONS);
+        Self { rate, connections, questions }
+    }
+}
 
 /// The resolver and the proxy of one guest, until it is dropped or stopped.
 #[derive(Debug)]
@@ -43,15 +72,16 @@ pub(super) struct NameGuard {
 /// What the resolver and the proxy work with.
 #[derive(Debug)]
 struct Shared {
-    /// Whom the resolver asks.
-    servers: Vec<Ipv4Addr>,
-    policy: watch::Sender<Arc<Policy>>,
+    slot: SlotIndex,
+    reach: watch::Sender<Arc<Reach>>,
     learned: Learned,
+    limits: NameLimits,
+    questions: Bucket,
 }
 
 impl Shared {
-    fn policy(&self) -> Arc<Policy> {
-        self.policy.borrow().clone()
+    fn reach(&self) -> Arc<Reach> {
+        self.reach.borrow().clone()
     }
 }
 
@@ -59,7 +89,7 @@ impl Shared {
 struct Sockets {
     datagrams: UdpSocket,
     streams: TcpListener,
-    web: TcpListener,
+    proxied: TcpListener,
 }
 
 impl Sockets {
@@ -67,7 +97,7 @@ impl Sockets {
         Ok(Self {
             datagrams: UdpSocket::bind((GATEWAY_ADDRESS, DNS_PORT)).await?,
             streams: TcpListener::bind((GATEWAY_ADDRESS, DNS_PORT)).await?,
-            web: TcpListener::bind((GATEWAY_ADDRESS, WEB_PORT)).await?,
+            proxied: TcpListener::bind((GATEWAY_ADDRESS, PROXY_PORT)).await?,
         })
     }
 }
@@ -80,11 +110,12 @@ impl NameGuard {
     /// [`NetworkError::StartWorker`], [`NetworkError::NameGuard`].
     pub async fn start(
         slot: SlotIndex,
-        policy: &Policy,
-        servers: Vec<Ipv4Addr>,
+        reach: &Reach,
+        limits: NameLimits,
     ) -> Result<Self, NetworkError> {
-        let (policy, _) = watch::channel(Arc::new(policy.clone()));
-        let shared = Arc::new(Shared { servers, policy, learned: Learned::new(slot) });
+        let (reach, _) = watch::channel(Arc::new(reach.clone()));
+        let (learned, questions) = (Learned::new(slot), Bucket::new(limits.rate));
+        let shared = Arc::new(Shared { slot, reach, learned, limits, questions });
         let stop = CancellationToken::new();
         let (ready, listens) = oneshot::channel();
         let thread = {
@@ -102,7 +133,7 @@ impl NameGuard {
         }
     }
 
-    /// Has another policy decide once `rules` has put its rules in place. Addresses that were learned
+    /// Has another reach decide once `rules` has put its rules in place. Addresses that were learned
     /// are forgotten, as the rules have forgotten them.
     ///
     /// # Errors
@@ -110,14 +141,14 @@ impl NameGuard {
     /// That of `rules`; nothing has changed then.
     pub async fn change(
         &self,
-        policy: &Policy,
+        reach: &Reach,
         rules: impl Future<Output = Result<(), NetworkError>>,
     ) -> Result<(), NetworkError> {
         self.shared
             .learned
             .forget(async {
                 rules.await?;
-                self.shared.policy.send_replace(Arc::new(policy.clone()));
+                self.shared.reach.send_replace(Arc::new(reach.clone()));
                 Ok(())
             })
             .await
@@ -162,12 +193,12 @@ fn run(
             Err(error) => return drop(ready.send(Err(error))),
         };
         let _ = ready.send(Ok(()));
-        let Sockets { datagrams, streams, web } = sockets;
+        let Sockets { datagrams, streams, proxied } = sockets;
         tokio::select! {
             () = stop.cancelled() => {}
             () = resolver::serve_datagrams(datagrams, shared.clone()) => {}
             () = resolver::serve_streams(streams, shared.clone()) => {}
-            () = proxy::serve(web, shared) => {}
+            () = proxy::serve(proxied, shared) => {}
         }
     });
 }

@@ -1,6 +1,11 @@
-//! The proxy: takes a guest's connections to the web's ports, looks which name they speak of, and
-//! connects them on to where they were going, or cuts them.
+//! The proxy: takes a guest's connections to addresses that it knows by name only, looks which name
+//! they speak of, and connects them on to where they were going, or cuts them.
+//!
+//! What is neither TLS nor HTTP, or waits for the server to speak first, says no name. It passes where
+//! the policy opens that very port of a name that has led to the address, and where the address alone
+//! is allowed. There the server is connected to at once, because it may be the one that begins.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
@@ -10,39 +15,44 @@ use nix::libc;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{sleep, timeout};
 
 use super::Shared;
+use super::budget::Place;
 use super::hello::{LIMIT, Sought, look};
-use crate::domain::egress::{Policy, Verdict};
+use super::watched::Watched;
+use crate::domain::egress::{Rule, Target, Verdict};
 use crate::domain::slot::GATEWAY_ADDRESS;
+use crate::vmm::network::egress::Reach;
 
 /// Connections of one guest at a time; more wait. Each takes two files of the daemon and 16 KiB.
-const MOST_CONNECTIONS: usize = 256;
+pub(super) const MOST_CONNECTIONS: usize = 256;
 
-/// How long a client may take to say its name; one that is silent waits for the server to speak.
+/// How long a client may take to say its name: from the beginning where it must say one, else from its
+/// first byte on.
 const NAME_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long a server may take to accept.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a connection may be silent. Longer than programs that keep connections alive are.
+const IDLE_LIMIT: Duration = Duration::from_secs(60 * 60);
+
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Takes connections, for ever.
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
-        let Ok(place) = room.clone().acquire_owned().await else { return };
         let Ok((client, _)) = listener.accept().await else {
             sleep(PAUSE).await;
             continue;
         };
+        // One that has no place yet waits here, and the others in the kernel.
+        let place = shared.limits.connections.place(shared.slot).await;
         let shared = shared.clone();
         tokio::spawn(async move {
             // Whoever waits sees the connection end, and how.
-            let _ = carry(client, &shared).await;
-            drop(place);
+            let _ = keep(client, &shared, &place).await;
         });
     }
 }
@@ -50,47 +60,95 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
 /// What a connection is about.
 struct Purpose {
     server: SocketAddrV4,
+    /// The rules that open this port of the address to anything.
+    opened_by: BTreeSet<Rule>,
     sought: Sought,
 }
 
 impl Purpose {
-    fn verdict(&self, policy: &Policy) -> Verdict {
-        let address = Some(*self.server.ip());
-        match &self.sought {
-            Sought::Name(name) => policy.decide(address, Some(name)),
-            Sought::Nameless | Sought::More => policy.decide(address, None),
-            Sought::Unreadable => Verdict::Deny,
+    fn verdict(&self, reach: &Reach) -> Verdict {
+        let address = *self.server.ip();
+        if reach.policy.closes(address, reach.lan) {
+            return Verdict::Deny;
         }
+        let name = match &self.sought {
+            Sought::Name(name) => Some(name.as_str()),
+            Sought::Foreign if self.is_opened(reach) => return Verdict::Allow,
+            Sought::Foreign | Sought::Nameless | Sought::More => None,
+            Sought::Unreadable => return Verdict::Deny,
+        };
+        let (address, port) = (Some(address), Some(self.server.port()));
+        reach.policy.decide(Target { address, name, port })
+    }
+
+    /// Whether a rule that led here still stands.
+    fn is_opened(&self, reach: &Reach) -> bool {
+        reach.policy.allow().any(|rule| self.opened_by.contains(rule))
     }
 }
 
-/// Carries a connection to its end. Unless that is the end of all that was to be said, the guest sees a
-/// reset: a plain end would look like one.
-async fn carry(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
+/// Carries a connection to its end, which comes sooner if nobody uses it or its place is needed.
+async fn keep(client: TcpStream, shared: &Shared, place: &Place) -> io::Result<()> {
     client.set_zero_linger()?;
-    let mut policy = shared.policy.subscribe();
     let server = destination(&client)?;
-    let (sought, first) = name(&mut client).await?;
-    let purpose = Purpose { server, sought };
-    let denied = |policy: &Policy| purpose.verdict(policy) == Verdict::Deny;
-    let now = policy.borrow_and_update().clone();
+    let client = Watched { stream: client, activity: place.activity.clone() };
+    tokio::select! {
+        carried = carry(client, server, shared) => carried,
+        () = place.cut.cancelled() => Ok(()),
+        () = place.activity.idle_for(IDLE_LIMIT) => Ok(()),
+    }
+}
+
+/// Carries a connection. Unless that is the end of all that was to be said, the guest sees a
+/// reset: a plain end would look like one.
+async fn carry(mut client: Watched, server: SocketAddrV4, shared: &Shared) -> io::Result<()> {
+    let mut reach = shared.reach.subscribe();
+    let now = reach.borrow_and_update().clone();
+    let opened_by = shared.learned.opened_by(server).await;
+    // Until it says something it may be anything.
+    let mut purpose = Purpose { server, opened_by, sought: Sought::Foreign };
+    let mut first = Vec::new();
+    let mut upstream = None;
+    purpose.sought = match purpose.verdict(&now) {
+        Verdict::Deny => {
+            // What is silent is as good as what says no name.
+            let sought = timeout(NAME_LIMIT, name(&mut client, &mut first)).await;
+            sought.unwrap_or(Ok(Sought::Unreadable))?
+        }
+        Verdict::Allow => {
+            let server = upstream.insert(connect(server).await?);
+            tokio::select! {
+                biased;
+                sought = name(&mut client, &mut first) => sought?,
+                spoken = server.readable() => spoken.map(|()| Sought::Foreign)?,
+            }
+        }
+    };
+    let denied = |reach: &Reach| purpose.verdict(reach) == Verdict::Deny;
+    let now = reach.borrow_and_update().clone();
     if denied(&now) {
         return Ok(());
     }
-    let connected = timeout(CONNECT_LIMIT, TcpStream::connect(server)).await;
-    let mut server = connected.map_err(io::Error::from)??;
+    let mut upstream = match upstream {
+        Some(upstream) => upstream,
+        None => connect(server).await?,
+    };
     let carried = async {
-        server.write_all(&first).await?;
-        copy_bidirectional(&mut client, &mut server).await
+        upstream.write_all(&first).await?;
+        copy_bidirectional(&mut client, &mut upstream).await
     };
     tokio::select! {
         carried = carried => carried?,
         // Or the guard is gone, and this with it.
-        _ = policy.wait_for(|policy| denied(policy)) => return Ok(()),
+        _ = reach.wait_for(|reach| denied(reach)) => return Ok(()),
     };
     // What is still on its way to the guest gets there.
-    setsockopt(&client, sockopt::Linger, &libc::linger { l_onoff: 0, l_linger: 0 })?;
+    setsockopt(&client.stream, sockopt::Linger, &libc::linger { l_onoff: 0, l_linger: 0 })?;
     Ok(())
+}
+
+async fn connect(server: SocketAddrV4) -> io::Result<TcpStream> {
+    timeout(CONNECT_LIMIT, TcpStream::connect(server)).await.map_err(io::Error::from)?
 }
 
 /// Where the guest believes that it is connected.
@@ -104,24 +162,24 @@ fn destination(client: &TcpStream) -> io::Result<SocketAddrV4> {
     }
 }
 
-/// Reads until the name is known; gives all that was read.
-async fn name(client: &mut TcpStream) -> io::Result<(Sought, Vec<u8>)> {
-    let deadline = Instant::now() + NAME_LIMIT;
-    let mut first = Vec::new();
-    loop {
-        match look(&first) {
-            Sought::More => {}
-            sought => return Ok((sought, first)),
-        }
-        let mut rest = (&mut *client).take((LIMIT - first.len()) as u64);
-        match timeout_at(deadline, rest.read_buf(&mut first)).await {
-            // Nothing more comes: what is there says no name. What had begun to is not believed.
-            Ok(Ok(0)) | Err(_) => {
-                let sought = if first.is_empty() { Sought::Nameless } else { Sought::Unreadable };
-                return Ok((sought, first));
-            }
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => return Err(error),
-        }
+/// Reads until the name is known; all that was read is in `first`, also if nobody waits any more.
+async fn name(client: &mut Watched, first: &mut Vec<u8>) -> io::Result<Sought> {
+    let mut rest = client.take(LIMIT as u64);
+    if rest.read_buf(first).await? == 0 {
+        // Nothing comes.
+        return Ok(Sought::Foreign);
     }
+    let whole = async {
+        loop {
+            match look(first) {
+                Sought::More => {}
+                sought => return Ok(sought),
+            }
+            if rest.read_buf(first).await? == 0 {
+                // What had begun to say a name is not believed.
+                return Ok(Sought::Unreadable);
+            }
+        }
+    };
+    timeout(NAME_LIMIT, whole).await.unwrap_or(Ok(Sought::Unreadable))
 }

@@ -13,9 +13,10 @@ use tokio::time::{sleep, timeout};
 
 use super::Shared;
 use super::dns::{Asked, Judged, judge};
+use super::learned::Found;
 
-/// Questions under way, of one guest.
-const MOST_QUESTIONS: usize = 64;
+/// Questions under way, of one guest. Each takes a file while a name server is asked.
+pub(super) const MOST_QUESTIONS: usize = 64;
 
 /// Connections at a time, of one guest.
 const MOST_STREAMS: usize = 16;
@@ -41,22 +42,26 @@ enum Way {
 /// Answers datagrams, for ever.
 pub(super) async fn serve_datagrams(socket: UdpSocket, shared: Arc<Shared>) {
     let socket = Arc::new(socket);
-    let room = Arc::new(Semaphore::new(MOST_QUESTIONS));
     let mut buffer = vec![0; usize::from(u16::MAX)];
     loop {
         let Ok((length, peer)) = socket.recv_from(&mut buffer).await else {
             sleep(PAUSE).await;
             continue;
         };
-        // One too many is lost, as datagrams may be; the guest asks again.
-        let Ok(place) = room.clone().try_acquire_owned() else { continue };
+        // The next one is not even read until this one's turn: what comes faster is lost in the
+        // kernel, as datagrams may be, and costs the daemon nothing. The guest asks again.
+        shared.questions.turn().await;
+        let place = shared.limits.questions.place(shared.slot).await;
         let (question, socket) = (buffer[..length].to_vec(), socket.clone());
         let shared = shared.clone();
         tokio::spawn(async move {
-            if let Some(answer) = resolve(&shared, &question, Way::Datagram).await {
+            let answer = tokio::select! {
+                () = place.cut.cancelled() => None,
+                answer = resolve(&shared, &question, Way::Datagram) => answer,
+            };
+            if let Some(answer) = answer {
                 let _ = socket.send_to(&answer, peer).await;
             }
-            drop(place);
         });
     }
 }
@@ -72,8 +77,12 @@ pub(super) async fn serve_streams(listener: TcpListener, shared: Arc<Shared>) {
         };
         let shared = shared.clone();
         tokio::spawn(async move {
-            // It ends when the guest has no more questions, in whatever way.
-            let _ = serve_stream(stream, &shared).await;
+            let connection = shared.limits.connections.place(shared.slot).await;
+            tokio::select! {
+                () = connection.cut.cancelled() => {}
+                // It ends when the guest has no more questions, in whatever way.
+                _ = serve_stream(stream, &shared) => {}
+            }
             drop(place);
         });
     }
@@ -82,6 +91,7 @@ pub(super) async fn serve_streams(listener: TcpListener, shared: Arc<Shared>) {
 async fn serve_stream(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     loop {
         let question = timeout(IDLE_LIMIT, read_message(&mut stream)).await??;
+        shared.questions.turn().await;
         let Some(answer) = resolve(shared, &question, Way::Stream).await else { return Ok(()) };
         timeout(IDLE_LIMIT, write_message(&mut stream, &answer)).await??;
     }
@@ -89,20 +99,22 @@ async fn serve_stream(mut stream: TcpStream, shared: &Shared) -> io::Result<()> 
 
 /// The answer to a question; nothing if it is none.
 async fn resolve(shared: &Shared, question: &[u8], way: Way) -> Option<Vec<u8>> {
-    let asked = match judge(question, &shared.policy()) {
+    let asked = match judge(question, &shared.reach().policy) {
         Judged::Ask(asked) => asked,
         Judged::Answer(answer) => return Some(answer),
         Judged::Ignore => return None,
     };
-    for server in &shared.servers {
+    for server in &shared.reach().servers {
         let answer = timeout(SERVER_LIMIT, ask(*server, &asked, question, way)).await;
         let Ok(Ok((bytes, message))) = answer else { continue };
         // First the rules know the addresses, then the guest.
         let learn = || {
-            let policy = shared.policy();
+            let policy = &shared.reach().policy;
             let mut found = asked.addresses(&message);
             found.retain(|(address, _)| policy.opens(&asked.name, *address));
-            found
+            let ports: Vec<_> = policy.ports_of(&asked.name).cloned().collect();
+            let found = found.into_iter();
+            found.map(|(address, valid)| Found { address, valid, ports: ports.clone() }).collect()
         };
         if let Err(error) = shared.learned.learn(learn).await {
             tracing::warn!(error = %crate::chain(&error), "addresses of a name were not learned");

@@ -13,6 +13,7 @@ mod upkeep;
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,12 +27,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::NetworkError;
 use super::claim::{Claims, Presence};
+use super::egress::Reach;
 use super::host;
+use super::names::NameLimits;
 use super::namespace::{self, on_thread};
 use super::resolver::resolvers;
 use super::setup::{self, BuildFailure};
 use super::slot::Slot;
-use crate::domain::egress::Policy;
+use crate::domain::egress::{Lan, Policy};
 use crate::domain::slot::{SLOT_COUNT, SlotIndex};
 
 /// How many slots are built or removed at a time. The kernel does most of both under one lock, so
@@ -53,12 +56,26 @@ pub struct NetworkConfig {
     pub keep_period: Duration,
     /// Whom the resolver of sandboxes with rules about names asks; the host's name servers if absent.
     pub name_servers: Option<Vec<Ipv4Addr>>,
+    /// Whether guests reach networks of somebody near without a rule about them.
+    pub lan: Lan,
+    /// Questions for names a second that are answered to each guest with rules about names.
+    pub dns_rate: NonZeroU32,
 }
+
+/// Enough for a package manager that asks for all its mirrors at once.
+pub const DNS_RATE: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
 
 impl NetworkConfig {
     /// Settings for a data directory, with as many ready slots as bursts of creates need.
     pub fn new(state_dir: PathBuf) -> Self {
-        Self { state_dir, pool_size: 8, keep_period: Duration::from_secs(30), name_servers: None }
+        Self {
+            state_dir,
+            pool_size: 8,
+            keep_period: Duration::from_secs(30),
+            name_servers: None,
+            lan: Lan::Closed,
+            dns_rate: DNS_RATE,
+        }
     }
 }
 
@@ -91,6 +108,8 @@ pub(super) struct Shared {
     pool_size: usize,
     keep_period: Duration,
     name_servers: Option<Vec<Ipv4Addr>>,
+    lan: Lan,
+    name_limits: NameLimits,
     state: Mutex<State>,
     /// Wakes the filler.
     taken: Notify,
@@ -105,9 +124,16 @@ pub(super) struct Shared {
 #[derive(Debug)]
 struct State {
     phase: Phase,
-    ready: VecDeque<SlotIndex>,
+    ready: VecDeque<Built>,
     /// Where to look for the next free number.
     next: SlotIndex,
+}
+
+/// A slot that was built, and what its rules let through.
+#[derive(Debug)]
+struct Built {
+    index: SlotIndex,
+    reach: Reach,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,6 +169,8 @@ impl SlotPool {
             pool_size: config.pool_size,
             keep_period: config.keep_period,
             name_servers: config.name_servers,
+            lan: config.lan,
+            name_limits: NameLimits::new(config.dns_rate),
             state: Mutex::new(State {
                 phase: Phase::Open,
                 ready: VecDeque::new(),
@@ -175,11 +203,11 @@ impl SlotPool {
             state.ready.pop_front()
         };
         self.shared.taken.notify_one();
-        let index = match ready {
-            Some(index) => index,
+        let Built { index, reach } = match ready {
+            Some(built) => built,
             None => self.shared.build().await?,
         };
-        Ok(Slot::new(index, self.shared.clone(), Policy::default()))
+        Ok(Slot::new(index, self.shared.clone(), reach))
     }
 
     /// Takes over the slot of a VM that outlived its daemon, with the policy of its guest.
@@ -189,9 +217,10 @@ impl SlotPool {
     /// [`NetworkError::NotAdoptable`] when a part of it is missing,
     /// [`NetworkError::ClaimedElsewhere`] when it is another daemon's. The slot is left as it is.
     pub async fn adopt(&self, index: SlotIndex, policy: &Policy) -> Result<Slot, NetworkError> {
-        let (shared, rules) = (self.shared.clone(), policy.clone());
+        let reach = self.shared.reach(policy);
+        let (shared, rules) = (self.shared.clone(), reach.clone());
         on_thread("nestbox-adopt", move || setup::adopt(&shared.claims, index, &rules)).await?;
-        let slot = Slot::new(index, self.shared.clone(), policy.clone());
+        let slot = Slot::new(index, self.shared.clone(), reach);
         match slot.guard_names().await {
             Ok(()) => Ok(slot),
             Err(error) => {
@@ -237,7 +266,7 @@ impl SlotPool {
                 tracing::error!(%error, "a task of the network pool panicked");
             }
         }
-        let removed = shared.remove_all(ready.into()).await;
+        let removed = shared.remove_all(ready.into_iter().map(|it| it.index).collect()).await;
         let last = on_thread("nestbox-netdown", move || {
             presence.run_if_last(|| match shared.claims.any()? {
                 true => Ok(()),
@@ -250,9 +279,15 @@ impl SlotPool {
 }
 
 impl Shared {
-    /// Whom resolvers in namespaces ask. Reads small files.
-    pub(super) fn name_servers(&self) -> Vec<Ipv4Addr> {
-        self.name_servers.clone().unwrap_or_else(resolvers)
+    /// What a guest with a policy reaches on this host. Reads small files.
+    pub(super) fn reach(&self, policy: &Policy) -> Reach {
+        let servers = self.name_servers.clone().unwrap_or_else(resolvers);
+        Reach { policy: policy.clone(), lan: self.lan, servers }
+    }
+
+    /// What resolvers and proxies keep to.
+    pub(super) fn name_limits(&self) -> NameLimits {
+        self.name_limits.clone()
     }
 
     /// Removes a slot in use.
@@ -277,7 +312,7 @@ impl Shared {
     }
 
     /// Builds a slot under a number of its own.
-    async fn build(self: &Arc<Self>) -> Result<SlotIndex, NetworkError> {
+    async fn build(self: &Arc<Self>) -> Result<Built, NetworkError> {
         for _ in 0..OCCUPIED_LIMIT {
             let shared = self.clone();
             let _permit = self.workers.acquire().await.map_err(|_| NetworkError::Closed)?;
@@ -292,7 +327,7 @@ impl Shared {
         Err(NetworkError::Exhausted)
     }
 
-    fn build_next(&self) -> Result<SlotIndex, NetworkError> {
+    fn build_next(&self) -> Result<Built, NetworkError> {
         let first = {
             let mut state = self.state();
             let first = state.next;
@@ -303,7 +338,9 @@ impl Shared {
         if index != first {
             self.state().next = index.next();
         }
-        setup::build(&self.claims, index).map(|()| index).map_err(|failure| match failure {
+        let reach = self.reach(&Policy::default());
+        let built = setup::build(&self.claims, index, &reach);
+        built.map(|()| Built { index, reach }).map_err(|failure| match failure {
             BuildFailure::Undone(error) => error,
             BuildFailure::Remains(error) => {
                 self.hand_to_janitor(index);

@@ -38,12 +38,13 @@ async fn fill(pool: Arc<Shared>) {
         }
         // Not abandoned halfway when the pool closes: what was begun has to be known to be removed.
         match pool.build().await {
-            Ok(index) => {
+            Ok(built) => {
                 retry = FIRST_RETRY;
+                let index = built.index;
                 let phase = {
                     let mut state = pool.state();
                     if state.phase == Phase::Open {
-                        state.ready.push_back(index);
+                        state.ready.push_back(built);
                     }
                     state.phase
                 };
