@@ -175,7 +175,7 @@ fn a_collector_is_reached_past_the_proxies_of_the_environment() {
         std::thread::spawn(move || {
             let (mut connection, _) = listener.accept().unwrap();
             let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-            connection.read(&mut [0; 1024]).unwrap();
+            assert!(connection.read(&mut [0; 1024]).unwrap() > 0);
             connection.write_all(answer).unwrap();
             asked.send(who).unwrap();
         });

@@ -193,7 +193,7 @@ async fn a_client_that_vanishes_or_a_pause_leaves_no_half_file() {
         let address = nest.url.trim_start_matches("http://");
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         let head = format!(
-            "PUT /v1/sandboxes/{id}/files/archive?path={to} HTTP/1.1\r\nhost: x\r\n\
+            "PUT /v1/sandboxes/{id}/files/archive?path={to} HTTP/1.1\r\nhost: localhost\r\n\
              {API_KEY_HEADER}: {}\r\ncontent-length: {}\r\n\r\n",
             nest.key,
             archive.len()

@@ -40,7 +40,7 @@ async fn begin(nest: &Nest, id: &str, path: &str, framing: &str) -> TcpStream {
     let address = nest.url.trim_start_matches("http://");
     let mut stream = TcpStream::connect(address).await.unwrap();
     let head = format!(
-        "PUT /v1/sandboxes/{id}/files?path={path} HTTP/1.1\r\nhost: x\r\n{API_KEY_HEADER}: {}\r\n\
+        "PUT /v1/sandboxes/{id}/files?path={path} HTTP/1.1\r\nhost: localhost\r\n{API_KEY_HEADER}: {}\r\n\
          {framing}\r\n\r\n",
         nest.key
     );

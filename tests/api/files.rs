@@ -200,7 +200,7 @@ async fn a_client_that_vanishes_in_mid_upload_leaves_nothing_new() {
         let address = nest.url.trim_start_matches("http://");
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         let begin = format!(
-            "POST /v1/sandboxes/{id}/files/write HTTP/1.1\r\nhost: x\r\n{API_KEY_HEADER}: {}\r\n\
+            "POST /v1/sandboxes/{id}/files/write HTTP/1.1\r\nhost: localhost\r\n{API_KEY_HEADER}: {}\r\n\
              content-type: multipart/form-data; boundary=b\r\ncontent-length: 10000000\r\n\r\n\
              --b\r\ncontent-disposition: form-data; name=\"path\"\r\n\r\n{path}\r\n\
              --b\r\ncontent-disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\n",
@@ -226,7 +226,7 @@ async fn a_sandbox_that_goes_away_ends_a_download() {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let body = json!({"path": path}).to_string();
     let request = format!(
-        "POST /v1/sandboxes/{id}/files/read HTTP/1.1\r\nhost: x\r\n{API_KEY_HEADER}: {}\r\n\
+        "POST /v1/sandboxes/{id}/files/read HTTP/1.1\r\nhost: localhost\r\n{API_KEY_HEADER}: {}\r\n\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         nest.key,
         body.len()

@@ -295,7 +295,9 @@ async fn chunks_that_two_might_read_in_two_ways_are_not_passed_on_as_they_are() 
         let seen = String::from_utf8_lossy(&seen);
         assert_eq!(seen.matches(" HTTP/1.1").count(), usize::from(!seen.is_empty()), "{seen}");
         assert!(!seen.contains("smuggled"), "{body:.30}: {seen}");
-        assert!(answer.matches("HTTP/1.1 ").count() <= 1, "{body:.30}: {answer}");
+        // Where a body has a clear end, what follows is a request to the daemon.
+        let most = 1 + usize::from(passes);
+        assert!(answer.matches("HTTP/1.1 ").count() <= most, "{body:.30}: {answer}");
         match passes {
             true => assert!(seen.ends_with("\r\n\r\n5\r\nhello\r\n0\r\n\r\n"), "{seen}"),
             // Half of a body does not look like a whole one.

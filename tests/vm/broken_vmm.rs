@@ -218,7 +218,7 @@ fn a_vmm_that_prints_what_its_guest_wants_fills_no_disk() {
         let sandbox = daemon.create().await;
         sandbox.write("/tmp/flood.py", FLOOD).await;
         let flood = json!({"cmd": "sudo python3 /tmp/flood.py", "background": true});
-        sandbox.exec(flood).await;
+        sandbox.try_exec(flood).await.expect(200);
         // It prints: more than one log has room for.
         let former = sandbox.dir().join("qemu.log.1");
         eventually("the log starts anew", || async { former.exists() }).await;

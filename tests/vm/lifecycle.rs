@@ -242,7 +242,7 @@ fn a_client_that_hangs_up_while_it_destroys_has_done_so() {
         let address = daemon.url.strip_prefix("http://").expect("a URL");
         let mut stream = TcpStream::connect(address).await.expect("a connection");
         let request = format!(
-            "DELETE /v1/sandboxes/{} HTTP/1.1\r\nHost: nestbox\r\nX-API-Key: {}\r\n\r\n",
+            "DELETE /v1/sandboxes/{} HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {}\r\n\r\n",
             sandbox.id, daemon.key
         );
         stream.write_all(request.as_bytes()).await.expect("sent");

@@ -43,10 +43,6 @@ pub enum Accel {
     Tcg,
 }
 
-/// The first version that can map a file privately that it opens for reading only: its option
-/// `memory-backend-file,rom`.
-const READS_SHARED_MEMORY: (u32, u32) = (8, 2);
-
 /// Descriptors of one QEMU: some twenty when it starts, three more for each overlay that it is given.
 const OPEN_FILES: u64 = 512;
 
@@ -111,7 +107,7 @@ impl Qemu {
                 command::Engine::Tcg { tsc_khz }
             }
         };
-        let shared_memory = match reads_shared_memory(&version) {
+        let shared_memory = match reads_shared_memory(&program).await? {
             true => SharedMemory::Opened,
             false => {
                 answered_calls::check_support().map_err(|source| HypervisorError::Unconfined {
@@ -172,11 +168,15 @@ async fn make_root(program: &Path, accel: command::Engine) -> Result<File, Hyper
     })
 }
 
-/// Whether a version, such as "10.0.2", is one that need not open shared memory for writing.
-fn reads_shared_memory(version: &str) -> bool {
-    let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
-    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    version >= READS_SHARED_MEMORY
+/// Whether a QEMU can map a file privately that it opens for reading only: what its option
+/// `memory-backend-file,rom` is for, from 8.2 on.
+async fn reads_shared_memory(program: &Path) -> Result<bool, HypervisorError> {
+    let mut command = tokio::process::Command::new(program);
+    let said = command.args(["-object", "memory-backend-file,help"]).output().await;
+    let failed = |source| HypervisorError::Version { program: program.to_owned(), source };
+    let said = said.map_err(failed)?;
+    // "  rom=<OnOffAuto>"
+    Ok(String::from_utf8_lossy(&said.stdout).lines().any(|line| line.trim().starts_with("rom=")))
 }
 
 /// What nobody may write to any more who has not opened it for that already: a base that an older daemon

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::lab::run;
 
 /// What the daemon itself keeps in its data directory.
-const OWN_FILES: [&str; 14] = [
+const OWN_FILES: [&str; 15] = [
     "api-key",
     "daemon.lock",
     "host-id",
@@ -20,6 +20,7 @@ const OWN_FILES: [&str; 14] = [
     "snapshots",
     "snapshots/forks",
     "snapshots/named",
+    "token-secret",
     "url",
     "warm",
     "warm/debian",
@@ -89,9 +90,10 @@ impl Census {
     }
 }
 
-/// Processes that were started with the data directory or are in it: daemons and VMs.
+/// Processes that were started with the data directory, are in it or in a cgroup that stands for it:
+/// daemons and VMs, which see neither the directory nor its name.
 pub fn processes_of(data_dir: &Path) -> Vec<(i32, String)> {
-    let owner = data_dir.display().to_string();
+    let (owner, group) = (data_dir.display().to_string(), format!("/{}/", cgroup_name(data_dir)));
     let entries = fs::read_dir("/proc").expect("/proc").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let ours = pids.filter_map(|pid| {
@@ -99,7 +101,10 @@ pub fn processes_of(data_dir: &Path) -> Vec<(i32, String)> {
         let line = fs::read(proc.join("cmdline")).ok()?;
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
         let cwd = fs::read_link(proc.join("cwd")).unwrap_or_default();
-        (line.contains(&owner) || cwd.starts_with(data_dir)).then_some((pid, line))
+        let groups = fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
+        let ours = line.contains(&owner) || cwd.starts_with(data_dir) || groups.contains(&group);
+        // One that has ended, and that nobody has asked after yet, has no arguments any more.
+        (ours && !line.is_empty()).then_some((pid, line))
     });
     ours.collect()
 }
@@ -141,8 +146,7 @@ fn nestbox_devices(data_dir: &Path) -> Vec<String> {
 
 /// Cgroups below the one that stands for the data directory in each hierarchy, itself included.
 fn cgroups(data_dir: &Path) -> Vec<String> {
-    let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
-    let daemon: String = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    let daemon = cgroup_name(data_dir);
     let mounts = fs::read_to_string("/proc/thread-self/mounts").expect("mounts");
     let roots = mounts.lines().filter_map(|line| {
         let mut words = line.split(' ').skip(1);
@@ -154,6 +158,12 @@ fn cgroups(data_dir: &Path) -> Vec<String> {
         below.chain([dir.clone()]).map(|path| path.display().to_string()).collect::<Vec<_>>()
     });
     found.collect()
+}
+
+/// What stands for a data directory in the names of cgroups.
+fn cgroup_name(data_dir: &Path) -> String {
+    let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
+    digest[..6].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Files in the data directory that are not the daemon's own.
