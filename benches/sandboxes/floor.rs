@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nestbox::domain::id::SandboxId;
-use nestbox::vmm::cgroup::{Cgroup, Cgroups, Limits, Share};
+use nestbox::vmm::cgroup::{Cgroup, Cgroups, DeviceAccess, Limits, Share};
 use nestbox::vmm::disk::Overlay;
 use nestbox::vmm::guest::AGENT_PORT;
 use nestbox::vmm::memory::{Durability, GuestMemory, inject};
@@ -36,7 +36,13 @@ const ATTEMPT: Duration = Duration::from_secs(2);
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(2);
 
 /// More than a VM takes.
-const LIMITS: Limits = Limits { memory_bytes: 1 << 30, pids: 64, vcpus: 1, share: Share::Full };
+const LIMITS: Limits = Limits {
+    memory_bytes: 1 << 30,
+    pids: 64,
+    vcpus: 1,
+    share: Share::Full,
+    devices: DeviceAccess::Unrestricted,
+};
 
 /// A directory, a cgroup and a network to restore in.
 pub struct Floor {

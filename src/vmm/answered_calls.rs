@@ -143,7 +143,7 @@ impl Answering {
         let fd = self.listener.as_raw_fd();
         // SAFETY: the kernel fills a structure of the size that the request's number has in it.
         match unsafe { notif_receive(fd, &mut call) } {
-            // It was killed meanwhile.
+            // It was killed meanwhile, or a signal came in between.
             Err(Errno::ENOENT | Errno::EINTR) => return Ok(false),
             received => drop(received?),
         }
@@ -159,7 +159,11 @@ impl Answering {
                 newfd_flags: libc::O_CLOEXEC as u32,
             };
             // SAFETY: the structure is the one that the request's number is made of.
-            answer.val = i64::from(unsafe { notif_add_fd(fd, &give) }?);
+            match unsafe { notif_add_fd(fd, &give) } {
+                // A signal came in between: the call is made once more, and asked about again.
+                Err(Errno::ENOENT) => return Ok(false),
+                given => answer.val = i64::from(given?),
+            }
         } else {
             // Whatever stands at that address by the time the kernel looks: it is opened with the
             // rights of the process, as if nobody had looked.

@@ -105,7 +105,7 @@ fn a_client_that_vanishes_in_the_middle_of_a_gigabyte_leaves_nothing() {
             let address = daemon.url.strip_prefix("http://").expect("a URL");
             let mut stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
             let head = format!(
-                "PUT /v1/sandboxes/{}/files?path=up/{name} HTTP/1.1\r\nhost: x\r\n\
+                "PUT /v1/sandboxes/{}/files?path=up/{name} HTTP/1.1\r\nhost: localhost\r\n\
                  x-api-key: {}\r\ncontent-length: 1073741824\r\n\r\n",
                 sandbox.id, daemon.key
             );

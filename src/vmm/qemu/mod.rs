@@ -17,7 +17,7 @@ use async_trait::async_trait;
 
 use self::command::{Descriptors, SharedMemory, Start, command_line, descriptor_path};
 use self::vm::QemuVm;
-use super::answered_calls;
+use super::answered_calls::{self, Answering};
 use super::cgroup::DeviceAccess;
 use super::console;
 use super::hypervisor::{
@@ -239,7 +239,7 @@ impl Hypervisor for Qemu {
             memory: memory.into(),
         };
         let dir = plan.vm.place.dir.to_owned();
-        let process = self.spawn(plan.vm, start).await?;
+        let (process, _) = self.spawn(plan.vm, start).await?;
         Ok(Box::new(or_kill(process, QemuVm::connect(process, &dir)).await?))
     }
 
@@ -257,9 +257,12 @@ impl Hypervisor for Qemu {
         let devices = plan.devices.as_raw_fd();
         let start = Start::Restore { memory: base.into(), devices: plan.devices };
         let dir = plan.vm.place.dir.to_owned();
-        let process = trace.span("spawn", self.spawn(plan.vm, start)).await?;
+        let (process, request) = trace.span("spawn", self.spawn(plan.vm, start)).await?;
         let vm = async {
-            let vm = trace.span("qmp", QemuVm::connect(process, &dir)).await?;
+            // It listens when it has its memory.
+            let up =
+                async { tokio::try_join!(open_memory(request), QemuVm::connect(process, &dir)) };
+            let ((), vm) = trace.span("qmp", up).await?;
             // Before the devices are loaded: virtio reads its rings while its state is.
             trace.span("inject", inject(process, memory)).await?;
             trace.span("load", vm.load(devices)).await?;
@@ -310,7 +313,11 @@ fn open(path: &Path) -> Result<OwnedFd, HypervisorError> {
 
 impl Qemu {
     /// Starts the process, confined.
-    async fn spawn(&self, plan: VmPlan<'_>, start: Start) -> Result<ProcessId, HypervisorError> {
+    async fn spawn(
+        &self,
+        plan: VmPlan<'_>,
+        start: Start,
+    ) -> Result<(ProcessId, Option<MemoryRequest>), HypervisorError> {
         let VmPlan { shape, disk, disk_bytes, place } = plan;
         let DiskPlan::Layers { layers, overlay } = disk else {
             unreachable!("it asks for layers");
@@ -358,12 +365,12 @@ impl Qemu {
             answered: None,
         };
         let started = tokio::task::spawn_blocking(move || starting.start(confinement)).await;
-        let (process, answered) = started.expect("starting a process does not panic")?;
-        match answered {
-            Ok(()) => Ok(process),
+        let (process, request) = started.expect("starting a process does not panic")?;
+        match request {
+            Ok(request) => Ok((process, request)),
             Err(source) => {
                 VmProcess::end(process).await?;
-                Err(HypervisorError::Control { verb: "open the memory of", source: source.into() })
+                Err(no_memory(source))
             }
         }
     }
@@ -406,23 +413,43 @@ struct Starting {
 }
 
 impl Starting {
-    /// Starts it. Blocks until it has opened the memory that is to be opened for it, and says whether that
-    /// went well.
+    /// Starts it, and says what it is going to ask for. Blocks for a fork and an exec.
     fn start(
         self,
         mut confinement: Confinement,
-    ) -> Result<(ProcessId, io::Result<()>), ProcessError> {
+    ) -> Result<(ProcessId, io::Result<Option<MemoryRequest>>), ProcessError> {
         let Self { program, args, shared } = self;
         let Some((path, memory)) = shared else {
-            return Ok((VmProcess::spawn(&program, &args, confinement)?, Ok(())));
+            return Ok((VmProcess::spawn(&program, &args, confinement)?, Ok(None)));
         };
         let failed = |source| ProcessError::Spawn { program: program.clone(), source };
         let (asking, pending) = answered_calls::pair().map_err(failed)?;
         confinement.answered = Some(asking);
         let process = VmProcess::spawn(&program, &args, confinement)?;
-        let answer = || pending.answering()?.give_for(&path, memory.as_fd(), OPEN_LIMIT);
-        Ok((process, answer()))
+        let request =
+            pending.answering().map(|answering| Some(MemoryRequest { answering, path, memory }));
+        Ok((process, request))
     }
+}
+
+/// What a QEMU that was just started will ask for: to open its guest's memory.
+struct MemoryRequest {
+    answering: Answering,
+    path: PathBuf,
+    memory: OwnedFd,
+}
+
+/// Answers what a QEMU asks for when it starts, if it does. Whoever goes away before has ended it, which
+/// ends the waiting as well.
+async fn open_memory(request: Option<MemoryRequest>) -> Result<(), HypervisorError> {
+    let Some(MemoryRequest { answering, path, memory }) = request else { return Ok(()) };
+    let answer = move || answering.give_for(&path, memory.as_fd(), OPEN_LIMIT);
+    let answered = tokio::task::spawn_blocking(answer).await;
+    answered.expect("waiting does not panic").map_err(no_memory)
+}
+
+fn no_memory(source: io::Error) -> HypervisorError {
+    HypervisorError::Control { verb: "open the memory of", source: source.into() }
 }
 
 /// The longest that an overlay on a disk may become, in bytes: what is written twice takes no more space,
