@@ -1,7 +1,11 @@
 //! Guests that have turned against their host.
 
+use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nestbox::domain::slot::SlotIndex;
@@ -127,26 +131,38 @@ fn an_agent_does_nothing_for_whoever_has_no_token_at_any_moment_of_its_life() {
         });
         // As root, whom no firewall keeps away: the agent itself refuses.
         let asks = ["GET /envs", "GET /files?path=/etc/shadow&username=root", "POST /sync"];
-        let (mut refused, mut machines) = (0, std::collections::HashSet::new());
+        let (stop, refused) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        // Each has its own, for one that stands frozen answers nobody for a while.
+        let mut askers: HashMap<String, JoinHandle<()>> = HashMap::new();
         let standbys = || async { api_ready(&daemon).await };
         while !creating.is_finished() || standbys().await == 0 {
             for machine in everything(lab.data_dir(), daemon.api()) {
                 let Some(address) = agent_of(&machine) else { continue };
-                for ask in asks {
-                    let asked =
-                        tokio::task::spawn_blocking(move || ask_without_a_token(address, ask));
-                    if let Some(answer) = asked.await.expect("no panic") {
-                        assert_eq!(answer, "HTTP/1.1 401", "{ask} of {}", machine.id);
-                        refused += 1;
-                        machines.insert(machine.id.clone());
+                let (stop, refused, id) = (stop.clone(), refused.clone(), machine.id.clone());
+                let ask = move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        for ask in asks {
+                            let Some(answer) = ask_without_a_token(address, ask) else { continue };
+                            assert_eq!(answer, "HTTP/1.1 401", "{ask} of {id}");
+                            refused.lock().expect("no panic").push(id.clone());
+                        }
+                        std::thread::sleep(Duration::from_millis(5));
                     }
-                }
+                };
+                askers.entry(machine.id).or_insert_with(|| std::thread::spawn(ask));
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        stop.store(true, Ordering::Relaxed);
+        for asker in askers.into_values() {
+            let ended = tokio::task::spawn_blocking(move || asker.join());
+            ended.await.expect("no panic").expect("nothing but refusals");
+        }
+        let refused = refused.lock().expect("no panic").clone();
+        let machines: HashSet<&String> = refused.iter().collect();
         let first = creating.await.expect("no panic");
         // The boot, the sandbox and the standby.
-        assert!(machines.len() >= 3 && refused > 10, "{refused} answers of {machines:?}");
+        assert!(machines.len() >= 3 && refused.len() > 10, "{} of {machines:?}", refused.len());
         let standby = daemon.unclaimed().await.remove(0);
         let second = daemon.create().await;
         assert_eq!(second.id, standby.id, "the standby has become a sandbox");
