@@ -1,6 +1,7 @@
 //! Guests that have turned against their host.
 
-use std::collections::{HashMap, HashSet};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -98,11 +99,65 @@ async fn terminals_are_left_alone(guest: &HostileGuest) {
     assert_eq!(message, "\\u{1b}]0;owned\\u{7}\\u{202e}");
 }
 
+/// Asks agents without a token, as root, whom no firewall keeps away: the agents themselves refuse.
+#[derive(Default)]
+struct Asker {
+    stop: Arc<AtomicBool>,
+    /// How often the agent of each machine has refused.
+    refusals: Arc<Mutex<HashMap<String, usize>>>,
+    /// Each machine has its own, for one that stands frozen answers nobody for a while.
+    threads: RefCell<HashMap<String, JoinHandle<()>>>,
+}
+
+impl Asker {
+    const ASKS: [&str; 3] =
+        ["GET /envs", "GET /files?path=/etc/shadow&username=root", "POST /sync"];
+
+    fn ask_again_and_again(&self, machine: &Sandbox) {
+        let mut threads = self.threads.borrow_mut();
+        if threads.contains_key(&machine.id) {
+            return;
+        }
+        let Some(address) = agent_of(machine) else { return };
+        let (stop, refusals, id) = (self.stop.clone(), self.refusals.clone(), machine.id.clone());
+        let ask = move || {
+            while !stop.load(Ordering::Relaxed) {
+                for ask in Self::ASKS {
+                    let Some(answer) = ask_without_a_token(address, ask) else { continue };
+                    assert_eq!(answer, "HTTP/1.1 401", "{ask} of {id}");
+                    *refusals.lock().expect("no panic").entry(id.clone()).or_default() += 1;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        threads.insert(machine.id.clone(), std::thread::spawn(ask));
+    }
+
+    fn refusals(&self) -> HashMap<String, usize> {
+        self.refusals.lock().expect("no panic").clone()
+    }
+
+    /// Whether an agent did anything else than refuse.
+    fn has_failed(&self) -> bool {
+        self.threads.borrow().values().any(JoinHandle::is_finished)
+    }
+
+    /// All refusals, and nothing but refusals.
+    async fn stop(self) -> HashMap<String, usize> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.take().into_values() {
+            let ended = tokio::task::spawn_blocking(move || thread.join());
+            ended.await.expect("no panic").expect("nothing but refusals");
+        }
+        self.refusals()
+    }
+}
+
 /// What an agent answers to somebody without its token, if it answers.
 fn ask_without_a_token(address: SocketAddr, request: &str) -> Option<String> {
-    let limit = Duration::from_millis(500);
-    let mut stream = TcpStream::connect_timeout(&address, limit).ok()?;
-    stream.set_read_timeout(Some(limit)).expect("it has a limit");
+    // A packet to a frozen VM is lost, and TCP sends another only after a second: ask anew instead.
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(50)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_millis(500))).expect("it has a limit");
     write!(stream, "{request} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").ok()?;
     let mut head = [0; 12];
     stream.read_exact(&mut head).ok()?;
@@ -127,56 +182,30 @@ fn an_agent_does_nothing_for_whoever_has_no_token_at_any_moment_of_its_life() {
             // The first boots the image and has a standby made, which the second becomes.
             let first = api.create().await;
             eventually("a standby", || async { !api.unclaimed().await.is_empty() }).await;
-            first
+            let standby = api.unclaimed().await.remove(0);
+            let second = api.create().await;
+            assert_eq!(second.id, standby.id, "the standby has become a sandbox");
+            [first, second]
         });
-        // As root, whom no firewall keeps away: the agent itself refuses.
-        let asks = ["GET /envs", "GET /files?path=/etc/shadow&username=root", "POST /sync"];
-        let (stop, refused) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
-        // Each has its own, for one that stands frozen answers nobody for a while.
-        let mut askers: HashMap<String, JoinHandle<()>> = HashMap::new();
-        let standbys = || async { api_ready(&daemon).await };
-        while !creating.is_finished() || standbys().await == 0 {
+        let asker = Asker::default();
+        // A standby stands frozen but for a moment, and is sure to answer once it is a sandbox. So it is
+        // asked until then: the boot, the first sandbox and the second have refused.
+        eventually("three agents have refused", || async {
             for machine in everything(lab.data_dir(), daemon.api()) {
-                let Some(address) = agent_of(&machine) else { continue };
-                let (stop, refused, id) = (stop.clone(), refused.clone(), machine.id.clone());
-                let ask = move || {
-                    while !stop.load(Ordering::Relaxed) {
-                        for ask in asks {
-                            let Some(answer) = ask_without_a_token(address, ask) else { continue };
-                            assert_eq!(answer, "HTTP/1.1 401", "{ask} of {id}");
-                            refused.lock().expect("no panic").push(id.clone());
-                        }
-                        std::thread::sleep(Duration::from_millis(5));
-                    }
-                };
-                askers.entry(machine.id).or_insert_with(|| std::thread::spawn(ask));
+                asker.ask_again_and_again(&machine);
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        stop.store(true, Ordering::Relaxed);
-        for asker in askers.into_values() {
-            let ended = tokio::task::spawn_blocking(move || asker.join());
-            ended.await.expect("no panic").expect("nothing but refusals");
-        }
-        let refused = refused.lock().expect("no panic").clone();
-        let machines: HashSet<&String> = refused.iter().collect();
-        let first = creating.await.expect("no panic");
-        // The boot, the sandbox and the standby.
-        assert!(machines.len() >= 3 && refused.len() > 10, "{} of {machines:?}", refused.len());
-        let standby = daemon.unclaimed().await.remove(0);
-        let second = daemon.create().await;
-        assert_eq!(second.id, standby.id, "the standby has become a sandbox");
-        for sandbox in [first, second] {
+            asker.has_failed() || creating.is_finished() && asker.refusals().len() >= 3
+        })
+        .await;
+        let refusals = asker.stop().await;
+        let sandboxes = creating.await.expect("no panic");
+        for sandbox in sandboxes {
+            assert!(refusals.contains_key(&sandbox.id), "{refusals:?}");
             assert_eq!(sandbox.sh("echo on").await, "on");
             sandbox.destroy().await;
         }
         daemon.stop().await;
     });
-}
-
-/// How many standbys are ready.
-async fn api_ready(daemon: &crate::support::Daemon) -> usize {
-    daemon.metric("nestbox_standbys_ready").await as usize
 }
 
 /// All that has a directory, whatever it is.
