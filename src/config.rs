@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use crate::domain::rates::{InvalidRate, RateLimits};
 use clap::{Args, ValueEnum};
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
@@ -107,6 +108,12 @@ pub struct Config {
     pub allow_lan: bool,
     /// Questions for names that are answered to each sandbox with rules about names, a second.
     pub dns_rate: u32,
+    /// Bytes that a sandbox reads from its disk and writes to it a second, at most; no limit if absent.
+    pub disk_bytes_per_sec: Option<u64>,
+    /// Reads and writes of its disk a second, at most; no limit if absent.
+    pub disk_ops_per_sec: Option<u64>,
+    /// Bytes that it sends, and as many that it receives, a second, at most; no limit if absent.
+    pub network_bytes_per_sec: Option<u64>,
     /// Network slots that are kept ready.
     pub slot_pool: usize,
     /// Sandboxes that are ready before anybody asks for them; 0 for none.
@@ -117,6 +124,8 @@ pub struct Config {
     pub vm_uid_base: u32,
     /// Seconds that a guest has to start.
     pub boot_timeout_sec: u64,
+    /// Seconds after which a VM is ended whose hypervisor does not answer; 0 for never.
+    pub vmm_timeout_sec: u64,
     /// A step that fails once, for tests, such as `frozen=kill-vm`.
     pub fault: Option<String>,
     /// What is logged, as `tracing` filter directives.
@@ -144,11 +153,15 @@ impl Default for Config {
             memory_reserve_mib: None,
             allow_lan: false,
             dns_rate: 100,
+            disk_bytes_per_sec: None,
+            disk_ops_per_sec: None,
+            network_bytes_per_sec: None,
             slot_pool: 8,
             standbys: 2,
             vmm_pool: 1,
             vm_uid_base: 700_000,
             boot_timeout_sec: 60,
+            vmm_timeout_sec: 120,
             fault: None,
             log: "info,actix_server=warn,sea_orm_migration=warn".to_owned(),
             log_format: LogFormat::Text,
@@ -213,6 +226,18 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dns_rate: Option<u32>,
+    /// Bytes that a sandbox reads from its disk and writes to it a second, at most [default: no limit]
+    #[arg(long, value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_bytes_per_sec: Option<u64>,
+    /// Reads and writes of its disk a second, at most [default: no limit]
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_ops_per_sec: Option<u64>,
+    /// Bytes that a sandbox sends, and as many that it receives, a second, at most [default: no limit]
+    #[arg(long, value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_bytes_per_sec: Option<u64>,
     /// Network slots that are kept ready [default: 8, at most 256]
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -237,6 +262,10 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot_timeout_sec: Option<u64>,
+    /// Seconds after which a VM is ended whose hypervisor does not answer; 0 for never [default: 120]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vmm_timeout_sec: Option<u64>,
     /// What is logged, as `tracing` filter directives [default: info]
     #[arg(long, value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -283,6 +312,9 @@ pub enum ConfigError {
     #[error("dns_rate is {0}: a sandbox asks for {min} to {max} names a second",
         min = DNS_RATES.start(), max = DNS_RATES.end())]
     DnsRate(u32),
+    /// Nobody could work with that, or it cannot be enforced.
+    #[error(transparent)]
+    Rates(#[from] InvalidRate),
 }
 
 impl Config {
@@ -337,10 +369,20 @@ impl Config {
         if !BOOT_TIMEOUTS.contains(&self.boot_timeout_sec) {
             return Err(ConfigError::BootTimeout(self.boot_timeout_sec));
         }
+        self.rates()?;
         match DNS_RATES.contains(&self.dns_rate) {
             true => Ok(()),
             false => Err(ConfigError::DnsRate(self.dns_rate)),
         }
+    }
+
+    /// How fast a sandbox is at most.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRate`].
+    pub fn rates(&self) -> Result<RateLimits, InvalidRate> {
+        RateLimits::new(self.disk_bytes_per_sec, self.disk_ops_per_sec, self.network_bytes_per_sec)
     }
 
     /// Where images are kept.
@@ -396,94 +438,5 @@ fn field_names() -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_setting_has_a_flag() {
-        let args = ConfigArgs {
-            config: None,
-            listen: Some(Config::default().listen),
-            domain: Some(String::new()),
-            host_names: vec![String::new()],
-            database_url: Some(String::new()),
-            hypervisor: Some(HypervisorChoice::Auto),
-            firecracker: Some(PathBuf::new()),
-            jailer: Some(JailerChoice::On),
-            allow_missing: vec![Wall::Cpu],
-            image_dir: Some(PathBuf::new()),
-            memory_reserve_mib: Some(1),
-            allow_lan: Some(true),
-            dns_rate: Some(1),
-            slot_pool: Some(1),
-            standbys: Some(1),
-            vmm_pool: Some(1),
-            vm_uid_base: Some(1),
-            fault: Some(String::new()),
-            boot_timeout_sec: Some(1),
-            log: Some(String::new()),
-            log_format: Some(LogFormat::Text),
-            otlp_endpoint: Some(String::new()),
-        };
-        let flags = serde_json::to_value(args).expect("plain data");
-        for name in field_names().iter().filter(|name| *name != "data_dir") {
-            assert!(flags.get(name).is_some(), "{name} has no flag");
-        }
-    }
-
-    #[test]
-    fn a_later_layer_wins() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let file = dir.path().join("config.toml");
-        std::fs::write(&file, "listen = \"127.0.0.1:1\"\nslot_pool = 3\n").expect("writes");
-        let args = ConfigArgs {
-            config: Some(file),
-            listen: Some(SocketAddr::from(([127, 0, 0, 1], 2))),
-            ..ConfigArgs::default()
-        };
-        let config = Config::load(&args, Some(Path::new("/data"))).expect("loads");
-        assert_eq!((config.listen.port(), config.slot_pool), (2, 3));
-        assert_eq!(config.image_dir(), Path::new("/data/images"));
-    }
-
-    #[test]
-    fn a_wrong_or_unknown_setting_is_named() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let file = dir.path().join("config.toml");
-        let wrong = [
-            ("listn = 1", "listn"),
-            ("listen = \"nowhere\"", "listen"),
-            ("slot_pool = -1", "slot_pool"),
-            ("slot_pool = 257", "slot_pool is 257: at most 256"),
-            ("standbys = 257", "standbys is 257: at most 256"),
-            ("vmm_pool = 1000000000000", "vmm_pool is 1000000000000: at most 256"),
-            ("boot_timeout_sec = 0", "boot_timeout_sec is 0: a guest has 1 to 3600 seconds"),
-            ("boot_timeout_sec = 3601", "boot_timeout_sec is 3601"),
-            ("vm_uid_base = 1000", "vm_uid_base is 1000: the users of VMs begin from 65536"),
-            ("vm_uid_base = 4294967295", "vm_uid_base is 4294967295"),
-            ("allow_missing = \"memory, ceiling\"", "ceiling"),
-            ("host_names = [\"http://a\"]", "\"http://a\" in host_names"),
-            ("host_names = \"a, b:80\"", "\"b:80\" in host_names"),
-            ("allow_lan = \"some\"", "allow_lan"),
-            ("dns_rate = 0", "dns_rate is 0: a sandbox asks for 1 to 10000 names a second"),
-        ];
-        for (text, name) in wrong {
-            std::fs::write(&file, text).expect("writes");
-            let args = ConfigArgs { config: Some(file.clone()), ..ConfigArgs::default() };
-            let error = Config::load(&args, None).expect_err("is refused");
-            assert!(crate::chain(&error).to_string().contains(name), "{name}: {error:?}");
-        }
-    }
-
-    #[test]
-    fn names_are_a_list_or_a_text_with_commas() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let file = dir.path().join("config.toml");
-        for text in ["host_names = [\"a.example\", \"b\"]", "host_names = \"a.example, b\""] {
-            std::fs::write(&file, text).expect("writes");
-            let args = ConfigArgs { config: Some(file.clone()), ..ConfigArgs::default() };
-            let config = Config::load(&args, None).expect("loads");
-            assert_eq!(config.host_names, ["a.example", "b"], "{text}");
-        }
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 use nestbox::domain::egress::Policy;
 use nestbox::domain::id::SandboxId;
+use nestbox::domain::rates::RateLimits;
 use nestbox::domain::sandbox::SandboxState;
 use nestbox::domain::shape::Shape;
 use nestbox::entity::api_keys::{ApiKey, Removal};
@@ -106,6 +107,7 @@ fn new_sandbox() -> NewSandbox {
         metadata: BTreeMap::new(),
         public_ports: BTreeSet::new(),
         network: Policy::off(),
+        rates: RateLimits::new(Some(1 << 20), None, Some(1 << 20)).unwrap(),
         hypervisor: "simulated".to_owned(),
         api_key_id: "key-1".to_owned(),
         idempotency: None,

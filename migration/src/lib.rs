@@ -12,6 +12,7 @@ mod m20261125_000005_ports;
 mod m20261125_000006_events;
 mod m20261126_000007_network;
 mod m20261130_000008_tokens;
+mod m20261130_000009_rates;
 
 pub use sea_orm_migration::MigratorTrait;
 use sea_orm_migration::prelude::*;
@@ -31,6 +32,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000006_events::Migration),
             Box::new(m20261126_000007_network::Migration),
             Box::new(m20261130_000008_tokens::Migration),
+            Box::new(m20261130_000009_rates::Migration),
         ]
     }
 }

@@ -12,6 +12,7 @@ use super::sandbox::{OperationError, SandboxHandle};
 use super::sandbox_manager::ManagerHandle;
 use super::supervisor::{ExitSignal, Supervised};
 use crate::domain::id::SandboxId;
+use crate::domain::rates::{InvalidRate, RateLimits};
 use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
 use crate::entity::Database;
@@ -34,6 +35,8 @@ pub struct Limits {
     pub memory_mib: u64,
     /// Memory that is kept free for the host itself and for running sandboxes to grow into.
     pub reserve_mib: u64,
+    /// How fast any sandbox is at most.
+    pub rates: RateLimits,
 }
 
 /// Why a host does not take a sandbox.
@@ -45,6 +48,9 @@ pub enum HostError {
     /// No sandbox can have as much memory here, or as little.
     #[error("memory of a sandbox is from {least} to {most} MiB on this host")]
     MemoryOutOfRange { least: u64, most: u64 },
+    /// No sandbox may be so fast here.
+    #[error(transparent)]
+    Rates(#[from] InvalidRate),
     /// It has no memory left for another one now.
     #[error(
         "the host has no memory left for it: {needed} MiB are needed, {available} MiB are \
@@ -128,6 +134,15 @@ impl HostHandle {
             return Err(HostError::MemoryOutOfRange { least, most });
         }
         Ok(())
+    }
+
+    /// The rates of a sandbox that asks for these.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError::Rates`].
+    pub fn rates(&self, wanted: RateLimits) -> Result<RateLimits, HostError> {
+        Ok(wanted.within(&self.limits.rates)?)
     }
 
     /// Makes a sandbox here and waits until it runs.

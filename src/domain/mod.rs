@@ -10,6 +10,7 @@ pub mod name;
 pub mod object;
 pub mod port;
 pub mod process;
+pub mod rates;
 pub mod sandbox;
 #[cfg(test)]
 mod sandbox_tests;

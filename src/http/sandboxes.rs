@@ -22,6 +22,7 @@ use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::port::GuestPort;
+use crate::domain::rates::RateLimits;
 use crate::domain::sandbox::SandboxState;
 use crate::entity::Cursor;
 use crate::entity::sandboxes::{Filter, Idempotency, Sandbox};
@@ -75,6 +76,29 @@ struct CreateBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<NetworkPolicy>)]
     network: Option<Policy>,
+    /// How fast it may use its disk and its network; as fast as the host lets it if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<RateLimitsBody>)]
+    rate_limits: Option<RateLimits>,
+}
+
+/// How fast a sandbox may be. What has no limit is as fast as the host lets it.
+///
+/// Stands for the domain's [`RateLimits`], which check themselves when they are read.
+#[derive(ToSchema)]
+#[schema(as = RateLimits, examples(json!({"disk_bytes_per_sec": 52_428_800})))]
+#[expect(dead_code, reason = "a description of another type")]
+struct RateLimitsBody {
+    /// Bytes that are read from the disk and written to it.
+    #[schema(minimum = 65536, maximum = 1_000_000_000_000_u64)]
+    disk_bytes_per_sec: Option<u64>,
+    /// Reads and writes of the disk.
+    #[schema(minimum = 10, maximum = 1_000_000_000)]
+    disk_ops_per_sec: Option<u64>,
+    /// Bytes that are sent, and as many that are received. What goes through this API, to and from its
+    /// commands and files, does not count.
+    #[schema(minimum = 16384, maximum = 4_294_967_295_u64)]
+    network_bytes_per_sec: Option<u64>,
 }
 
 /// A sandbox, as the API shows it.
@@ -89,6 +113,7 @@ struct CreateBody {
     "timeout_sec": 600,
     "metadata": {"owner": "ada"},
     "public_ports": [8000],
+    "rate_limits": {"network_bytes_per_sec": 12_500_000},
     "hypervisor": "firecracker",
     "host_id": "3f0c9a52d1",
     "created_at": "2026-11-25T22:46:45.120394Z",
@@ -114,6 +139,9 @@ pub(super) struct SandboxView {
     metadata: BTreeMap<String, String>,
     /// Ports that anybody may reach.
     public_ports: BTreeSet<GuestPort>,
+    /// How fast it may use its disk and its network.
+    #[schema(value_type = RateLimitsBody)]
+    rate_limits: RateLimits,
     /// What its VM runs under.
     hypervisor: String,
     /// The host that it is on.
@@ -138,6 +166,7 @@ impl From<Sandbox> for SandboxView {
             timeout_sec: sandbox.timeout_sec,
             metadata: sandbox.metadata,
             public_ports: sandbox.public_ports,
+            rate_limits: sandbox.rates,
             hypervisor: sandbox.hypervisor,
             host_id: sandbox.host_id,
             created_at: sandbox.created_at,
@@ -311,6 +340,7 @@ fn create_sandbox(
         metadata: body.metadata,
         public_ports: body.public_ports,
         network: body.network.unwrap_or_default(),
+        rates: body.rate_limits.unwrap_or_default(),
         idempotency,
     })
 }

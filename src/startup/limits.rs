@@ -3,12 +3,13 @@
 use anyhow::{Context, Result, bail};
 
 use crate::actors::host::Limits;
+use crate::domain::rates::RateLimits;
 use crate::vmm::host_memory::host_memory;
 
 /// The host keeps a twentieth of its memory to itself, and at least this.
 const LEAST_RESERVE_MIB: u64 = 256;
 
-/// What this host has to give.
+/// What this host has to give, as fast as it can.
 ///
 /// # Errors
 ///
@@ -26,6 +27,7 @@ pub fn limits(reserve_mib: Option<u64>) -> Result<Limits> {
         cpus: u32::try_from(cpus.get()).unwrap_or(u32::MAX),
         memory_mib: memory.total_mib,
         reserve_mib: reserve_mib.unwrap_or_else(|| LEAST_RESERVE_MIB.max(memory.total_mib / 20)),
+        rates: RateLimits::default(),
     })
 }
 

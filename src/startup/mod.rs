@@ -91,6 +91,7 @@ impl Daemon {
         }
         uids::check(Path::new("/"), config.vm_uid_base)?;
         let limits = limits(config.memory_reserve_mib)?;
+        let limits = Limits { rates: config.rates()?, ..limits };
         let Some(lock) = data_dir::claim(&config.data_dir)? else {
             bail!(
                 "another daemon uses {}: stop it, or choose another --data-dir",
@@ -301,11 +302,13 @@ fn host_settings(config: &Config) -> Result<HostSettings> {
         data_dir: config.data_dir.clone(),
         lan: if config.allow_lan { Lan::Open } else { Lan::Closed },
         dns_rate: config.dns_rate.try_into().context("dns_rate is 0")?,
+        rates: config.rates()?,
         slot_pool: config.slot_pool,
         standbys: config.standbys,
         vmm_pool: config.vmm_pool,
         first_uid: config.vm_uid_base,
         boot_timeout: Duration::from_secs(config.boot_timeout_sec),
+        vmm_timeout: Some(Duration::from_secs(config.vmm_timeout_sec)).filter(|it| !it.is_zero()),
         faults: Faults::new(fault),
     })
 }

@@ -18,6 +18,7 @@ use super::disk::OpenLayer;
 use super::memory::{BuildId, GuestMemory, Lineage, MemoryError};
 use super::process::{ProcessError, ProcessId};
 use super::trace::Trace;
+use crate::domain::rates::RateLimits;
 use crate::domain::shape::Shape;
 
 /// The guest's MAC address; the same in every guest, each alone in its namespace.
@@ -265,6 +266,13 @@ pub trait Vm: Send + Sync {
     /// Waits for the VM to end and says how.
     async fn ended(&self) -> String;
 
+    /// Has the hypervisor answer something that costs nothing. Waits for what it is doing.
+    ///
+    /// # Errors
+    ///
+    /// [`HypervisorError::Control`]; it may also take its time to say so, if it hangs.
+    async fn answers(&self) -> Result<(), HypervisorError>;
+
     /// Stops the vCPUs and brings the disk's caches to its files. Nothing of the guest changes until
     /// [`Vm::thaw`].
     ///
@@ -293,6 +301,13 @@ pub trait Vm: Send + Sync {
     ///
     /// [`HypervisorError::Control`].
     async fn save_memory(&self, to: &Path) -> Result<(), HypervisorError>;
+
+    /// Has the VM use its disk no faster from now on; the limits of the network are none of its.
+    ///
+    /// # Errors
+    ///
+    /// [`HypervisorError::Control`].
+    async fn limit_disk(&self, rates: &RateLimits) -> Result<(), HypervisorError>;
 
     /// The memory of a VM that was restored from `former`, or from a snapshot with the same base.
     /// Blocks for some small reads.

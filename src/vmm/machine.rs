@@ -20,6 +20,7 @@ use super::usage::{Readiness, Usage};
 use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
+use crate::domain::rates::RateLimits;
 use crate::domain::shape::Shape;
 
 /// What went wrong with a machine.
@@ -114,6 +115,8 @@ pub struct MachineSpec {
     pub envs: BTreeMap<String, String>,
     /// What it may reach, from its first packet on.
     pub network: Policy,
+    /// How fast it may use its disk and its network.
+    pub rates: RateLimits,
     /// What its agent will expect with every request.
     pub access_token: String,
     /// Its life at the time of the start.

@@ -19,6 +19,7 @@ use super::process::ProcessId;
 use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
+use crate::domain::rates::RateLimits;
 use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
 
@@ -102,6 +103,9 @@ pub struct Record {
     /// What it may reach.
     #[serde(default)]
     pub network: Policy,
+    /// How fast it may use its disk and its network.
+    #[serde(default)]
+    pub rates: RateLimits,
     /// Where it all is.
     pub home: Home,
     /// Build of the snapshot that it was last restored from or captured in.
@@ -117,7 +121,13 @@ pub struct Record {
 impl Record {
     /// That of a machine that is no sandbox, or not yet, so that a later daemon takes away what is left of
     /// it.
-    pub fn nobodys(id: &SandboxId, image: &TemplateName, shape: Shape, engine: Engine) -> Self {
+    pub fn nobodys(
+        id: &SandboxId,
+        image: &TemplateName,
+        shape: Shape,
+        rates: RateLimits,
+        engine: Engine,
+    ) -> Self {
         Self {
             id: id.clone(),
             template: image.clone(),
@@ -127,6 +137,7 @@ impl Record {
             access_token: String::new(),
             envs: BTreeMap::new(),
             network: Policy::default(),
+            rates,
             home: Home::Vm,
             snapshot: None,
             slot: None,
@@ -263,6 +274,7 @@ mod tests {
             access_token: "secret".to_owned(),
             envs: BTreeMap::new(),
             network: Policy::off(),
+            rates: RateLimits::default(),
             home: Home::Vm,
             snapshot: None,
             slot: None,

@@ -37,6 +37,7 @@ mod ports_trouble;
 mod processes;
 mod processes_trouble;
 mod pty;
+mod rates;
 mod resume;
 mod snapshots;
 #[path = "../support/socket.rs"]

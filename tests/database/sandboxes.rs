@@ -39,7 +39,7 @@ async fn a_sandbox_reads_back_as_it_was_inserted(location: &str) {
     assert_eq!(created.timeout_sec, new.timeout_sec);
     assert_eq!((&created.envs, &created.metadata), (&new.envs, &new.metadata));
     assert_eq!((&created.public_ports, &created.ports_token_digest), (&new.public_ports, &None));
-    assert_eq!(created.network, Policy::off());
+    assert_eq!((&created.network, created.rates), (&Policy::off(), new.rates));
     assert_eq!(created.idempotency, new.idempotency);
     assert_eq!(created.created_at, noon() + TimeDelta::microseconds(123_456));
     assert_eq!(created.last_active_at, created.created_at);

@@ -40,7 +40,9 @@ fn what_is_denied_is_refused_at_once_and_the_rest_is_reached() {
         let bench = Bench::new().await;
         add_elsewhere(&bench.outside);
         let (slot, guest) = bench.guest().await;
-        slot.limit(&policy(json!({ "deny": ["198.51.100.0/24", "198.51.100.9"] }))).await.unwrap();
+        slot.limit(&policy(json!({ "deny": ["198.51.100.0/24", "198.51.100.9"] })), None)
+            .await
+            .unwrap();
         assert_refused(&guest, Outside::ADDRESS);
         assert_reached(&guest, ELSEWHERE);
         // What comes from the host is no business of the policy.
@@ -56,7 +58,7 @@ fn what_is_allowed_wins_over_what_is_denied() {
         add_elsewhere(&bench.outside);
         let (slot, guest) = bench.guest().await;
         let rules = json!({ "deny": ["198.51.100.0/24"], "allow": ["198.51.100.2"] });
-        slot.limit(&policy(rules)).await.unwrap();
+        slot.limit(&policy(rules), None).await.unwrap();
         assert_reached(&guest, Outside::ADDRESS);
         assert_reached(&guest, ELSEWHERE);
         assert_refused(&guest, Ipv4Addr::new(198, 51, 100, 3));
@@ -69,7 +71,7 @@ fn an_allow_list_alone_leaves_nothing_else() {
         let bench = Bench::new().await;
         add_elsewhere(&bench.outside);
         let (slot, guest) = bench.guest().await;
-        slot.limit(&policy(json!({ "allow": ["203.0.113.7"] }))).await.unwrap();
+        slot.limit(&policy(json!({ "allow": ["203.0.113.7"] })), None).await.unwrap();
         assert_reached(&guest, ELSEWHERE);
         assert_refused(&guest, Outside::ADDRESS);
     });
@@ -80,11 +82,11 @@ fn switched_off_a_guest_reaches_nothing_and_is_still_reached() {
     on_own_machine(|| async {
         let bench = Bench::new().await;
         let (slot, guest) = bench.guest().await;
-        slot.limit(&Policy::off()).await.unwrap();
+        slot.limit(&Policy::off(), None).await.unwrap();
         assert_refused(&guest, Outside::ADDRESS);
         greeting((slot.address(), TCP)).expect("the guest answers");
         echo((slot.address(), UDP)).expect("the guest echoes");
-        slot.limit(&Policy::default()).await.unwrap();
+        slot.limit(&Policy::default(), None).await.unwrap();
         assert_reached(&guest, Outside::ADDRESS);
     });
 }
@@ -100,7 +102,7 @@ fn no_policy_opens_the_host_other_guests_or_the_metadata_service() {
             "169.254.0.0/16", "10.0.0.0/8", "198.51.100.1"] });
         let names = json!({ "allow": ["0.0.0.0/0", "169.254.169.254", "example.com"] });
         for rules in [all, names] {
-            slot.limit(&policy(rules)).await.unwrap();
+            slot.limit(&policy(rules), None).await.unwrap();
             for address in [
                 Ipv4Addr::new(169, 254, 169, 254),
                 Ipv4Addr::new(169, 254, 0, 22),
@@ -152,14 +154,14 @@ fn a_change_cuts_connections_that_are_not_allowed_any_more_and_no_others() {
             (json!({ "deny": ["203.0.113.0/24"] }), false),
             (json!({ "allow": ["198.51.100.2"] }), true),
         ] {
-            slot.limit(&policy(rules.clone())).await.unwrap();
+            slot.limit(&policy(rules.clone()), None).await.unwrap();
             if far_first {
                 passes(&mut far, &mut near).unwrap_or_else(|e| panic!("{rules}: {e}"));
             }
             passes(&mut near, &mut far).unwrap_or_else(|e| panic!("{rules}: {e}"));
         }
 
-        slot.limit(&policy(json!({ "deny": ["198.51.100.0/24"] }))).await.unwrap();
+        slot.limit(&policy(json!({ "deny": ["198.51.100.0/24"] })), None).await.unwrap();
         passes(&mut far, &mut near).expect_err("the world speaks into the dark");
         // With this word at the latest: it may have been told already, for an acknowledgement that it
         // sent a little late.
@@ -191,7 +193,7 @@ fn a_change_also_cuts_off_who_sends_without_being_asked() {
         let (_, peer) = world.recv_from(&mut [0; 16]).expect("the guest's word");
         world.send_to(b"one", peer).expect("sent");
         socket.recv(&mut [0; 16]).expect("an answer");
-        slot.limit(&Policy::off()).await.unwrap();
+        slot.limit(&Policy::off(), None).await.unwrap();
         world.send_to(b"two", peer).expect("sent");
         socket.recv(&mut [0; 16]).expect_err("nobody gets through any more");
     });
@@ -204,7 +206,7 @@ fn a_slot_that_a_later_daemon_adopts_has_its_policy_and_its_connections() {
         add_elsewhere(&bench.outside);
         let (slot, guest) = bench.guest().await;
         let rules = policy(json!({ "allow": ["198.51.100.0/24"] }));
-        slot.limit(&rules).await.unwrap();
+        slot.limit(&rules, None).await.unwrap();
         let (mut near, mut far) = connected(&bench, &guest, 7001);
         let (index, data) = (slot.index(), bench.data());
         bench.pool.shutdown().await.expect("shut down");
@@ -213,11 +215,11 @@ fn a_slot_that_a_later_daemon_adopts_has_its_policy_and_its_connections() {
         assert_refused(&guest, ELSEWHERE);
 
         let later = SlotPool::start(config(&data, 0), &[index]).await.expect("the pool");
-        let slot = later.adopt(index, &rules).await.expect("the slot is whole");
+        let slot = later.adopt(index, &rules, None).await.expect("the slot is whole");
         passes(&mut far, &mut near).expect("the connection is there");
         assert_refused(&guest, ELSEWHERE);
         assert_reached(&guest, Outside::ADDRESS);
-        slot.limit(&Policy::default()).await.unwrap();
+        slot.limit(&Policy::default(), None).await.unwrap();
         assert_reached(&guest, ELSEWHERE);
         slot.release().await.expect("released");
         later.shutdown().await.expect("shut down");
@@ -229,7 +231,7 @@ fn a_ready_slot_knows_nothing_of_the_policy_of_the_one_before() {
     on_own_machine(|| async {
         let bench = Bench::new().await;
         let (slot, guest) = bench.guest().await;
-        slot.limit(&Policy::off()).await.unwrap();
+        slot.limit(&Policy::off(), None).await.unwrap();
         assert_refused(&guest, Outside::ADDRESS);
         drop(guest);
         slot.release().await.expect("released");

@@ -266,11 +266,11 @@ fn slots_in_use_survive_a_shutdown_and_are_adopted() {
         );
 
         let pool = SlotPool::start(config(data.path(), 1), &[index, other]).await.expect("a start");
-        let adopted = pool.adopt(index, &Policy::default()).await.expect("the slot is whole");
+        let adopted = pool.adopt(index, &Policy::default(), None).await.expect("the slot is whole");
         assert!(adopted.generation() > generation);
         drop(tap);
         adopted.release().await.expect("a clean release");
-        pool.adopt(other, &Policy::default())
+        pool.adopt(other, &Policy::default(), None)
             .await
             .expect("the slot is whole")
             .release()
@@ -291,7 +291,8 @@ fn a_slot_that_is_not_whole_is_not_adopted() {
         let index = slot.index();
         slot.detach();
         run(&format!("ip link del {}", index.host_link_name()));
-        let error = pool.adopt(index, &Policy::default()).await.expect_err("its link is gone");
+        let error =
+            pool.adopt(index, &Policy::default(), None).await.expect_err("its link is gone");
         assert!(
             matches!(error, NetworkError::NotAdoptable { missing: "link to the host", .. }),
             "{error}"
@@ -343,7 +344,7 @@ fn what_a_killed_daemon_left_is_reaped_by_its_next_start_except_what_is_adopted(
 
         let pool = SlotPool::start(config(data.path(), 0), &[held]).await.expect("a start");
         assert_eq!(claims(), [held.to_string()]);
-        let adopted = pool.adopt(held, &Policy::default()).await.expect("the slot is whole");
+        let adopted = pool.adopt(held, &Policy::default(), None).await.expect("the slot is whole");
         let guest = Guest::attach(&adopted).await;
         drop(guest);
         adopted.release().await.expect("a clean release");
@@ -378,7 +379,8 @@ fn a_slot_that_vanished_with_a_reboot_is_discarded() {
     on_own_machine(|| async {
         let data = data_dir();
         let pool = SlotPool::start(config(data.path(), 0), &[slot(5)]).await.expect("a start");
-        let error = pool.adopt(slot(5), &Policy::default()).await.expect_err("there is nothing");
+        let error =
+            pool.adopt(slot(5), &Policy::default(), None).await.expect_err("there is nothing");
         assert!(matches!(error, NetworkError::NotAdoptable { .. }), "{error}");
         pool.discard(slot(5)).await.expect("nothing is left");
         assert!(claims().is_empty());
@@ -410,7 +412,8 @@ fn other_daemons_slots_are_left_alone_unless_their_data_directory_is_gone() {
 
         let pool = start(&ours, 0).await;
         assert_eq!(claims().len(), 5, "their data directory is there, so they may come back");
-        let error = pool.adopt(their_slot, &Policy::default()).await.expect_err("it is theirs");
+        let error =
+            pool.adopt(their_slot, &Policy::default(), None).await.expect_err("it is theirs");
         assert!(matches!(error, NetworkError::ClaimedElsewhere { .. }), "{error}");
         assert!(link_exists(their_slot));
         pool.shutdown().await.expect("a clean shutdown");

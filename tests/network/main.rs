@@ -15,5 +15,6 @@ mod names_hold;
 mod neighbour;
 #[path = "../support/own_machine.rs"]
 mod own_machine;
+mod rates;
 mod reach;
 mod walls;

@@ -76,10 +76,10 @@ fn measure_changes_of_a_policy() {
             let (mut limit, mut open) = (vec![], vec![]);
             for _ in 0..ROUNDS {
                 let start = Instant::now();
-                slot.limit(&policy(rules.clone())).await.expect("limited");
+                slot.limit(&policy(rules.clone()), None).await.expect("limited");
                 limit.push(start.elapsed());
                 let start = Instant::now();
-                slot.limit(&Policy::default()).await.expect("opened");
+                slot.limit(&Policy::default(), None).await.expect("opened");
                 open.push(start.elapsed());
             }
             report(what, limit);

@@ -62,7 +62,7 @@ impl Internet {
 
     pub async fn guest(&self, rules: serde_json::Value) -> (Slot, Guest) {
         let (slot, guest) = self.bench.guest().await;
-        slot.limit(&policy(rules)).await.expect("limited");
+        slot.limit(&policy(rules), None).await.expect("limited");
         (slot, guest)
     }
 
@@ -266,7 +266,7 @@ fn no_name_leads_to_somebody_near() {
         assert_refused(&guest, NEAR);
         // Who means that address says so.
         let rules = json!({ "allow": ["near.example", "192.168.77.0/24"] });
-        slot.limit(&policy(rules)).await.expect("limited");
+        slot.limit(&policy(rules), None).await.expect("limited");
         guest.run(|| greeting((NEAR, TCP))).expect("reached");
         speak(&guest, (NEAR, 443), client_hello(None)).expect("no name is needed");
     });
@@ -304,14 +304,14 @@ fn a_change_cuts_what_goes_through_the_proxy_and_is_not_allowed_any_more() {
             .expect("connected");
         let mut other = speak(&guest, (ELSEWHERE, 443), client_hello(Some("other.example")))
             .expect("connected");
-        slot.limit(&policy(json!({ "allow": ["other.example"] }))).await.expect("limited");
+        slot.limit(&policy(json!({ "allow": ["other.example"] })), None).await.expect("limited");
         let error = good.read(&mut [0; 16]).expect_err("cut");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error:?}");
         other.write_all(b"on").and_then(|()| other.read_exact(&mut [0; 2])).expect("goes on");
         // What was learned by the rules before is forgotten.
         assert_refused(&guest, Outside::ADDRESS);
         assert_eq!(addresses(&guest, "good.example."), Err(ResponseCode::NXDomain));
-        slot.limit(&Policy::default()).await.expect("limited");
+        slot.limit(&Policy::default(), None).await.expect("limited");
         guest.run(|| echo((Outside::ADDRESS, 443))).expect("all is open again");
     });
 }
@@ -322,7 +322,7 @@ fn without_a_daemon_nothing_more_is_reached_and_with_the_next_one_all_is_as_befo
         let net = Internet::new().await;
         let rules = policy(json!({ "allow": ["good.example"] }));
         let (slot, guest) = net.bench.guest().await;
-        slot.limit(&rules).await.expect("limited");
+        slot.limit(&rules, None).await.expect("limited");
         addresses(&guest, "good.example.").expect("found");
         let (index, data) = (slot.index(), net.bench.data());
         net.bench.pool.shutdown().await.expect("shut down");
@@ -337,7 +337,7 @@ fn without_a_daemon_nothing_more_is_reached_and_with_the_next_one_all_is_as_befo
         assert_refused(&guest, ELSEWHERE);
 
         let later = SlotPool::start(config(&data, 0), &[index]).await.expect("the pool");
-        let slot = later.adopt(index, &rules).await.expect("the slot is whole");
+        let slot = later.adopt(index, &rules, None).await.expect("the slot is whole");
         assert_refused(&guest, ELSEWHERE);
         assert_eq!(addresses(&guest, "good.example."), Ok(vec![Outside::ADDRESS]));
         speak(&guest, (Outside::ADDRESS, 443), client_hello(Some("good.example"))).expect("TLS");

@@ -85,9 +85,9 @@ fn a_rule_with_a_port_opens_it_to_other_protocols_and_to_no_other_name() {
             session.write_all(b"on").and_then(|()| session.read_exact(&mut [0; 2]))
         };
         let same = json!({ "allow": ["good.example:22", "other.example"] });
-        slot.limit(&policy(same)).await.expect("limited");
+        slot.limit(&policy(same), None).await.expect("limited");
         goes_on(&mut session).expect("it is still allowed");
-        slot.limit(&policy(json!({ "allow": ["good.example"] }))).await.expect("limited");
+        slot.limit(&policy(json!({ "allow": ["good.example"] })), None).await.expect("limited");
         goes_on(&mut session).expect_err("cut");
     });
 }

@@ -156,7 +156,7 @@ fn whoever_has_taken_over_a_vmm_sends_nothing_of_his_own_whatever_his_guest_may(
         let rules = policy(json!({ "deny": ["203.0.113.0/24"] }));
         let names = policy(json!({ "default": "deny", "allow": ["good.example", "198.51.100.2"] }));
         for policy in [open, rules, names] {
-            slot.limit(&policy).await.expect("limited");
+            slot.limit(&policy, None).await.expect("limited");
             for uid in [FIRST_UID + slot.index().get(), NOBODY] {
                 assert_eq!(tries_in(&slot, uid), [""; 0], "{policy:?}");
             }
@@ -260,7 +260,7 @@ fn private_networks_are_closed_but_for_the_name_servers_until_a_policy_opens_the
             (json!({ "default": "allow", "allow": ["192.168.77.0/24"] }), true, true),
             (json!({ "allow": ["192.168.0.0/16"] }), true, true),
         ] {
-            slot.limit(&policy(rules.clone())).await.expect("limited");
+            slot.limit(&policy(rules.clone()), None).await.expect("limited");
             assert_eq!(reaches_near(&guest), opens, "{rules}");
             if !opens {
                 assert_refused(&guest, NEAR);
@@ -269,13 +269,13 @@ fn private_networks_are_closed_but_for_the_name_servers_until_a_policy_opens_the
             let by_stream = guest.run(|| greeting((NEAR, 53))).is_ok();
             assert_eq!((asked, by_stream), (asks, asks), "{rules}");
         }
-        slot.limit(&Policy::default()).await.expect("limited");
+        slot.limit(&Policy::default(), None).await.expect("limited");
         guest.run(|| greeting((Outside::ADDRESS, TCP))).expect("the rest of the world");
         for closed in [[10, 1, 2, 3], [172, 16, 0, 1], [100, 64, 0, 1], [198, 18, 0, 1]] {
             assert_refused(&guest, closed.into());
         }
         // Rules about names change nothing about that, also where all ports of the web lead to the proxy.
-        slot.limit(&policy(json!({ "deny": ["evil.example"] }))).await.expect("limited");
+        slot.limit(&policy(json!({ "deny": ["evil.example"] })), None).await.expect("limited");
         assert!(!reaches_near(&guest));
         for port in [80, 443] {
             let error = guest.run(move || greeting((NEAR, port))).expect_err("closed");
@@ -292,9 +292,9 @@ fn a_host_can_open_its_private_networks_and_close_them_to_what_runs_already() {
         let slot = pool.acquire().await.expect("a slot");
         let guest = Guest::attach(&slot).await;
         assert!(reaches_near(&guest));
-        slot.limit(&policy(json!({ "deny": ["192.168.0.0/16"] }))).await.expect("limited");
+        slot.limit(&policy(json!({ "deny": ["192.168.0.0/16"] })), None).await.expect("limited");
         assert!(!reaches_near(&guest), "a policy still decides");
-        slot.limit(&Policy::default()).await.expect("limited");
+        slot.limit(&Policy::default(), None).await.expect("limited");
 
         let listener = inside(bench.outside.namespace(), || TcpListener::bind((NEAR, 7001)));
         let listener = listener.expect("a free port");
@@ -307,7 +307,7 @@ fn a_host_can_open_its_private_networks_and_close_them_to_what_runs_already() {
 
         let settings = NetworkConfig { lan: Lan::Closed, ..config(data.path(), 0) };
         let later = SlotPool::start(settings, &[index]).await.expect("the pool");
-        let slot = later.adopt(index, &Policy::default()).await.expect("the slot is whole");
+        let slot = later.adopt(index, &Policy::default(), None).await.expect("the slot is whole");
         assert!(!reaches_near(&guest));
         let spoken = io::Write::write_all(&mut held, b"word")
             .and_then(|()| io::Read::read(&mut held, &mut [0; 1]).map(drop));

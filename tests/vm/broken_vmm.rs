@@ -6,10 +6,13 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::support::{BrokenVmm, Engine, eventually, in_a_lab, in_place_of};
+use crate::support::{BrokenVmm, Engine, Options, eventually, in_a_lab, in_place_of};
 
 /// The most that may be kept of what a VMM prints, in bytes: two logs and what was read at once.
 const MOST_LOGGED: u64 = 2 * (132 << 10);
@@ -229,6 +232,22 @@ fn a_vmm_that_prints_what_its_guest_wants_fills_no_disk() {
         let data = fs::metadata(sandbox.dir().join("qemu.log")).expect("the log");
         assert_eq!((data.mode() & 0o777, data.uid()), (0o600, 0));
         sandbox.destroy().await;
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn a_vmm_that_hangs_is_ended_and_the_others_are_left_alone() {
+    in_a_lab(2, async |lab| {
+        let flags = ["--vmm-timeout-sec", "8"].map(str::to_owned).to_vec();
+        let mut daemon = lab.daemon_with(Options { flags, ..Options::default() }).await;
+        let (hung, neighbour) = (daemon.create().await, daemon.create().await);
+        let pid = hung.vm_pid();
+        kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("it lives");
+        assert_eq!(hung.becomes("error").await, "its VM did not answer for 8 s, and was ended");
+        assert_eq!(kill(Pid::from_raw(pid), None), Err(Errno::ESRCH), "it is gone");
+        assert_eq!(neighbour.sh("echo on").await, "on");
+        neighbour.destroy().await;
         daemon.stop().await;
     });
 }

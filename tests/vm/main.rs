@@ -28,6 +28,7 @@ mod network;
 mod pause;
 mod ports;
 mod processes;
+mod rates;
 mod restart;
 mod snapshots;
 mod support;

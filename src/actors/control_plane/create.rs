@@ -11,6 +11,7 @@ use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::port::GuestPort;
+use crate::domain::rates::RateLimits;
 use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
 use crate::domain::token;
@@ -38,6 +39,8 @@ pub struct CreateSandbox {
     pub public_ports: BTreeSet<GuestPort>,
     /// What it may reach.
     pub network: Policy,
+    /// How fast it may use its disk and its network; where nothing is said, as the host's settings say.
+    pub rates: RateLimits,
     /// The caller's name for this request.
     pub idempotency: Option<Idempotency>,
 }
@@ -67,6 +70,7 @@ impl ControlPlane {
     ) -> Result<Sandbox, ControlError> {
         let shape = self.shape(&request).await?;
         self.host.check_shape(shape)?;
+        let rates = self.host.rates(request.rates)?;
         let origin = Origin::Template(request.template.clone());
         let created_at = Utc::now();
         let new = NewSandbox {
@@ -79,6 +83,7 @@ impl ControlPlane {
             metadata: request.metadata,
             public_ports: request.public_ports,
             network: request.network,
+            rates,
             hypervisor: self.machines.engine().engine.as_str().to_owned(),
             api_key_id: caller.0,
             idempotency: request.idempotency,
@@ -171,6 +176,7 @@ fn machine_spec(new: NewSandbox, origin: Origin) -> MachineSpec {
         shape: new.shape,
         envs: new.envs,
         network: new.network,
+        rates: new.rates,
         access_token: token::random(),
         life: Life {
             state: SandboxState::Starting,

@@ -155,7 +155,9 @@ impl ControlError {
 
 fn host_kind(error: &HostError) -> ErrorKind {
     match error {
-        HostError::TooManyVcpus { .. } | HostError::MemoryOutOfRange { .. } => ErrorKind::Invalid,
+        HostError::TooManyVcpus { .. }
+        | HostError::MemoryOutOfRange { .. }
+        | HostError::Rates(_) => ErrorKind::Invalid,
         HostError::OutOfMemory { .. } => ErrorKind::Unavailable,
         HostError::UnknownMemory(_) => ErrorKind::Internal,
         HostError::Call(error) => call_kind(error),

@@ -85,6 +85,7 @@ impl ControlPlane {
             metadata: parent.metadata.clone(),
             public_ports: parent.public_ports.clone(),
             network: parent.network.clone(),
+            rates: parent.rates,
             hypervisor: parent.hypervisor.clone(),
             api_key_id: caller.0.clone(),
             idempotency: None,

@@ -128,6 +128,7 @@ pub(super) fn spec() -> MachineSpec {
         shape: Shape::DEFAULT,
         envs: Default::default(),
         network: Default::default(),
+        rates: Default::default(),
         access_token: "token".to_owned(),
         life: Life {
             state: SandboxState::Starting,

@@ -31,6 +31,19 @@ pub struct CreateRequest {
     pub public_ports: Vec<GuestPort>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkRequest>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limits: Option<RateLimitsRequest>,
+}
+
+/// How fast a sandbox may be, in bytes and in reads and writes a second.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+pub struct RateLimitsRequest {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_bytes_per_sec: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_ops_per_sec: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_bytes_per_sec: Option<u64>,
 }
 
 /// What a sandbox may reach. Without a default, the lists say it.

@@ -19,8 +19,8 @@ use body::{Envelope, Inner, Page, Processes};
 pub(super) use body::{
     BackgroundRequest, CreateRequest, Entry, Event, EventMessage, EventNotice, EventPage,
     EventQuery, ExecAnswer, ExecRequest, Forked, Keys, ListQuery, NetworkRequest, NewKey, Process,
-    Sample, Sandbox, Snapshot, SnapshotRequest, Span, Started, Storage, Tracing, Unpacked, Usage,
-    Written,
+    RateLimitsRequest, Sample, Sandbox, Snapshot, SnapshotRequest, Span, Started, Storage, Tracing,
+    Unpacked, Usage, Written,
 };
 pub(super) use session::{
     Closing, Data, Heard, Listener, SessionMessage, SessionRequest, Size, Speaker, StartRequest,

@@ -18,6 +18,7 @@ use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::port::GuestPort;
+use crate::domain::rates::RateLimits;
 use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
 
@@ -45,6 +46,8 @@ pub struct NewSandbox {
     pub public_ports: BTreeSet<GuestPort>,
     /// What it may reach.
     pub network: Policy,
+    /// How fast it may use its disk and its network.
+    pub rates: RateLimits,
     /// The hypervisor that runs it.
     pub hypervisor: String,
     /// The API key that asked for it.
@@ -87,6 +90,8 @@ pub struct Sandbox {
     pub public_ports: BTreeSet<GuestPort>,
     /// What it may reach.
     pub network: Policy,
+    /// How fast it may use its disk and its network.
+    pub rates: RateLimits,
     /// Digest of a token that has opened its other ports before tokens were made of a secret.
     pub ports_token_digest: Option<String>,
     /// Where it is in its life.

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::jail::{DEVICES, DISK, INITRAMFS, KERNEL, NEW_DEVICES, NEW_MEMORY};
+use crate::domain::rates::{Rate, RateLimits};
 use crate::domain::shape::Shape;
 use crate::domain::slot::TAP_NAME;
 use crate::vmm::hypervisor::GUEST_MAC;
@@ -62,6 +63,23 @@ pub fn load() -> (&'static str, Value) {
         "mem_backend": {"backend_type": "Uffd", "backend_path": PAGER_SOCKET},
     });
     ("/snapshot/load", body)
+}
+
+/// The request that has a VM use its disk no faster from now on.
+pub fn limit_disk(rates: &RateLimits) -> (&'static str, Value) {
+    // A bucket that is full once a second; one without any size is no limit.
+    let bucket = |rate: Option<u64>| match rate {
+        Some(rate) => json!({"size": rate, "refill_time": 1000}),
+        None => json!({"size": 0, "refill_time": 0}),
+    };
+    let body = json!({
+        "drive_id": "root",
+        "rate_limiter": {
+            "bandwidth": bucket(rates.of(Rate::DiskBytes)),
+            "ops": bucket(rates.of(Rate::DiskOps)),
+        },
+    });
+    ("/drives/root", body)
 }
 
 /// Where the memory goes when only the state of the devices is wanted: a directory, which cannot be

@@ -16,6 +16,7 @@ use super::api::{Api, ApiError};
 use super::jail::{Jail, NEW_DEVICES, NEW_MEMORY};
 use super::machine;
 use super::quiet::{self, Packets};
+use crate::domain::rates::RateLimits;
 use crate::domain::visible;
 use crate::vmm::console::Console;
 use crate::vmm::hypervisor::{HypervisorError, LayeredDisk, Vm};
@@ -285,6 +286,10 @@ impl Vm for FirecrackerVm {
         format!("was ended because its pager {pager}")
     }
 
+    async fn answers(&self) -> Result<(), HypervisorError> {
+        self.api.get("/").await.map(drop).map_err(control("reach"))
+    }
+
     async fn freeze(&self) -> Result<(), HypervisorError> {
         self.set_packets(Packets::Drop)?;
         self.set_state("Paused").await.map_err(control("freeze"))?;
@@ -329,6 +334,11 @@ impl Vm for FirecrackerVm {
             memory::punch_zeros(&memory).map(drop).map_err(file_error(VERB))
         };
         tokio::task::spawn_blocking(work).await.expect("moving a file does not panic")
+    }
+
+    async fn limit_disk(&self, rates: &RateLimits) -> Result<(), HypervisorError> {
+        let (path, body) = machine::limit_disk(rates);
+        self.api.patch(path, &body).await.map_err(control("limit the disk of"))
     }
 
     fn memory(&self, _: &Lineage) -> Result<GuestMemory, HypervisorError> {

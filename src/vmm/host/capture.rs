@@ -340,6 +340,7 @@ fn next_manifest(
         layers,
         disk_size: former.manifest().disk_size,
         access_token: Some(record.access_token.clone()),
+        rates: record.rates,
         envs: record.envs.clone(),
     }
 }

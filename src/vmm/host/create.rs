@@ -192,12 +192,13 @@ impl Host {
             shared.map_err(|error| MachineError::Cgroup { source: Box::new(error) })?;
         }
         // Before the guest runs: its first packet is the first that the policy is asked about.
-        let policy = record.get().network;
-        let limited = run.trace.span("network", slot.limit(&policy)).await;
+        let now = record.get();
+        let limited = slot.limit(&now.network, now.rates.network());
+        let limited = run.trace.span("network", limited).await;
         limited.map_err(|error| MachineError::Network { source: Box::new(error) })?;
+        self.limit_disk(&**vm, &now, source, run).await?;
         run.trace.span("thaw", vm.thaw()).await?;
         let agent = Agent::new((slot.address(), AGENT_PORT).into(), &spec.access_token);
-        let now = record.get();
         let up = self.introduce(&now, known_token, &agent);
         run.trace.span("init", self.unless_it_ends(&**vm, &parts.dir, run, up)).await?;
         Ok(agent)
@@ -252,6 +253,7 @@ impl Host {
             access_token: spec.access_token,
             envs,
             network: spec.network,
+            rates: spec.rates,
             home: Home::Vm,
             snapshot: Some(manifest.build),
             slot: None,

@@ -8,6 +8,7 @@ use tokio::sync::Mutex;
 
 use super::Host;
 use super::frozen::HostFrozen;
+use super::hang::hangs;
 use super::parts::Parts;
 use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
@@ -55,6 +56,14 @@ impl HostMachine {
         self.record.get().shape
     }
 
+    /// Ends a VM that is of no use any more.
+    async fn kill(&self, why: &str) {
+        if let Err(error) = self.vm.kill().await {
+            tracing::error!(sandbox_id = %self.id, error = %crate::chain(&error),
+                "cannot end a VM that {why}");
+        }
+    }
+
     /// What its disk takes; none while an operation may be changing that.
     fn disk_bytes(&self) -> Option<u64> {
         let parts = self.parts.try_lock().ok()?;
@@ -96,10 +105,11 @@ impl Machine for HostMachine {
                 // It was destroyed while this waited for its turn.
                 return Err(MachineError::Cancelled);
             };
-            let former = record.get().network;
+            let now = record.get();
+            let (former, rate) = (now.network, now.rates.network());
             // First the record: a later daemon enforces what is in it.
             record.update(|record| record.network = policy.clone())?;
-            match slot.limit(&policy).await {
+            match slot.limit(&policy, rate).await {
                 Ok(()) => Ok(()),
                 Err(error) => {
                     record.update(|record| record.network = former)?;
@@ -137,10 +147,13 @@ impl Machine for HostMachine {
         let how = tokio::select! {
             how = self.vm.ended() => how,
             () = self.host.space.given_up(&self.id) => {
-                if let Err(error) = self.vm.kill().await {
-                    tracing::error!(error = %crate::chain(&error), "a VM without a disk runs on");
-                }
+                self.kill("lost its disk").await;
                 "lost its disk: the host's was full, and the kernel gave it up".to_owned()
+            }
+            () = hangs(&*self.vm, self.host.vmm_timeout) => {
+                self.kill("hangs").await;
+                let seconds = self.host.vmm_timeout.unwrap_or_default().as_secs();
+                format!("did not answer for {seconds} s, and was ended")
             }
         };
         if self.pausing.load(Ordering::SeqCst) {

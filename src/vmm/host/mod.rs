@@ -21,6 +21,7 @@ mod create;
 mod disk;
 mod error;
 mod frozen;
+mod hang;
 mod machine;
 mod parts;
 mod recover;
@@ -60,6 +61,7 @@ use super::usage::Readiness;
 use crate::domain::egress::Lan;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
+use crate::domain::rates::RateLimits;
 use crate::domain::shape::Shape;
 use crate::domain::slot::SlotIndex;
 
@@ -78,6 +80,8 @@ pub struct HostSettings {
     pub lan: Lan,
     /// Questions for names a second that are answered to each guest with rules about names.
     pub dns_rate: NonZeroU32,
+    /// How fast a guest is for whom nothing else was said.
+    pub rates: RateLimits,
     /// Network slots that are kept ready.
     pub slot_pool: usize,
     /// Machines that stand by for the next creates.
@@ -88,6 +92,8 @@ pub struct HostSettings {
     pub first_uid: u32,
     /// How long a guest may take to boot.
     pub boot_timeout: Duration,
+    /// A VM whose hypervisor does not answer for so long is ended; none is if absent.
+    pub vmm_timeout: Option<Duration>,
     /// What is to fail on purpose.
     pub faults: Faults,
 }
@@ -132,7 +138,9 @@ struct Host {
     data_dir: PathBuf,
     sandboxes: PathBuf,
     first_uid: u32,
+    rates: RateLimits,
     boot_timeout: Duration,
+    vmm_timeout: Option<Duration>,
     hypervisor: Arc<dyn Hypervisor>,
     images: ImageStore,
     slots: SlotPool,
@@ -215,11 +223,13 @@ impl Host {
             data_dir,
             lan,
             dns_rate,
+            rates,
             slot_pool: pool_size,
             standbys,
             vmm_pool,
             first_uid,
             boot_timeout,
+            vmm_timeout,
             faults,
         } = settings;
         let vmm_pool = hypervisor.ahead().map_or(0, |_| vmm_pool);
@@ -230,7 +240,7 @@ impl Host {
             .map_err(|source| HostError::Directory { path: sandboxes.clone(), source })?;
         let in_use: Vec<SlotIndex> = left.iter().filter_map(|dir| slot_of(dir)).collect();
         let network = NetworkConfig::new(data_dir.clone());
-        let network = NetworkConfig { pool_size, lan, dns_rate, ..network };
+        let network = NetworkConfig { pool_size, lan, dns_rate, rate: rates.network(), ..network };
         let disks = Disks::open(hypervisor.disk_kind(), &data_dir)?;
         Ok(Self {
             cgroups: Cgroups::open(&data_dir)?,
@@ -247,7 +257,9 @@ impl Host {
             data_dir,
             sandboxes,
             first_uid,
+            rates,
             boot_timeout,
+            vmm_timeout,
             hypervisor,
             images,
             faults,

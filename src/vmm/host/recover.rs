@@ -160,7 +160,11 @@ impl Host {
         let vm = self.hypervisor.adopt(process, &dir).await.map_err(|error| told(&error))?;
         parts.vm = Some(Arc::from(vm));
         let slot = SlotIndex::try_from(slot).map_err(|error| told(&error))?;
-        let slot = self.slots.adopt(slot, &now.network).await.map_err(|error| told(&error))?;
+        let slot = self
+            .slots
+            .adopt(slot, &now.network, now.rates.network())
+            .await
+            .map_err(|error| told(&error))?;
         let address = (parts.slot.insert(slot).address(), AGENT_PORT).into();
         match self.cgroups.adopt(id) {
             Ok(cgroup) => parts.cgroup = Some(cgroup),

@@ -84,6 +84,7 @@ impl Host {
         record.update(|record| record.process = Some(process))?;
         self.faults.at(Point::Restored, Some(process.pid)).map_err(file_error)?;
 
+        self.limit_disk(&*vm, &now, &snapshot, run).await?;
         run.trace.span("thaw", vm.thaw()).await?;
         self.faults.at(Point::RestoreThawed, Some(process.pid)).map_err(file_error)?;
         let slot = parts.slot.as_ref().expect("it was just taken");
@@ -94,6 +95,21 @@ impl Host {
         vm.learn();
         self.faults.at(Point::Introduced, Some(process.pid)).map_err(file_error)?;
         Ok(agent)
+    }
+
+    /// Has a VM that was restored from a snapshot use its disk no faster than it may.
+    pub(super) async fn limit_disk(
+        &self,
+        vm: &dyn Vm,
+        now: &Record,
+        snapshot: &Snapshot,
+        run: &Run,
+    ) -> Result<(), MachineError> {
+        // Whoever was captured with limits may have them still.
+        if now.rates.has_disk() || snapshot.manifest().rates.has_disk() {
+            run.trace.span("rates", vm.limit_disk(&now.rates)).await?;
+        }
+        Ok(())
     }
 
     /// Takes a network slot and makes a cgroup.
@@ -109,7 +125,8 @@ impl Host {
         record.update(|record| record.slot = Some(slot.index().get()))?;
         let now = record.get();
         // Before there is a guest: its first packet is the first that the policy is asked about.
-        let limited = run.trace.span("network", slot.limit(&now.network)).await;
+        let limited =
+            run.trace.span("network", slot.limit(&now.network, now.rates.network())).await;
         limited.map_err(|error| MachineError::Network { source: Box::new(error) })?;
         let made = self.cgroups.create(&now.id, self.limits(now.shape, run.share));
         let cgroup = run.trace.span("cgroup", made).await;
@@ -124,7 +141,8 @@ impl Host {
             unreachable!("a process runs in both")
         };
         // Before there is a guest: its first packet is the first that the policy is asked about.
-        let limited = run.trace.span("network", slot.limit(&now.network)).await;
+        let limited =
+            run.trace.span("network", slot.limit(&now.network, now.rates.network())).await;
         limited.map_err(|error| MachineError::Network { source: Box::new(error) })?;
         let limited = || cgroup.set_limits(self.limits(now.shape, run.share));
         let limited = run.trace.blocking("cgroup", limited);

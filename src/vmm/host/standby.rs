@@ -19,6 +19,7 @@ use super::parts::Parts;
 use crate::domain::exec::Exec;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
+use crate::domain::rates::RateLimits;
 use crate::domain::shape::Shape;
 use crate::domain::token;
 use crate::vmm::cgroup::Share;
@@ -229,7 +230,7 @@ impl Host {
     }
 
     async fn make_standby(self: &Arc<Self>, image: TemplateName, shape: Shape) -> Option<Standby> {
-        let spec = spec(&image, shape);
+        let spec = spec(&image, shape, self.rates);
         let id = spec.id.clone();
         let mut parts = Parts::new(self.dir(&id));
         let run = Run { share: Share::Background, ..Run::default() };
@@ -257,7 +258,7 @@ impl Host {
 
 /// What a standby is until it becomes a sandbox: with a token of its own, for its guest answers to
 /// whoever has that, and in a state in which a later daemon takes it away.
-fn spec(image: &TemplateName, shape: Shape) -> MachineSpec {
+fn spec(image: &TemplateName, shape: Shape, rates: RateLimits) -> MachineSpec {
     MachineSpec {
         id: SandboxId::random(),
         origin: Origin::Template(image.clone()),
@@ -266,6 +267,7 @@ fn spec(image: &TemplateName, shape: Shape) -> MachineSpec {
         envs: Default::default(),
         // As most creates want it: nothing is to change when it becomes a sandbox.
         network: Default::default(),
+        rates,
         access_token: token::random(),
         life: Life::nobodys(),
     }

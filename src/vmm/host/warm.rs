@@ -168,7 +168,8 @@ impl Host {
         let run = Run::default();
         parts.make_dir().map_err(file_error)?;
         // As any machine has one, so that a later daemon takes away what is left of it.
-        let record = Record::nobodys(&id, &image.name, shape, self.hypervisor.engine());
+        let engine = self.hypervisor.engine();
+        let record = Record::nobodys(&id, &image.name, shape, self.rates, engine);
         let record = RecordFile::create(&parts.dir, record)?;
         let record = parts.record.insert(Arc::new(record)).clone();
         self.take_slot(parts, &record, &run).await?;
@@ -228,6 +229,7 @@ impl Host {
             layers,
             disk_size: image.rootfs_bytes,
             access_token: Some(access_token),
+            rates: Default::default(),
             envs: Default::default(),
         };
         let provenance = self.provenance(&image.kernel_version);

@@ -21,11 +21,12 @@ use super::rules::FORBIDDEN;
 use super::ruleset::Ruleset;
 use super::vocabulary::{
     Echo, Term, Transport, accept, comes_back, comes_from, destination_in, destination_in_set,
-    destination_port_in_set, drop, from_port, goes_forth, goes_not_to, goes_to, goto, is_echo,
-    is_established, is_marked, is_reply, is_tcp, is_translated, mark, redirect_to, refuse,
+    destination_port_in_set, drop, exceeds, from_port, goes_forth, goes_not_to, goes_to, goto,
+    is_echo, is_established, is_marked, is_reply, is_tcp, is_translated, mark, redirect_to, refuse,
     source_in, source_in_set, source_port_in_set, to_port,
 };
 use crate::domain::egress::{Lan, NEAR, Policy, Target, Verdict};
+use crate::domain::port::AGENT_PORT;
 use crate::domain::slot::{Network, TAP_NAME, UPLINK_NAME};
 
 /// Addresses that were answered for allowed names.
@@ -59,6 +60,8 @@ pub(super) struct Reach {
     pub lan: Lan,
     /// The name servers that guests are told of.
     pub servers: Vec<Ipv4Addr>,
+    /// Bytes a second each way; as many as there can be if absent.
+    pub rate: Option<u32>,
 }
 
 impl Reach {
@@ -225,6 +228,24 @@ impl Reach {
             rules.push(from_guest(&[to_web, redirect_to(PROXY_PORT)]));
         }
         rules
+    }
+
+    /// What of a guest's packets is too much, on their way in and on their way out of the namespace. The
+    /// daemon's own connections to the agent do not count: what a guest sends does not keep it from
+    /// being asked.
+    pub fn rates(&self) -> Option<[Vec<Vec<Term>>; 2]> {
+        let rate = self.rate?;
+        let agent = [AGENT_PORT];
+        let from_agent = [is_translated(), comes_back(), from_port(Transport::Tcp, &agent)];
+        let to_agent = [is_translated(), goes_forth(), to_port(Transport::Tcp, &agent)];
+        let rules = |guest: Term, by_daemon: [Term; 3]| {
+            let with = |last: &[Term]| [std::slice::from_ref(&guest), last].concat();
+            vec![
+                with(&[by_daemon.as_slice(), &[accept()]].concat()),
+                with(&[exceeds(rate), drop()]),
+            ]
+        };
+        Some([rules(comes_from(TAP_NAME), from_agent), rules(goes_to(TAP_NAME), to_agent)])
     }
 
     /// What may come to our resolver and our proxy: what was led there, and answers to what they ask.

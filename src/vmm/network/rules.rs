@@ -55,7 +55,7 @@ pub(super) fn of_slot(slot: SlotIndex, reach: &Reach) -> Ruleset {
     input.extend(refuse(&[]));
 
     reach
-        .branches(Ruleset::new())
+        .branches(rates(Ruleset::new(), reach))
         .chain(
             filter("spoofing", NfHook::Prerouting, RAW, NfChainPolicy::Accept),
             vec![vec![is_ipv6(), drop()], vec![from_guest(), source_is_not(GUEST_ADDRESS), drop()]],
@@ -68,6 +68,14 @@ pub(super) fn of_slot(slot: SlotIndex, reach: &Reach) -> Ruleset {
             nat("outwards", NfHook::Postrouting, SOURCE_NAT),
             vec![vec![goes_to(UPLINK_NAME), source_is(GUEST_ADDRESS), masquerade()]],
         )
+}
+
+fn rates(ruleset: Ruleset, reach: &Reach) -> Ruleset {
+    let Some([from_guest, to_guest]) = reach.rates() else { return ruleset };
+    let chain = |name, hook| filter(name, hook, MANGLE, NfChainPolicy::Accept);
+    ruleset
+        .chain(chain("rate-from-guest", NfHook::Prerouting), from_guest)
+        .chain(chain("rate-to-guest", NfHook::Postrouting), to_guest)
 }
 
 /// The table of the host, one for all daemons.

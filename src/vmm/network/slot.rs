@@ -104,16 +104,16 @@ impl Slot {
     }
 
     /// Has the policy decide what the guest reaches from now on, in new connections and in those that
-    /// there are. A slot that was just acquired has the policy that allows everything; the same policy
-    /// again costs nothing.
+    /// there are, and lets so many bytes a second pass each way. A slot that was just acquired has the
+    /// policy that allows everything and the pool's rate; the same once more costs nothing.
     ///
     /// # Errors
     ///
     /// [`NetworkError::Namespace`], [`NetworkError::Filter`], [`NetworkError::NameGuard`]; what held
     /// before holds on.
-    pub async fn limit(&self, policy: &Policy) -> Result<(), NetworkError> {
+    pub async fn limit(&self, policy: &Policy, rate: Option<u32>) -> Result<(), NetworkError> {
         let mut now = self.enforced.lock().await;
-        let reach = self.pool().reach(policy);
+        let reach = self.pool().reach(policy, rate);
         if now.reach == reach {
             return Ok(());
         }

@@ -9,12 +9,16 @@ use nftables::expr::{
     Prefix, RT, RTKey, SetItem, TcpOption,
 };
 use nftables::stmt::{
-    Accept, Drop, JumpTarget, Mangle, Match, NAT, NATFamily, Operator, Reject, RejectType,
+    Accept, Drop, JumpTarget, Limit, Mangle, Match, NAT, NATFamily, Operator, Reject, RejectType,
     Statement,
 };
 use nftables::types::RejectCode;
 
 use crate::domain::slot::Network;
+
+/// Bytes of two packets as long as segmentation offload makes them: a lower limit would let none of
+/// them through, ever.
+const LONGEST_PACKETS: u32 = 128 << 10;
 
 /// A condition or a verdict.
 pub(super) type Term = Statement<'static>;
@@ -239,6 +243,19 @@ pub(super) fn accept() -> Term {
 /// Drops the packet silently.
 pub(super) fn drop() -> Term {
     Statement::Drop(Some(Drop {}))
+}
+
+/// More bytes than so many a second have come here. A second's worth, and the longest packets that there
+/// are, may come at once.
+pub(super) fn exceeds(bytes_per_sec: u32) -> Term {
+    Statement::Limit(Limit {
+        rate: bytes_per_sec,
+        rate_unit: Some("bytes".into()),
+        per: Some("second".into()),
+        burst: Some(LONGEST_PACKETS),
+        burst_unit: Some("bytes".into()),
+        inv: Some(true),
+    })
 }
 
 /// Translates the source to the address of the link that the packet leaves through.

@@ -29,6 +29,9 @@ pub enum Engine {
 /// their features, for the state of one machine cannot be loaded into another.
 pub const MACHINE: u32 = 1;
 
+/// Name of the disk's device.
+pub const DISK: &str = "disk";
+
 /// TCG's cache of translated code, in MiB: with its default of a quarter of the guest's memory a
 /// host full of idle guests would be full of translations.
 const TCG_CACHE_MIB: u32 = 64;
@@ -254,7 +257,7 @@ pub fn command_line(
     );
     // By default QEMU stops the whole VM when the host's disk is full, and nobody would let it go
     // on; the guest rather sees the error.
-    add("-device", format!("virtio-blk-device,drive={name},werror=report,rerror=report"));
+    add("-device", format!("virtio-blk-device,id={DISK},drive={name},werror=report,rerror=report"));
 
     add("-netdev", format!("tap,id=net0,fd={}", number(&inherited.tap)));
     // The guest need not tell the network that it is there now: its neighbour knows already.

@@ -10,7 +10,9 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::json;
 
+use super::command::DISK;
 use super::qmp::{Qmp, QmpError, unexpected};
+use crate::domain::rates::{Rate, RateLimits};
 use crate::vmm::console::Console;
 use crate::vmm::hypervisor::{HypervisorError, LayeredDisk, OverlayPlan, Vm};
 use crate::vmm::memory::{GuestMemory, Lineage};
@@ -224,6 +226,10 @@ impl Vm for QemuVm {
         }
     }
 
+    async fn answers(&self) -> Result<(), HypervisorError> {
+        self.qmp.execute("query-status", json!({})).await.map(drop).map_err(control("reach"))
+    }
+
     async fn freeze(&self) -> Result<(), HypervisorError> {
         self.qmp.execute("stop", json!({})).await.map(drop).map_err(control("freeze"))
     }
@@ -245,6 +251,18 @@ impl Vm for QemuVm {
     async fn save_memory(&self, _: &Path) -> Result<(), HypervisorError> {
         // It has written through to that very file all the time.
         Ok(())
+    }
+
+    async fn limit_disk(&self, rates: &RateLimits) -> Result<(), HypervisorError> {
+        let (bytes, ops) = (rates.of(Rate::DiskBytes), rates.of(Rate::DiskOps));
+        // Reads and writes together; 0 is no limit.
+        let limits = json!({
+            "id": DISK,
+            "bps": bytes.unwrap_or(0), "bps_rd": 0, "bps_wr": 0,
+            "iops": ops.unwrap_or(0), "iops_rd": 0, "iops_wr": 0,
+        });
+        let limited = self.qmp.execute("block_set_io_throttle", limits).await;
+        limited.map(drop).map_err(control("limit the disk of"))
     }
 
     fn memory(&self, former: &Lineage) -> Result<GuestMemory, HypervisorError> {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{ROOTFS, SnapshotError};
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
+use crate::domain::rates::RateLimits;
 use crate::domain::shape::Shape;
 use crate::vmm::disk::{DiskFormat, Layer};
 use crate::vmm::hypervisor::Engine;
@@ -43,6 +44,9 @@ pub struct Manifest {
     pub disk_size: u64,
     /// What the guest's agent expects with every request, if it was told to expect anything.
     pub access_token: Option<String>,
+    /// How fast its VM might use the disk and the network.
+    #[serde(default)]
+    pub rates: RateLimits,
     /// Environment that the guest's agent gives to processes.
     pub envs: BTreeMap<String, String>,
 }

@@ -43,6 +43,7 @@ fn put(dir: &Path, layers: Vec<Layer>) {
         engine: Engine::QemuTcg,
         layers,
         disk_size: 4 << 20,
+        rates: Default::default(),
         access_token: None,
         envs: Default::default(),
     };

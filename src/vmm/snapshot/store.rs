@@ -34,7 +34,7 @@ pub struct SnapshotStore {
 #[derive(Debug)]
 pub enum Named {
     /// It has the name now.
-    Done(Snapshot),
+    Done(Box<Snapshot>),
     /// Another one has it, and keeps it.
     Taken,
 }
@@ -103,13 +103,13 @@ impl SnapshotStore {
         let dir = self.named.join(format!("{name}{SEPARATOR}{build}"));
         // The same snapshot under the same name once more.
         if former.as_ref() == Some(&dir) {
-            return Ok(Named::Done(Snapshot::open(&dir)?));
+            return Ok(Named::Done(Box::new(Snapshot::open(&dir)?)));
         }
         let named = snapshot.link_into(&dir, Durability::Synced)?;
         if let Some(former) = former {
             discard(&former)?;
         }
-        Ok(Named::Done(named))
+        Ok(Named::Done(Box::new(named)))
     }
 
     /// The snapshot of that name.

@@ -60,6 +60,8 @@ pub struct NetworkConfig {
     pub lan: Lan,
     /// Questions for names a second that are answered to each guest with rules about names.
     pub dns_rate: NonZeroU32,
+    /// Bytes a second each way of a guest for whom nothing else was said.
+    pub rate: Option<u32>,
 }
 
 /// Enough for a package manager that asks for all its mirrors at once.
@@ -75,6 +77,7 @@ impl NetworkConfig {
             name_servers: None,
             lan: Lan::Closed,
             dns_rate: DNS_RATE,
+            rate: None,
         }
     }
 }
@@ -109,6 +112,7 @@ pub(super) struct Shared {
     keep_period: Duration,
     name_servers: Option<Vec<Ipv4Addr>>,
     lan: Lan,
+    rate: Option<u32>,
     name_limits: NameLimits,
     state: Mutex<State>,
     /// Wakes the filler.
@@ -170,6 +174,7 @@ impl SlotPool {
             keep_period: config.keep_period,
             name_servers: config.name_servers,
             lan: config.lan,
+            rate: config.rate,
             name_limits: NameLimits::new(config.dns_rate),
             state: Mutex::new(State {
                 phase: Phase::Open,
@@ -210,14 +215,19 @@ impl SlotPool {
         Ok(Slot::new(index, self.shared.clone(), reach))
     }
 
-    /// Takes over the slot of a VM that outlived its daemon, with the policy of its guest.
+    /// Takes over the slot of a VM that outlived its daemon, with the policy and the rate of its guest.
     ///
     /// # Errors
     ///
     /// [`NetworkError::NotAdoptable`] when a part of it is missing,
     /// [`NetworkError::ClaimedElsewhere`] when it is another daemon's. The slot is left as it is.
-    pub async fn adopt(&self, index: SlotIndex, policy: &Policy) -> Result<Slot, NetworkError> {
-        let reach = self.shared.reach(policy);
+    pub async fn adopt(
+        &self,
+        index: SlotIndex,
+        policy: &Policy,
+        rate: Option<u32>,
+    ) -> Result<Slot, NetworkError> {
+        let reach = self.shared.reach(policy, rate);
         let (shared, rules) = (self.shared.clone(), reach.clone());
         on_thread("nestbox-adopt", move || setup::adopt(&shared.claims, index, &rules)).await?;
         let slot = Slot::new(index, self.shared.clone(), reach);
@@ -280,9 +290,9 @@ impl SlotPool {
 
 impl Shared {
     /// What a guest with a policy reaches on this host. Reads small files.
-    pub(super) fn reach(&self, policy: &Policy) -> Reach {
+    pub(super) fn reach(&self, policy: &Policy, rate: Option<u32>) -> Reach {
         let servers = self.name_servers.clone().unwrap_or_else(resolvers);
-        Reach { policy: policy.clone(), lan: self.lan, servers }
+        Reach { policy: policy.clone(), lan: self.lan, servers, rate }
     }
 
     /// What resolvers and proxies keep to.
@@ -338,7 +348,7 @@ impl Shared {
         if index != first {
             self.state().next = index.next();
         }
-        let reach = self.reach(&Policy::default());
+        let reach = self.reach(&Policy::default(), self.rate);
         let built = setup::build(&self.claims, index, &reach);
         built.map(|()| Built { index, reach }).map_err(|failure| match failure {
             BuildFailure::Undone(error) => error,
