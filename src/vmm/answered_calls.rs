@@ -22,19 +22,13 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 
+use super::seccomp;
+
 /// Longest name that is compared, in bytes.
 const MAX_NAME: usize = 256;
 
 /// What the kernel can do with a call that a filter stops.
 const ACTIONS: &str = "/proc/sys/kernel/seccomp/actions_avail";
-
-/// Offsets in `struct seccomp_data`: include/uapi/linux/seccomp.h.
-const NR: u32 = 0;
-const ARCH: u32 = 4;
-const THIRD_ARGUMENT: u32 = 16 + 2 * 8;
-
-/// `AUDIT_ARCH_X86_64`: include/uapi/linux/audit.h.
-const ARCH_X86_64: u32 = 0xc000_003e;
 
 nix::ioctl_readwrite!(notif_receive, b'!', 0, libc::seccomp_notif);
 nix::ioctl_readwrite!(notif_send, b'!', 1, libc::seccomp_notif_resp);
@@ -204,33 +198,18 @@ fn read_name(pid: u32, address: u64) -> Option<Vec<u8>> {
 
 /// Installs the filter for the calling process and gives the listener.
 fn install() -> io::Result<RawFd> {
-    let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    let equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    let and = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
-    let give = (libc::BPF_RET | libc::BPF_K) as u16;
-    let line = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
     let mut program = [
-        line(load, ARCH, 0, 0),
-        line(equal, ARCH_X86_64, 0, 5),
-        line(load, NR, 0, 0),
-        line(equal, libc::SYS_openat as u32, 0, 3),
-        line(load, THIRD_ARGUMENT, 0, 0),
-        line(and, libc::O_ACCMODE as u32, 0, 0),
-        line(equal, libc::O_RDWR as u32, 1, 0),
-        line(give, libc::SECCOMP_RET_ALLOW, 0, 0),
-        line(give, libc::SECCOMP_RET_USER_NOTIF, 0, 0),
+        seccomp::load(seccomp::ARCH),
+        seccomp::if_equal(seccomp::ARCH_X86_64, 0, 5),
+        seccomp::load(seccomp::NR),
+        seccomp::if_equal(libc::SYS_openat as u32, 0, 3),
+        seccomp::load(seccomp::THIRD_ARGUMENT),
+        seccomp::and(libc::O_ACCMODE as u32),
+        seccomp::if_equal(libc::O_RDWR as u32, 1, 0),
+        seccomp::give(libc::SECCOMP_RET_ALLOW),
+        seccomp::give(libc::SECCOMP_RET_USER_NOTIF),
     ];
-    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    // SAFETY: the program and its length are right, and live for as long as the call takes.
-    let listener = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
-            &program,
-        )
-    };
-    Ok(Errno::result(listener)? as RawFd)
+    Ok(seccomp::install(&mut program, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)? as RawFd)
 }
 
 /// Space for one descriptor beside a message, aligned as the kernel wants it: cmsg(3).

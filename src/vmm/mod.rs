@@ -23,6 +23,7 @@ pub mod pager;
 pub mod process;
 pub mod qemu;
 pub mod record;
+mod seccomp;
 pub mod simulated;
 pub mod snapshot;
 pub mod trace;

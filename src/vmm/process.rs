@@ -26,6 +26,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::answered_calls::AnsweredCalls;
 use super::cgroup::CgroupEntry;
+use super::seccomp;
 
 /// A killed process is gone in milliseconds, unless the host is in trouble.
 pub const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -197,6 +198,7 @@ impl VmProcess {
             // QEMU asks for huge pages for its translations and touches few of each: 3 of 32 MB of an
             // idle guest. Guest memory is a private mapping of a file, which has none either way.
             nix::sys::prctl::set_thp_disable(true)?;
+            seccomp::deny_io_uring()?;
             if let Some(answered) = &answered {
                 answered.ask()?;
             }

@@ -81,7 +81,7 @@ pub enum Start {
     Restore {
         /// The base of the guest's memory; QEMU maps it privately.
         memory: OwnedFd,
-        /// State of the devices, for [`super::qmp::Qmp::load`].
+        /// State of the devices in a pipe, for [`super::qmp::Qmp::load`].
         devices: OwnedFd,
     },
 }

@@ -6,7 +6,7 @@ mod root;
 mod vm;
 
 use std::fs::{File, Permissions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::pipe2;
 
 use self::command::{Descriptors, SharedMemory, Start, command_line, descriptor_path};
-use self::vm::QemuVm;
+use self::vm::{MAX_DEVICES, QemuVm};
 use super::answered_calls::{self, Answering};
 use super::cgroup::DeviceAccess;
 use super::console;
@@ -254,8 +256,11 @@ impl Hypervisor for Qemu {
             path: memory.base_path().to_owned(),
             source,
         })?;
-        let devices = plan.devices.as_raw_fd();
-        let start = Start::Restore { memory: base.into(), devices: plan.devices };
+        let devices = in_a_pipe(plan.devices.into()).map_err(|source| {
+            HypervisorError::Control { verb: "restore", source: source.into() }
+        })?;
+        let fd = devices.as_raw_fd();
+        let start = Start::Restore { memory: base.into(), devices };
         let dir = plan.vm.place.dir.to_owned();
         let (process, request) = trace.span("spawn", self.spawn(plan.vm, start)).await?;
         let vm = async {
@@ -265,7 +270,7 @@ impl Hypervisor for Qemu {
             let ((), vm) = trace.span("qmp", up).await?;
             // Before the devices are loaded: virtio reads its rings while its state is.
             trace.span("inject", inject(process, memory)).await?;
-            trace.span("load", vm.load(devices)).await?;
+            trace.span("load", vm.load(fd)).await?;
             Ok(vm)
         };
         let wanted = async {
@@ -281,6 +286,24 @@ impl Hypervisor for Qemu {
     async fn adopt(&self, process: ProcessId, dir: &Path) -> Result<Box<dyn Vm>, HypervisorError> {
         Ok(Box::new(QemuVm::connect(process, dir).await?))
     }
+}
+
+/// The content of a file as a pipe that holds all of it: QEMU from 11 on does not load a state from a
+/// descriptor of a file.
+fn in_a_pipe(state: File) -> io::Result<OwnedFd> {
+    let length = state.metadata()?.len();
+    if length > MAX_DEVICES {
+        let why = format!("the state of the devices has {length} bytes, more than {MAX_DEVICES}");
+        return Err(io::Error::other(why));
+    }
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+    // So that nobody has to wait for QEMU to read it. It grows only: small ones have room anyway.
+    let room = i32::try_from(length).expect("it is not so large");
+    if room > fcntl(&writer, FcntlArg::F_GETPIPE_SZ)? {
+        fcntl(&writer, FcntlArg::F_SETPIPE_SZ(room))?;
+    }
+    io::copy(&mut state.take(length), &mut File::from(writer))?;
+    Ok(reader)
 }
 
 /// Writes what differs from the base into a VM that has mapped it.

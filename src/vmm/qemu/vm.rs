@@ -25,7 +25,7 @@ const LOG: &str = "qemu.log";
 pub const LOG_PIPE: &str = "qemu.pipe";
 
 /// Largest state of the devices that is read, in bytes: some 10 kB are normal.
-const MAX_DEVICES: u64 = 16 << 20;
+pub const MAX_DEVICES: u64 = 16 << 20;
 
 /// A QEMU, its control connection and its guest's console.
 pub struct QemuVm {
