@@ -102,6 +102,9 @@ pub enum Processes {
     Own,
 }
 
+/// Threads of one hypervisor or pager, one for each vCPU and some for I/O: by its limits and by its cgroup.
+pub const MOST_THREADS: u32 = 64;
+
 /// Limits of a process that its cgroup does not know: setrlimit(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProcessLimits {
@@ -110,7 +113,7 @@ pub struct ProcessLimits {
     /// Bytes of a file that it may write to. What is beyond is an error to it, and no signal.
     pub file_bytes: u64,
     /// Threads and processes of its user.
-    pub threads: u64,
+    pub threads: u32,
 }
 
 /// Whom a process runs as.
@@ -333,7 +336,7 @@ impl ProcessLimits {
             (Resource::RLIMIT_CORE, 0),
             (Resource::RLIMIT_NOFILE, open_files),
             (Resource::RLIMIT_FSIZE, file_bytes),
-            (Resource::RLIMIT_NPROC, threads),
+            (Resource::RLIMIT_NPROC, threads.into()),
         ] {
             setrlimit(what, most, most)?;
         }

@@ -32,7 +32,9 @@ use super::hypervisor::{
 };
 use super::memory::{BuildId, Lineage};
 use super::pager::{self, PagerPlan};
-use super::process::{Confinement, Files, ProcessId, ProcessLimits, Processes, User, VmProcess};
+use super::process::{
+    Confinement, Files, MOST_THREADS, ProcessId, ProcessLimits, Processes, User, VmProcess,
+};
 use super::trace::Trace;
 use super::vmm_log;
 
@@ -46,7 +48,7 @@ pub const SUPPORTED: &str = "1.16";
 /// What one Firecracker may use. It writes files only where a whole memory is saved; what else it has is
 /// a disk, a tap, its KVM and a few sockets.
 const LIMITS: ProcessLimits =
-    ProcessLimits { open_files: 512, file_bytes: MOST_MEMORY_BYTES, threads: 64 };
+    ProcessLimits { open_files: 512, file_bytes: MOST_MEMORY_BYTES, threads: MOST_THREADS };
 
 /// The largest memory that a guest can have, and then some.
 const MOST_MEMORY_BYTES: u64 = 1 << 40;

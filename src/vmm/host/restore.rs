@@ -17,14 +17,12 @@ use crate::vmm::guest::{AGENT_PORT, Agent, Identity};
 use crate::vmm::hypervisor::{Place, RestorePlan, Vm, VmPlan};
 use crate::vmm::machine::{MachineError, Run};
 use crate::vmm::network::resolvers;
+use crate::vmm::process::MOST_THREADS;
 use crate::vmm::record::{Record, RecordFile};
 use crate::vmm::snapshot::Snapshot;
 
 /// What a VM's process may take beside its guest's memory: the program, its threads, translations.
 const MEMORY_OVERHEAD_MIB: u64 = 256;
-
-/// Threads of one hypervisor: one per vCPU, some for I/O.
-const MAX_PIDS: u32 = 64;
 
 impl Host {
     /// Checks that what is in the snapshot can go on here.
@@ -153,7 +151,7 @@ impl Host {
     fn limits(&self, shape: Shape, share: Share) -> Limits {
         Limits {
             memory_bytes: (u64::from(shape.memory_mib) + MEMORY_OVERHEAD_MIB) << 20,
-            pids: MAX_PIDS,
+            pids: MOST_THREADS,
             vcpus: shape.vcpus,
             share,
             devices: self.hypervisor.devices(),

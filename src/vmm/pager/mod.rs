@@ -53,7 +53,8 @@ pub use working_set::WorkingSet;
 use super::cgroup::CgroupEntry;
 use super::memory::{Lineage, MemoryError, PAGE_SIZE, RegionError};
 use super::process::{
-    Confinement, Files, ProcessError, ProcessId, ProcessLimits, Processes, User, VmProcess,
+    Confinement, Files, MOST_THREADS, ProcessError, ProcessId, ProcessLimits, Processes, User,
+    VmProcess,
 };
 use state::StateFile;
 
@@ -65,7 +66,8 @@ const LOG: &str = "pager.log";
 
 /// What one pager may use: a file for each generation, its state and its log; and, since it is the same
 /// user, its VM's threads.
-const LIMITS: ProcessLimits = ProcessLimits { open_files: 512, file_bytes: 256 << 20, threads: 64 };
+const LIMITS: ProcessLimits =
+    ProcessLimits { open_files: 512, file_bytes: 256 << 20, threads: MOST_THREADS };
 
 /// What went wrong with a pager: the first ones in the daemon, the others in the
 /// pager.

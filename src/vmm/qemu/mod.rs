@@ -28,7 +28,8 @@ use super::hypervisor::{
 };
 use super::memory::{self, GuestMemory, Lineage};
 use super::process::{
-    Confinement, Files, ProcessError, ProcessId, ProcessLimits, Processes, User, VmProcess,
+    Confinement, Files, MOST_THREADS, ProcessError, ProcessId, ProcessLimits, Processes, User,
+    VmProcess,
 };
 use super::tsc;
 use super::vmm_log;
@@ -47,9 +48,6 @@ pub enum Accel {
 
 /// Descriptors of one QEMU: some twenty when it starts, three more for each overlay that it is given.
 const OPEN_FILES: u64 = 512;
-
-/// Threads of one QEMU, as its cgroup has it.
-const THREADS: u64 = 64;
 
 /// How long a QEMU that was just started may take to open its guest's memory.
 const OPEN_LIMIT: Duration = Duration::from_secs(60);
@@ -377,7 +375,7 @@ impl Qemu {
             limits: ProcessLimits {
                 open_files: OPEN_FILES,
                 file_bytes: most_overlay_bytes(disk_bytes),
-                threads: THREADS,
+                threads: MOST_THREADS,
             },
             inherited: inherited.into_list(),
             log: output.try_clone().map_err(|source| HypervisorError::Open {
