@@ -453,3 +453,19 @@ async fn a_request_that_nobody_answers_is_no_activity() {
     rt::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(nest.sandbox(&id).await["last_active_at"], before);
 }
+
+#[actix_web::test]
+async fn an_answer_says_no_more_than_its_server_did() {
+    let nest = Nest::start().await;
+    let id = nest.create(json!({})).await;
+    // Neither what it is nor how long: its end is that of the connection.
+    let mut server = Server::listen().await;
+    let asked = nest.begin(nest.request(Method::GET, &below(&id, server.port)));
+    let mut connection = server.connection().await;
+    head(&mut connection).await;
+    connection.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n<p>hi").await.unwrap();
+    drop(connection);
+    let answer = asked.await.unwrap();
+    assert_eq!((answer.status, &answer.body[..]), (200, &b"<p>hi"[..]));
+    assert_eq!(answer.header("content-type"), None, "a browser finds out by itself");
+}

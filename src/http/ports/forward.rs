@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use actix_web::body::{self, SizedStream};
+use actix_web::body::{self, BodyStream, SizedStream};
 use actix_web::http::{StatusCode, header as here};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, rt, web};
 use bytes::Bytes;
@@ -217,7 +217,8 @@ fn pass_on(
     let pieces = download(body, connection, sockets);
     Ok(match length {
         Some(length) => response.body(SizedStream::new(length, Box::pin(pieces))),
-        None => response.streaming(Box::pin(pieces)),
+        // Not as a stream of ours, which would say what it is where the server does not.
+        None => response.body(BodyStream::new(Box::pin(pieces))),
     })
 }
 
