@@ -25,12 +25,45 @@ struct Chain<'a>(&'a (dyn Error + 'static));
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
+        let mut said = self.0.to_string();
+        f.write_str(&said)?;
         let mut source = self.0.source();
         while let Some(error) = source {
-            write!(f, ": {error}")?;
+            let cause = error.to_string();
+            // Some libraries quote the cause of an error in it.
+            if !said.ends_with(&cause) {
+                write!(f, ": {cause}")?;
+                said = cause;
+            }
             source = error.source();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Quoting {
+        text: &'static str,
+        source: io::Error,
+    }
+
+    fn shown(text: &'static str) -> String {
+        let source = io::Error::from_raw_os_error(nix::libc::ENOTDIR);
+        chain(&Quoting { text, source }).to_string()
+    }
+
+    #[test]
+    fn each_cause_is_said_once() {
+        let cause = "Not a directory (os error 20)";
+        assert_eq!(shown("cannot open /a/b"), format!("cannot open /a/b: {cause}"));
+        let quoted = "cannot keep a file: Not a directory (os error 20)";
+        assert_eq!(shown(quoted), quoted);
     }
 }

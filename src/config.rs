@@ -163,7 +163,7 @@ impl Default for Config {
             boot_timeout_sec: 60,
             vmm_timeout_sec: 120,
             fault: None,
-            log: "info,actix_server=warn,sea_orm_migration=warn".to_owned(),
+            log: "info,actix_server=warn,actix_http=off,sea_orm_migration=warn".to_owned(),
             log_format: LogFormat::Text,
             otlp_endpoint: None,
         }

@@ -13,6 +13,7 @@ mod exec;
 mod exec_stream;
 mod files;
 mod fork;
+mod head;
 mod health;
 mod network;
 mod observe;
@@ -147,6 +148,7 @@ pub fn create_app(
         .configure(servers)
         .configure(open.serve())
         .service(web::scope(PREFIX).wrap(from_fn(auth::authenticate)).configure(keyed.serve()))
+        .wrap(from_fn(head::answer))
         .wrap(from_fn(own_names::refuse_others))
         .wrap(from_fn(observe::observe))
 }
@@ -190,6 +192,10 @@ fn json_config() -> web::JsonConfig {
             JsonPayloadError::ContentType => {
                 ApiError::invalid("the body must be JSON, with Content-Type: application/json")
             }
+            JsonPayloadError::Deserialize(error) if error.is_eof() => {
+                ApiError::invalid("the body ends within its JSON, or there is none: send an object")
+            }
+            JsonPayloadError::Deserialize(error) => ApiError::invalid(error.to_string()),
             other => ApiError::invalid(other.to_string()),
         };
         error.into()

@@ -95,8 +95,13 @@ fn in_one_form(
     let error = response.response().error().and_then(|error| error.as_error::<ApiError>());
     if status.is_server_error() {
         let internals = error.and_then(ApiError::internals);
-        tracing::error!(parent: span, status = status.as_u16(),
-            error = error.map(ToString::to_string), internals, "a request failed");
+        let (status, error) = (status.as_u16(), error.map(ToString::to_string));
+        // An error is a fault of ours; that of a guest or of a full disk is none.
+        match status {
+            500 => tracing::error!(parent: span, status, error, internals, "a request failed"),
+            507 => tracing::warn!(parent: span, status, error, internals, "a request failed"),
+            _ => tracing::info!(parent: span, status, error, internals, "a request failed"),
+        }
     }
     let is_json = |value: &HeaderValue| value.as_bytes().starts_with(b"application/json");
     match error {

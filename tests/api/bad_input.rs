@@ -358,3 +358,43 @@ async fn labels_and_variables_stay_small_and_printable() {
         answer.error(400, "invalid_request");
     }
 }
+
+#[actix_web::test]
+async fn head_is_what_get_would_answer_without_the_body() {
+    let nest = Nest::start().await;
+    let id = nest.create(json!({})).await;
+    let missing = "/v1/sandboxes/aaaaaaaaaaaaaaaaaaaa".to_owned();
+    for path in [
+        format!("/v1/sandboxes/{id}"),
+        "/v1/sandboxes".into(),
+        "/health".into(),
+        "/openapi.json".into(),
+        missing,
+    ] {
+        let get = nest.get(&path).await;
+        let head = Answer::of(nest.request(Method::HEAD, &path)).await;
+        assert_eq!((head.status, head.body.len()), (get.status, 0), "{path}");
+        assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");
+        assert_eq!(head.header("content-length"), get.header("content-length"), "{path}");
+    }
+    nest.anonymous(Method::HEAD, "/v1/sandboxes")
+        .send()
+        .await
+        .unwrap()
+        .error_for_status()
+        .unwrap_err();
+    let post_only =
+        Answer::of(nest.request(Method::HEAD, &format!("/v1/sandboxes/{id}/pause"))).await;
+    assert_eq!(post_only.status, 405);
+}
+
+#[actix_web::test]
+async fn a_body_that_is_missing_or_cut_is_told_so_in_plain_words() {
+    let nest = Nest::start().await;
+    for body in ["", "{\"template\": "] {
+        let request = nest.request(Method::POST, "/v1/sandboxes");
+        let request = request.header("content-type", "application/json").body(body);
+        let message = Answer::of(request).await.error(400, "invalid_request");
+        assert_eq!(message, "the body ends within its JSON, or there is none: send an object");
+    }
+}

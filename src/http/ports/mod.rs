@@ -211,6 +211,13 @@ pub fn server_routes(domain: &str) -> impl FnOnce(&mut web::ServiceConfig) + use
     }
 }
 
+/// Whether a path leads to a server in a sandbox: `/v1/sandboxes/{id}/ports/{port}` and below.
+pub(super) fn is_path_of_server(path: &str) -> bool {
+    let mut parts = path.split('/').skip(1);
+    let begins = parts.by_ref().take(2).eq(["v1", "sandboxes"]);
+    begins && parts.nth(1) == Some("ports") && parts.next().is_some()
+}
+
 /// Describes the routes by path, which [`server_routes`] has registered.
 pub fn proxy_routes(routes: &mut Routes) {
     routes.section(Section::Network).describe::<__path_by_path>(PROXY, Some("passOnToRoot"));
