@@ -13,6 +13,7 @@ pub mod config;
 pub mod domain;
 pub mod entity;
 pub mod http;
+mod print;
 pub mod startup;
 pub mod vmm;
 

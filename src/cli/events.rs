@@ -10,7 +10,7 @@ use clap::Args;
 use tokio::time::sleep;
 
 use super::client::{Client, ClientError, Event, EventMessage, EventNotice, EventQuery, Stream};
-use super::output::{Format, printable, tell, write};
+use super::output::{Format, printable, reader_gone, tell, write};
 use super::resolve::resolve;
 
 /// A daemon that has ended is looked for again after this long.
@@ -41,7 +41,10 @@ pub(super) async fn run(client: &Client, format: Format, args: EventsArgs) -> Re
     };
     let query = EventQuery { sandbox_id: sandbox, after: args.after.clone() };
     if args.follow {
-        follow(client, format, query, args.last).await?;
+        tokio::select! {
+            followed = follow(client, format, query, args.last) => followed?,
+            () = reader_gone() => {}
+        }
     } else {
         match query.after {
             Some(_) => show_all_after(client, format, query).await?,

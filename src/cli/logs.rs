@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::Args;
 
-use super::client::{Client, Data, Heard, SessionMessage};
-use super::output::{Format, printable, tell, write};
+use super::client::{Client, Data, Heard, Listener, SessionMessage};
+use super::output::{Format, printable, reader_gone, tell, write};
 use super::ps::find;
 use super::resolve::resolve;
 
@@ -34,11 +34,21 @@ pub(super) async fn run(client: &Client, format: Format, args: LogsArgs) -> Resu
     if !args.follow && args.after >= last {
         return Ok(ExitCode::SUCCESS);
     }
-    let (_to, mut from) = client.process(&id, &args.process, args.after).await?;
+    let (_to, from) = client.process(&id, &args.process, args.after).await?;
+    let until = (!args.follow).then_some(last);
+    tokio::select! {
+        shown = show_all(from, until, format) => shown?,
+        () = reader_gone() => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows what it writes, until the byte with that number or its end.
+async fn show_all(mut from: Listener, until: Option<u64>, format: Format) -> Result<()> {
     loop {
         let message = match from.next().await? {
             Heard::Message(message) => message,
-            Heard::Closed(closing) if closing.code == 1000 => return Ok(ExitCode::SUCCESS),
+            Heard::Closed(closing) if closing.code == 1000 => return Ok(()),
             Heard::Closed(closing) => bail!(printable(&closing.reason)),
         };
         show(&message, format)?;
@@ -47,14 +57,14 @@ pub(super) async fn run(client: &Client, format: Format, args: LogsArgs) -> Resu
             SessionMessage::Stdout(data)
             | SessionMessage::Stderr(data)
             | SessionMessage::Output(data) => {
-                !args.follow && data.seq.is_some_and(|seq| seq >= last)
+                until.is_some_and(|last| data.seq.is_some_and(|seq| seq >= last))
             }
             SessionMessage::Start { .. }
             | SessionMessage::Gap { .. }
             | SessionMessage::Error { .. } => false,
         };
         if is_last {
-            return Ok(ExitCode::SUCCESS);
+            return Ok(());
         }
     }
 }

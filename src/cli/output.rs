@@ -1,12 +1,16 @@
 //! What the verbs print: JSON, tables, bytes.
 
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 
 use chrono::{DateTime, Utc};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
+use tokio::sync::oneshot;
 
 use super::Global;
 use crate::domain::visible;
+use crate::print;
 
 /// How a verb shows its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,9 +56,27 @@ pub(super) fn write(to: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
+/// Waits until nobody can read what is printed any more, as when `head` has seen enough; for ever if
+/// stdout is a file. Who follows something that goes on would else wait for it until its next line.
+pub(super) async fn reader_gone() {
+    let (gone, told) = oneshot::channel();
+    // A thread that nobody waits for, also not at our end.
+    std::thread::spawn(move || {
+        // Errors are told of unasked, and the end of a pipe's last reader is one.
+        let out = io::stdout();
+        let mut watched = [PollFd::new(out.as_fd(), PollFlags::empty())];
+        if poll(&mut watched, PollTimeout::NONE).is_ok() {
+            let _ = gone.send(());
+        }
+    });
+    if told.await.is_err() {
+        std::future::pending().await
+    }
+}
+
 /// Tells the person something on stderr; when that is closed, there is nobody to tell.
 pub(super) fn tell(line: &str) {
-    drop(write(&mut io::stderr(), format!("{line}\n").as_bytes()));
+    print::tell(line);
 }
 
 /// Lines up rows under a heading.

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{choose_hypervisor, confinement, descriptors, hardening, uids};
 use crate::config::Config;
+use crate::print::say;
 use crate::vmm::cgroup::Cgroups;
 use crate::vmm::find_program;
 use crate::vmm::host_memory::host_memory;
@@ -69,7 +70,7 @@ pub async fn doctor(config: &Config, json: bool) -> Result<bool> {
     let fit = hypervisor.is_some() && !missing && nix::unistd::geteuid().is_root() && users.is_ok();
     let report = Report { hypervisor, reason, checks };
     match json {
-        true => println!("{}", serde_json::to_string_pretty(&report)?),
+        true => say(format_args!("{}", serde_json::to_string_pretty(&report)?)),
         false => print(&report),
     }
     Ok(fit)
@@ -91,11 +92,13 @@ fn print(report: &Report) {
             Outcome::Bad => "no ",
             Outcome::Unknown => "?  ",
         };
-        println!("{mark} {:<34} {}", check.what, check.found);
+        say(format_args!("{mark} {:<34} {}", check.what, check.found));
     }
     match &report.hypervisor {
-        Some(hypervisor) => println!("\nSandboxes run under {hypervisor}: {}", report.reason),
-        None => println!("\nSandboxes cannot run: {}", report.reason),
+        Some(hypervisor) => {
+            say(format_args!("\nSandboxes run under {hypervisor}: {}", report.reason))
+        }
+        None => say(format_args!("\nSandboxes cannot run: {}", report.reason)),
     }
 }
 

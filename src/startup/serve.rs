@@ -7,6 +7,7 @@ use super::telemetry::Telemetry;
 use super::{Daemon, bind, descriptors};
 use crate::config::Config;
 use crate::http::{Connections, Front, OwnNames, Ports, Sockets, create_server};
+use crate::print::{say, tell};
 use anyhow::{Context, Result};
 use nix::sys::stat::{Mode, umask};
 use tokio::signal::unix::{SignalKind, signal};
@@ -51,10 +52,10 @@ async fn run(config: &Config, descriptors: u64) -> Result<()> {
     let key_file = daemon.ensure_key(&config.data_dir).await?;
     announce(&daemon, &url, &key_file);
     let budget = descriptors::budget(descriptors);
-    println!(
+    say(format_args!(
         "Descriptors: {descriptors}, for {} connections, {} of them without a key",
         budget.all, budget.strangers
-    );
+    ));
 
     let sockets = Sockets::default();
     let front = Front {
@@ -85,7 +86,7 @@ async fn run(config: &Config, descriptors: u64) -> Result<()> {
         }
     }
     if left > 0 {
-        eprintln!("{left} sandboxes run on; start the daemon again to use them");
+        tell(format_args!("{left} sandboxes run on; start the daemon again to use them"));
     }
     Ok(())
 }
@@ -97,20 +98,20 @@ fn own_names(config: &Config) -> Result<OwnNames> {
 }
 
 fn announce(daemon: &Daemon, url: &str, key_file: &Path) {
-    println!("Nestbox {} listens on {url}", env!("CARGO_PKG_VERSION"));
-    println!("API key:    {}", key_file.display());
-    println!("Browser:    {}", page_link(url, key_file));
-    println!("Hypervisor: {}, {}", daemon.engine(), daemon.reason);
+    say(format_args!("Nestbox {} listens on {url}", env!("CARGO_PKG_VERSION")));
+    say(format_args!("API key:    {}", key_file.display()));
+    say(format_args!("Browser:    {}", page_link(url, key_file)));
+    say(format_args!("Hypervisor: {}, {}", daemon.engine(), daemon.reason));
     for warning in &daemon.warnings {
-        println!("Warning:    {warning}");
+        say(format_args!("Warning:    {warning}"));
         tracing::warn!("{warning}");
     }
     let (adopted, lost) = (daemon.adoption.adopted.len(), &daemon.adoption.lost);
     if adopted > 0 {
-        println!("Sandboxes:  {adopted} of a former daemon run on or are still paused");
+        say(format_args!("Sandboxes:  {adopted} of a former daemon run on or are still paused"));
     }
     for (id, reason) in lost {
-        println!("Lost:       {id}: {reason}");
+        say(format_args!("Lost:       {id}: {reason}"));
     }
 }
 

@@ -51,6 +51,8 @@ impl Telemetry {
             .with_context(|| format!("{:?} is no filter for the log", config.log))?;
         let log = tracing_subscriber::fmt::layer()
             .with_writer(std::io::stderr)
+            // It would say so on stderr, and panic if that is what was closed.
+            .log_internal_errors(false)
             .with_ansi(std::io::stderr().is_terminal());
         let log = match config.log_format {
             LogFormat::Text => log.boxed(),

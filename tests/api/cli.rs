@@ -287,3 +287,27 @@ async fn what_runs_in_the_background_is_listed_read_and_ended() {
         assert_eq!(run(&nest, args, b"").await.status.code(), Some(125), "{args:?}");
     }
 }
+
+#[actix_web::test]
+async fn who_follows_ends_when_nobody_reads_any_more() {
+    let nest = Nest::start().await;
+    let id = nest.create(json!({})).await;
+    let started = json!({"cmd": "echo on; sleep 600", "background": true, "tag": "slow"});
+    nest.post(&format!("/v1/sandboxes/{id}/exec"), started).await;
+    for args in [vec!["events", "--follow", "--last", "1"], vec!["logs", "--follow", &id, "slow"]] {
+        let mut child = nestbox(&nest);
+        child.args(&args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = child.spawn().unwrap();
+        let mut out = child.stdout.take().unwrap();
+        let ended = actix_web::rt::task::spawn_blocking(move || {
+            // As `head -1` does: it has read a line, and is gone. Nothing more comes by itself.
+            let mut byte = [0];
+            while byte != *b"\n" {
+                out.read_exact(&mut byte).unwrap();
+            }
+            drop(out);
+            child.wait().unwrap()
+        });
+        assert!(ended.await.unwrap().success(), "{args:?}");
+    }
+}

@@ -5,9 +5,11 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{Engine, in_a_lab};
+use crate::support::{Engine, eventually, in_a_lab};
 
 #[test]
 fn the_command_line_does_it_all() {
@@ -265,5 +267,39 @@ fn the_demo_passes_twice_and_leaves_nothing() {
             assert_eq!(left, ["images"], "round {round}");
         }
         fs::remove_file(base.join("images")).expect("the link");
+    });
+}
+
+/// The end of a pipe that nobody reads.
+fn unread() -> Stdio {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    writer.into()
+}
+
+#[test]
+fn nothing_panics_because_nobody_reads_what_it_prints() {
+    in_a_lab(0, async |lab| {
+        let images = lab.images().display().to_string();
+        let asked =
+            lab.nestbox().args(["doctor", "--image-dir", &images]).stdout(unread()).output();
+        let said = String::from_utf8_lossy(&asked.as_ref().expect("it runs").stderr).into_owned();
+        assert!(asked.expect("it runs").status.success(), "{said}");
+
+        let serve = ["serve", "--listen", "127.0.0.1:0", "--slot-pool", "0", "--standbys", "0"];
+        let mut serve = lab
+            .nestbox()
+            .args(serve)
+            .args(["--image-dir", &images])
+            .args(["--vmm-pool", "0"])
+            .args(["--allow-missing", "seccomp"])
+            .stdout(unread())
+            .stderr(unread())
+            .spawn()
+            .expect("it starts");
+        eventually("it answers", || async { lab.cli(&["ls"]).status.success() }).await;
+        let pid = Pid::from_raw(serve.id().try_into().expect("a pid"));
+        kill(pid, Signal::SIGTERM).expect("it lives");
+        assert!(serve.wait().expect("a child").success());
     });
 }

@@ -16,6 +16,7 @@ use super::image;
 use super::output::table;
 use super::progress::Steps;
 use crate::config::{Config, ConfigArgs};
+use crate::print::say;
 use counter::Counter;
 use daemon::DemoDaemon;
 
@@ -68,7 +69,7 @@ pub(super) async fn run(
         .into_iter()
         .map(|(step, took)| [step, format!("{:>8.0} ms", took.as_secs_f64() * 1e3)])
         .collect();
-    println!("\n{}\ndemo passed", table(["STEP", "     TOOK"], &rows).trim_end());
+    say(format_args!("\n{}\ndemo passed", table(["STEP", "     TOOK"], &rows).trim_end()));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -21,6 +21,7 @@ use super::server::Server;
 use super::slim::let_go_of_code;
 use super::state::{Phase, StateFile};
 use super::working_set::WorkingSet;
+use crate::print::tell;
 use crate::vmm::memory::Lineage;
 
 /// The hidden verb that makes the program a pager.
@@ -64,7 +65,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let inherited = match Inherited::from(args) {
         Ok(inherited) => inherited,
         Err(error) => {
-            eprintln!("error: {}", crate::chain(&error));
+            tell(format_args!("error: {}", crate::chain(&error)));
             return ExitCode::FAILURE;
         }
     };
@@ -94,13 +95,13 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 fn fail(error: &PagerError, state: &StateFile, peer: Option<&Peer>) {
     let text = crate::chain(error).to_string();
     if let Err(error) = state.set_error(&text) {
-        eprintln!("error: cannot write the state: {error}");
+        tell(format_args!("error: cannot write the state: {error}"));
     }
-    eprintln!("error: {text}");
+    tell(format_args!("error: {text}"));
     if let Some(peer) = peer
         && let Err(error) = peer.kill()
     {
-        eprintln!("error: cannot kill process {}: {error}", peer.pid);
+        tell(format_args!("error: cannot kill process {}: {error}", peer.pid));
     }
 }
 
