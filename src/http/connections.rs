@@ -11,16 +11,12 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 
 use actix_web::HttpRequest;
-use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::Extensions;
 use actix_web::rt::net;
-use bytes::Bytes;
 
 use super::websocket::Hangup;
 use crate::actors::metrics::ConnectionCounts;
@@ -203,7 +199,7 @@ impl Drop for Visit {
     }
 }
 
-/// A request that is being answered: its connection is not idle.
+/// A request that is being answered: until this is dropped its connection is not idle.
 pub struct Busy {
     connections: Connections,
     id: u64,
@@ -232,34 +228,6 @@ impl Drop for Busy {
             stranger.requests -= 1;
             stranger.since = now;
         }
-    }
-}
-
-/// An answer's body, until which is dropped its connection is not idle.
-pub struct BusyBody {
-    body: BoxBody,
-    _busy: Busy,
-}
-
-impl BusyBody {
-    /// The same body, for a connection that is busy.
-    pub fn over(body: BoxBody, busy: Busy) -> BoxBody {
-        BoxBody::new(Self { body, _busy: busy })
-    }
-}
-
-impl MessageBody for BusyBody {
-    type Error = <BoxBody as MessageBody>::Error;
-
-    fn size(&self) -> BodySize {
-        self.body.size()
-    }
-
-    fn poll_next(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, Self::Error>>> {
-        Pin::new(&mut self.body).poll_next(context)
     }
 }
 

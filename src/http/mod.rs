@@ -15,6 +15,7 @@ mod files;
 mod fork;
 mod head;
 mod health;
+mod holding;
 mod network;
 mod observe;
 mod openapi;

@@ -1,24 +1,21 @@
 //! Around every request: an id, a span, metrics, and errors in one form whoever made them.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
-use actix_web::body::{BodySize, BoxBody, MessageBody};
+use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::middleware::Next;
 use actix_web::web;
-use bytes::Bytes;
 use rand::RngCore;
 use tracing::Instrument;
 
-use super::connections::{Busy, BusyBody};
+use super::connections::Busy;
 use super::error::ApiError;
+use super::holding::Holding;
 use super::ports::Proxied;
 use crate::actors::control_plane::ControlPlane;
-use crate::actors::metrics::OpenSocket;
 
 /// The header that carries the request's id in every answer.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -40,7 +37,7 @@ pub async fn observe(
     let busy = Busy::of(request.request());
     let response = next.call(request).instrument(span.clone()).await?;
     let response = match busy {
-        Some(busy) => response.map_body(|_, body| BusyBody::over(body.boxed(), busy)),
+        Some(busy) => response.map_body(|_, body| Holding::over(body.boxed(), busy)),
         None => response.map_into_boxed_body(),
     };
     // What a server in a sandbox answers is its own, error or not.
@@ -54,32 +51,12 @@ pub async fn observe(
     control.metrics().answered(response.status().as_u16(), started.elapsed());
     Ok(match response.status() {
         // Its body goes on for as long as the WebSocket does.
-        StatusCode::SWITCHING_PROTOCOLS => response.map_body(|_, body| {
-            BoxBody::new(Counted { body, _open: control.metrics().socket_opened() })
-        }),
+        StatusCode::SWITCHING_PROTOCOLS => {
+            let open = control.metrics().socket_opened();
+            response.map_body(|_, body| Holding::over(body, open))
+        }
         _ => response,
     })
-}
-
-/// The body of an answer that is a WebSocket, counted until it is dropped.
-struct Counted {
-    body: BoxBody,
-    _open: OpenSocket,
-}
-
-impl MessageBody for Counted {
-    type Error = <BoxBody as MessageBody>::Error;
-
-    fn size(&self) -> BodySize {
-        self.body.size()
-    }
-
-    fn poll_next(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, Self::Error>>> {
-        Pin::new(&mut self.body).poll_next(context)
-    }
 }
 
 /// Gives errors our body, and the log what the body must not tell.
