@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use nix::libc::dev_t;
-use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::cgroup::{CgroupEntry, DeviceAccess};
@@ -20,6 +19,8 @@ use super::process::{ProcessError, ProcessId};
 use super::trace::Trace;
 use crate::domain::rates::RateLimits;
 use crate::domain::shape::Shape;
+
+pub use super::engine::Engine;
 
 /// The guest's MAC address; the same in every guest, each alone in its namespace.
 pub const GUEST_MAC: &str = "06:00:a9:fe:00:15";
@@ -71,38 +72,6 @@ pub enum HypervisorError {
     /// Nobody wants the VM any more.
     #[error("starting the VM was cancelled")]
     Cancelled,
-}
-
-/// Which program runs the VMs, and how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Engine {
-    /// Firecracker, always with hardware virtualization.
-    Firecracker,
-    /// QEMU with hardware virtualization.
-    QemuKvm,
-    /// QEMU in software.
-    QemuTcg,
-    /// No VM at all; for tests of the API.
-    Simulated,
-}
-
-impl Engine {
-    /// Whether a daemon with this one can take over VMs of the other.
-    pub fn adopts(self, other: Self) -> bool {
-        let qemu = [Self::QemuKvm, Self::QemuTcg];
-        self == other || (qemu.contains(&self) && qemu.contains(&other))
-    }
-
-    /// The engine's name on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Firecracker => "firecracker",
-            Self::QemuKvm => "qemu-kvm",
-            Self::QemuTcg => "qemu-tcg",
-            Self::Simulated => "simulated",
-        }
-    }
 }
 
 /// What every VM is made of, however it starts. Everything of the host is ready.

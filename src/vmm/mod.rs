@@ -6,6 +6,7 @@ pub mod choice;
 pub mod console;
 pub mod disk;
 mod elf;
+mod engine;
 pub mod fault;
 pub mod firecracker;
 pub mod guest;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::domain::shape::Shape;
-use crate::vmm::hypervisor::Engine;
+use crate::vmm::engine::Engine;
 
 /// What a memory was taken from.
 #[derive(Debug, Clone, PartialEq, Eq)]

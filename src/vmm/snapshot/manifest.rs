@@ -13,7 +13,7 @@ use crate::domain::name::TemplateName;
 use crate::domain::rates::RateLimits;
 use crate::domain::shape::Shape;
 use crate::vmm::disk::{DiskFormat, Layer};
-use crate::vmm::hypervisor::Engine;
+use crate::vmm::engine::Engine;
 use crate::vmm::memory::BuildId;
 
 /// Version of the manifest's layout; another one is refused.
