@@ -65,38 +65,53 @@ fn http(bytes: &[u8]) -> Sought {
         return Sought::Foreign;
     }
     let Some(end) = end_of_head(bytes) else { return Sought::More };
-    let Ok(head) = std::str::from_utf8(&bytes[..end]) else { return Sought::Unreadable };
+    let Ok(head) = std::str::from_utf8(&bytes[..=end]) else { return Sought::Unreadable };
+    // Some servers end a line where a carriage return stands alone, and others do not.
+    if head.lines().any(|line| line.contains(['\r', '\0'])) {
+        return Sought::Unreadable;
+    }
     let mut lines = head.lines();
     let target = lines.next().unwrap_or_default().split(' ').nth(1).unwrap_or_default();
     let hosts: Vec<&str> = lines
         .filter_map(|line| line.split_once(':'))
         .filter(|(name, _)| name.trim().eq_ignore_ascii_case("host"))
-        .map(|(_, value)| without_port(value.trim()))
+        .map(|(_, value)| without_port(value.trim_matches([' ', '\t'])))
         .collect();
     // A whole URL, or an authority alone, counts for more than the header.
     let authority = match target.split_once("://") {
+        // A path may speak of other URLs.
+        _ if target.starts_with('/') || target == "*" => None,
         Some((_, rest)) => Some(rest.split(['/', '?', '#']).next().unwrap_or_default()),
-        None => (!target.starts_with('/') && target != "*").then_some(target),
+        None => Some(target),
     };
     match (authority.map(without_port), hosts.as_slice()) {
         (_, [_, _, ..]) => Sought::Unreadable,
         (None, []) => Sought::Nameless,
-        (Some(name), []) => Sought::Name(name.to_owned()),
-        (None, [name]) => Sought::Name((*name).to_owned()),
-        (Some(one), [other]) if one.eq_ignore_ascii_case(other) => Sought::Name(one.to_owned()),
+        (Some(name), []) => said(name),
+        (None, [name]) => said(name),
+        (Some(one), [other]) if one.eq_ignore_ascii_case(other) => said(one),
         (Some(_), [_]) => Sought::Unreadable,
+    }
+}
+
+/// What a host is that was said. Rules go by the end of a name, so nothing may be in it that makes a
+/// server see another end or another beginning: a carriage return alone, a comma, an `@`, a `%2e`.
+fn said(name: &str) -> Sought {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    match name {
+        "" => Sought::Nameless,
+        _ if name.bytes().all(plain) => Sought::Name(name.to_owned()),
+        _ => Sought::Unreadable,
     }
 }
 
 /// Whether a first line is that of a request of HTTP/1, as far as it is there.
 fn begins_a_request(line: &[u8]) -> bool {
-    /// The longest method that IANA knows has 17 letters.
-    const LONGEST_METHOD: usize = 20;
-    // In either case: some servers do not mind.
+    // In either case and however long: some servers do not mind. The first piece may end anywhere.
     let letter = |byte: &&u8| byte.is_ascii_alphabetic() || matches!(**byte, b'-' | b'_');
     let method = line.iter().take_while(letter).count();
     match line.get(method) {
-        None => method > 0 && method <= LONGEST_METHOD,
+        None => method > 0,
         Some(b' ') if method > 0 => {
             !line.ends_with(b"\n") || line.trim_ascii_end().windows(8).any(|it| it == b" HTTP/1.")
         }

@@ -37,7 +37,9 @@ fn http_says_its_name_in_the_header_or_in_a_whole_url() {
         ("GET http://a.com:80?q HTTP/1.0\r\n\r\n", name("a.com")),
         ("CONNECT a.com:443 HTTP/1.1\r\n\r\n", name("a.com")),
         ("OPTIONS * HTTP/1.1\r\nHost: a.com\r\n\r\n", name("a.com")),
+        ("GET /in?to=https://b.com/ HTTP/1.1\r\nHost: a.com\r\n\r\n", name("a.com")),
         ("GET / HTTP/1.0\r\n\r\n", Sought::Nameless),
+        ("GET / HTTP/1.1\r\nHost:\r\n\r\n", Sought::Nameless),
         ("\r\n\nGET / HTTP/1.1\r\nHost: a.com\r\n\r\n", name("a.com")),
         ("get / HTTP/1.1\r\nhost: a.com\r\n\r\n", name("a.com")),
         ("\r\n", Sought::More),
@@ -46,9 +48,42 @@ fn http_says_its_name_in_the_header_or_in_a_whole_url() {
         ("GET / HTTP/1.1\r\nHost: a.com\r\n", Sought::More),
         ("GET / HT", Sought::More),
         ("GE", Sought::More),
+        ("AVERYLONGWORDTHATISNOMETHOD", Sought::More),
+        ("AVERYLONGWORDTHATISNOMETHOD / HTTP/1.1\r\nHost: a.com\r\n\r\n", name("a.com")),
         ("", Sought::More),
     ] {
         assert_eq!(look(request.as_bytes()), sought, "{request:?}");
+    }
+}
+
+#[test]
+fn a_host_that_servers_may_read_in_different_ways_is_no_name() {
+    // As a rule sees them, all of them are below b.org.
+    for host in [
+        "evil.com\rX: x.b.org",
+        "evil.com, x.b.org",
+        "evil.com/x.b.org",
+        "evil.com#x.b.org",
+        "evil.com?.b.org",
+        "evil.com:80@x.b.org",
+        "evil.com:80:x.b.org",
+        "evil.com%00.b.org",
+        "evil.com x.b.org",
+        "evil.com\u{a0}.b.org",
+        "x.b.org\u{85}",
+        "x.b.org\u{b}",
+        "x.b.org\r",
+    ] {
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        assert_eq!(look(request.as_bytes()), Sought::Unreadable, "{request:?}");
+        let request = format!("CONNECT {host}:443 HTTP/1.1\r\n\r\n");
+        let sought = look(request.as_bytes());
+        assert!(!matches!(&sought, Sought::Name(name) if name.contains("b.org")), "{request:?}");
+    }
+    for head in ["GET / HTTP/1.1\rHost: evil.com\r\n", "GET / HTTP/1.1\r\nX: y\rHost: evil.com\r\n"]
+    {
+        let request = format!("{head}Host: x.b.org\r\n\r\n");
+        assert_eq!(look(request.as_bytes()), Sought::Unreadable, "{request:?}");
     }
 }
 
@@ -60,7 +95,7 @@ fn other_protocols_are_told_from_what_says_no_name() {
         b"\0\0\0\x08",
         b"hello\n",
         b"EHLO guest.example\r\n",
-        b"AVERYLONGWORDTHATISNOMETHOD",
+        b"AVERYLONGWORDTHATISNOMETHOD\n",
     ] {
         assert_eq!(look(bytes), Sought::Foreign, "{bytes:?}");
     }
