@@ -46,7 +46,7 @@ pub(super) fn judge(bytes: &[u8], policy: &Policy) -> Judged {
     }
     let name = plain(&query.name);
     let target = Target { name: Some(&name), ..Target::default() };
-    if policy.decide(target) == Verdict::Deny {
+    if !has_plain_labels(&query.name) || policy.decide(target) == Verdict::Deny {
         // Not "refused": resolvers would try their other servers, which are all this one.
         return answer(&message, ResponseCode::NXDomain);
     }
@@ -127,6 +127,13 @@ impl Asked {
     }
 }
 
+/// Whether a name is made of what rules are made of. A dot or a zero byte within a label would make
+/// another name of it for whoever goes by the text, rules first.
+fn has_plain_labels(name: &Name) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    name.iter().all(|label| label.iter().all(plain))
+}
+
 fn plain(name: &Name) -> String {
     let text = name.to_ascii().to_ascii_lowercase();
     text.strip_suffix('.').map(str::to_owned).unwrap_or(text)
@@ -186,6 +193,20 @@ mod tests {
             ResponseCode::NXDomain
         );
         assert!(matches!(judge(&question("b.evil.org.", RecordType::A), &others), Judged::Ask(_)));
+    }
+
+    #[test]
+    fn a_dot_within_a_label_does_not_end_it() {
+        // As text they end like names that are allowed, or do not end like those that are not.
+        for labels in [[&b"x.example"[..], b"com"], [b"x\\.example", b"com"], [b"evil", b"or\0g"]] {
+            let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+            message.add_query(Query::query(Name::from_labels(labels).unwrap(), RecordType::A));
+            let question = message.to_vec().unwrap();
+            for rules in [r#"{"allow": ["*.example.com"]}"#, r#"{"deny": ["evil.org"]}"#] {
+                let judged = judge(&question, &policy(rules));
+                assert_eq!(code(judged), ResponseCode::NXDomain, "{labels:?} {rules}");
+            }
+        }
     }
 
     #[test]
