@@ -74,9 +74,31 @@ struct Connection {
     line: Vec<u8>,
     last_id: u64,
     /// What happened to a load while an answer was waited for: the latest of it.
-    events: VecDeque<Value>,
+    events: VecDeque<Loading>,
     /// It has said what makes no sense, or did not end a line.
     lost: bool,
+}
+
+/// What an event says of a load. Nothing else of it is kept: it may be as long as any line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loading {
+    /// It goes on.
+    Ahead,
+    /// All is there.
+    Completed,
+    /// It is over.
+    Failed,
+}
+
+impl Loading {
+    /// What a message says, if it is such an event.
+    fn of(message: &Value) -> Option<Self> {
+        (message["event"] == MIGRATION).then(|| match message["data"]["status"].as_str() {
+            Some("completed") => Self::Completed,
+            Some("failed") => Self::Failed,
+            _ => Self::Ahead,
+        })
+    }
 }
 
 impl Qmp {
@@ -149,11 +171,10 @@ impl Qmp {
         // All together: other events, of which there may be any number, give it no more time.
         let loaded = async {
             loop {
-                let event = connection.event().await?;
-                match event["data"]["status"].as_str() {
-                    Some("completed") => return Ok(()),
-                    Some("failed") => return Err(QmpError::Load),
-                    _ => {}
+                match connection.event().await? {
+                    Loading::Completed => return Ok(()),
+                    Loading::Failed => return Err(QmpError::Load),
+                    Loading::Ahead => {}
                 }
             }
         };
@@ -221,8 +242,8 @@ impl Connection {
     async fn answer(&mut self, id: u64) -> Result<Value, QmpError> {
         loop {
             let message = self.read().await?;
-            if message["event"] == MIGRATION {
-                self.events.push_back(message);
+            if let Some(event) = Loading::of(&message) {
+                self.events.push_back(event);
                 // What comes later says more.
                 if self.events.len() > EVENTS {
                     self.events.pop_front();
@@ -233,14 +254,13 @@ impl Connection {
         }
     }
 
-    async fn event(&mut self) -> Result<Value, QmpError> {
+    async fn event(&mut self) -> Result<Loading, QmpError> {
         if let Some(event) = self.events.pop_front() {
             return Ok(event);
         }
         loop {
-            let message = self.read().await?;
-            if message["event"] == MIGRATION {
-                return Ok(message);
+            if let Some(event) = Loading::of(&self.read().await?) {
+                return Ok(event);
             }
         }
     }

@@ -51,10 +51,13 @@ async fn a_line_without_an_end_is_given_up() {
 async fn events_are_kept_as_far_as_anybody_asks_for_them() {
     let (mut connection, mut theirs) = pair();
     tokio::spawn(async move {
+        // With more beside it, which must not be kept.
+        let more = format!("[{}0]", "{\"\":0},".repeat(20));
         for event in ["NIC_RX_FILTER_CHANGED", MIGRATION] {
-            for number in 0..50_000 {
-                let line =
-                    format!("{{\"event\":\"{event}\",\"data\":{{\"status\":\"{number}\"}}}}\n");
+            for number in 0..2000 {
+                let status = if number == 2000 - EVENTS { "failed" } else { "active" };
+                let data = format!("{{\"status\":\"{status}\",\"more\":{more}}}");
+                let line = format!("{{\"event\":\"{event}\",\"data\":{data}}}\n");
                 theirs.write_all(line.as_bytes()).await.expect("taken");
             }
         }
@@ -65,8 +68,11 @@ async fn events_are_kept_as_far_as_anybody_asks_for_them() {
         sleep(PATIENCE).await;
     });
     assert_eq!(stop(&mut connection).await.expect("an answer"), 2);
-    assert_eq!(connection.events.len(), EVENTS);
-    assert_eq!(connection.event().await.expect("an event")["data"]["status"], "49992");
+    // The latest, and of each no more than what it says of a load.
+    let mut kept = vec![Loading::Failed];
+    kept.resize(EVENTS, Loading::Ahead);
+    assert_eq!(connection.events, kept);
+    assert_eq!(connection.event().await.expect("an event"), Loading::Failed);
 }
 
 #[tokio::test]
