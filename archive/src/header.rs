@@ -94,8 +94,6 @@ impl Header {
             name = [text(&block[PREFIX]), b"/", &name].concat();
         }
         let kind = match block[TYPE] {
-            // A directory of before there was a type for it.
-            0 | b'0' | b'7' if name.ends_with(b"/") => Kind::Directory,
             0 | b'0' | b'7' => Kind::File,
             b'1' => Kind::HardLink,
             b'2' => Kind::Symlink,

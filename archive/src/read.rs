@@ -168,6 +168,11 @@ impl Extra {
         if let Some(target) = self.target {
             header.target = target;
         }
+        // A directory of before there was a type for it. By its whole name: what a header has room
+        // for may end anywhere.
+        if header.kind == Kind::File && header.name.ends_with(b"/") {
+            header.kind = Kind::Directory;
+        }
         if let Some(size) = self.size {
             header.size = size;
         }

@@ -141,12 +141,22 @@ fn sample() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let long = format!("{}/{}", "directory-with-a-long-name".repeat(8), "f".repeat(200));
+    // What of its name there is room for in a header ends with the slash.
+    let cut = format!("directory{}/{}", "-".repeat(90), "file");
     let odd = OsStr::from_bytes(b"not \xff UTF-8 \n");
     fs::create_dir_all(path("empty/dir")).unwrap();
-    fs::create_dir_all(path(&long).parent().unwrap()).unwrap();
-    for (name, size) in
-        [("a", 0), ("b", 1), ("c", 512), ("d", 513), ("empty/e", 300_000), (long.as_str(), 7)]
-    {
+    for name in [&long, &cut] {
+        fs::create_dir_all(path(name).parent().unwrap()).unwrap();
+    }
+    for (name, size) in [
+        ("a", 0),
+        ("b", 1),
+        ("c", 512),
+        ("d", 513),
+        ("empty/e", 300_000),
+        (long.as_str(), 7),
+        (cut.as_str(), 9),
+    ] {
         fs::write(path(name), (0..size).map(|at| (at * 7 % 251) as u8).collect::<Vec<_>>())
             .unwrap();
     }
