@@ -81,8 +81,9 @@ fi
 
 if ! command -v cargo >/dev/null 2>&1; then
     cat >&2 <<'END'
-setup: cargo is missing. Rust's own installer provides it:
-    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y
+setup: cargo is missing. Rust's own installer provides it, and the version in rust-toolchain.toml comes
+with the first call:
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --default-toolchain none
     . "$HOME/.cargo/env"
 END
     exit 1

@@ -1,5 +1,12 @@
 //! What Nestbox promises of its database, on SQLite and on PostgreSQL alike.
 
+#![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by a panic, and says what it has seen"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};

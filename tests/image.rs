@@ -1,5 +1,12 @@
 //! Making images of one's own, and what keeps a damaged or half-built one from being used.
 
+#![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by a panic, and says what it has seen"
+)]
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};

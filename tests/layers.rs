@@ -7,6 +7,13 @@
 //!
 //! Looks at paths, not only at `use` lines: `crate::vmm::kvm()` in an expression is an arrow too.
 
+#![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by a panic, and says what it has seen"
+)]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 

@@ -3,6 +3,14 @@
 //!
 //! `make bench` runs it and writes `bench/results.json`. A "bar" is what p50 is to be at most.
 
+#![allow(unsafe_code, reason = "it talks to the kernel as a VM or an attacker does")]
+#![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by a panic, and says what it has seen"
+)]
+
 mod client;
 mod creates;
 mod daemon;

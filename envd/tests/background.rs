@@ -1,5 +1,12 @@
 //! `background.Background`: what runs on whoever follows it, and what is kept of it.
 
+#![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by a panic, and says what it has seen"
+)]
+
 mod support;
 
 use std::time::{Duration, Instant};

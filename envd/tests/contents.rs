@@ -1,5 +1,12 @@
 //! `GET /files` and `POST /files`.
 
+#![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by a panic, and says what it has seen"
+)]
+
 mod support;
 
 use std::fs;

@@ -1,5 +1,11 @@
 //! The only place that picks concrete parts and starts actors.
 
+#![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "it talks to whoever starts the daemon"
+)]
+
 mod confinement;
 mod data_dir;
 mod descriptors;

@@ -1,5 +1,10 @@
 //! Everything that touches the kernel or a hypervisor. Knows no actor, no HTTP, no database.
 
+#![allow(
+    unsafe_code,
+    reason = "some of the kernel is only reached so; nothing else of the daemon is"
+)]
+
 mod answered_calls;
 pub mod cgroup;
 pub mod choice;

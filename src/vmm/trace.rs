@@ -76,7 +76,7 @@ impl Trace {
     }
 
     fn note(&self, name: &'static str, start: Duration) {
-        let took = self.began.elapsed() - start;
+        let took = self.began.elapsed().saturating_sub(start);
         let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
         spans.push(Span { name, start, took });
     }

@@ -1,6 +1,13 @@
 //! The API from outside: the real application on a real port with a real database; only the
 //! machines are simulated. Every route, state and error.
 
+#![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by a panic, and says what it has seen"
+)]
+
 mod api_keys;
 mod archive;
 mod auth;

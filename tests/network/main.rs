@@ -1,5 +1,13 @@
 //! The network layer against the real kernel. Needs root; each test has a machine of its own.
 
+#![allow(unsafe_code, reason = "it talks to the kernel as a VM or an attacker does")]
+#![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by a panic, and says what it has seen"
+)]
+
 #[path = "../support/dns.rs"]
 mod dns;
 mod egress;

@@ -4,6 +4,14 @@
 //! test says why it is skipped. Each test has a network and a `/run` of its own, and compares what is
 //! on the machine before and after: nothing may be left.
 
+#![allow(unsafe_code, reason = "it talks to the kernel as a VM or an attacker does")]
+#![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by a panic, and says what it has seen"
+)]
+
 mod broken_vmm;
 mod cli;
 mod compat;

@@ -1,5 +1,7 @@
 //! `demo`: shows on a daemon of its own that everything works, from an image to nothing left.
 
+#![allow(clippy::print_stdout, reason = "it talks to who runs it")]
+
 mod counter;
 mod daemon;
 

@@ -1,5 +1,4 @@
-// A run of pages is a range.
-#![allow(clippy::single_range_in_vec_init)]
+#![allow(clippy::single_range_in_vec_init, reason = "a run of pages is a range")]
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};

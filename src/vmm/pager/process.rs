@@ -3,6 +3,8 @@
 //! It stays small, for there is one for each VM: it is entered before anything else of the program
 //! is set up, has one thread, and reads only the descriptors that its arguments number.
 
+#![allow(clippy::print_stderr, reason = "a process of its own, whose log that is")]
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};

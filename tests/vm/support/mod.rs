@@ -1,8 +1,7 @@
 //! What tests are made of: a lab, its daemon, the daemon's sandboxes, and a census of what is left.
 
 mod api;
-// Not every test suite of attacks uses all of it.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "not every suite of attacks uses all of it")]
 mod broken_vmm;
 mod census;
 mod daemon;
