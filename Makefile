@@ -7,7 +7,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 images := $(NESTBOX_DATA_DIR)/images
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test lab bench lint build
+.PHONY: help demo run test lab bench lint deny build
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,3 +41,14 @@ lint: ## check the format and what clippy finds
 	@scripts/setup.sh
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+
+# Of the licences, sources and versions nothing has to be fetched. What is known against the crates
+# has, from a git repository: `cargo deny check advisories`.
+cargo_deny := 0.20.2
+
+deny: ## check the licences and origins of all crates
+	@scripts/setup.sh
+	@test "$$(cargo deny --version 2>/dev/null)" = "cargo-deny $(cargo_deny)" || \
+		cargo install --quiet --locked cargo-deny@$(cargo_deny)
+	cargo fetch --quiet --locked
+	cargo deny --offline --locked check -D unmatched-skip licenses sources bans
