@@ -47,10 +47,9 @@ fn goes_on(asked: &Asked, question: &[u8], answer: &[u8]) {
     let found = measure::within(MEMORY, || asked.learned(7, answer));
     let Some(found) = found else { return };
     assert!(found.len() <= 64, "{} addresses", found.len());
-    // Whatever is learned was said.
+    let said = said_of(question, answer).expect("an answer that others can read");
     for (address, _) in &found {
-        let octets = address.octets();
-        assert!(answer.windows(4).any(|it| it == octets), "{address}");
+        assert!(said.contains(&address.octets()), "{address} of another name");
     }
     let restored = asked.restored(answer);
     assert!(restored[..2] == question[..2] && restored[2..] == answer[2..]);
@@ -68,16 +67,48 @@ fn is_an_answer(said: &[u8], question: &[u8]) {
     assert!(said.len() <= longest, "{} bytes for {}", said.len(), question.len());
 }
 
-/// The labels of the first question's name, in lower case, as any name server reads them.
-fn labels(message: &[u8]) -> Option<Vec<Vec<u8>>> {
-    let (mut labels, mut at, mut seen) = (Vec::new(), HEAD, BTreeSet::new());
+/// Labels of a name, in lower case.
+type Labels = Vec<Vec<u8>>;
+
+/// The addresses that an answer gives for the name of a question, by way of its aliases.
+fn said_of(question: &[u8], answer: &[u8]) -> Option<BTreeSet<[u8; 4]>> {
+    let mut names = BTreeSet::from([labels(question)?]);
+    let mut addresses = BTreeSet::new();
+    let count = |at: usize| Some(u16::from_be_bytes(*answer.get(at..)?.first_chunk()?));
+    // One question, which is as long as its name and four bytes.
+    let mut at = name(answer, HEAD)?.1 + 4;
+    for _ in 0..count(6)? {
+        let (owner, end) = name(answer, at)?;
+        let (kind, length) = (count(end)?, usize::from(count(end + 8)?));
+        let data = answer.get(end + 10..end + 10 + length)?;
+        if names.contains(&owner) {
+            match (kind, <[u8; 4]>::try_from(data)) {
+                (1, Ok(address)) => drop(addresses.insert(address)),
+                (5, _) => drop(names.insert(name(answer, end + 10)?.0)),
+                _ => {}
+            }
+        }
+        at = end + 10 + length;
+    }
+    Some(addresses)
+}
+
+/// The labels of the first question's name, as any name server reads them.
+fn labels(message: &[u8]) -> Option<Labels> {
+    name(message, HEAD).map(|(labels, _)| labels)
+}
+
+/// The name at a place, and where what comes after it is.
+fn name(message: &[u8], mut at: usize) -> Option<(Labels, usize)> {
+    let (mut labels, mut end, mut seen) = (Labels::new(), None, BTreeSet::new());
     loop {
         let length = usize::from(*message.get(at)?);
         match length {
-            0 => return Some(labels),
+            0 => return Some((labels, end.unwrap_or(at + 1))),
             1..=63 => labels.push(message.get(at + 1..=at + length)?.to_ascii_lowercase()),
             192.. => {
                 let to = (length & 63) << 8 | usize::from(*message.get(at + 1)?);
+                end.get_or_insert(at + 2);
                 if !seen.insert(to) {
                     return None;
                 }
