@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -50,6 +51,8 @@ macro_rules! on_both_databases {
 
 #[path = "database/events.rs"]
 mod events;
+#[path = "database/full_disk.rs"]
+mod full_disk;
 #[path = "database/postgres.rs"]
 mod postgres_only;
 #[path = "database/raw.rs"]
@@ -58,6 +61,8 @@ mod raw;
 mod sandboxes;
 #[path = "support/postgres.rs"]
 mod server;
+#[path = "support/small_disk.rs"]
+mod small_disk;
 #[path = "database/snapshots.rs"]
 mod snapshots;
 #[path = "database/sqlite.rs"]
@@ -71,6 +76,7 @@ on_both_databases! {
     api_keys_are_found_by_digest_until_deleted,
     the_last_use_of_a_key_is_written_once_a_minute,
     a_host_registers_beats_and_registers_again,
+    whoever_gives_a_write_up_costs_nobody_else_a_write,
 }
 
 const HOST: &str = "here";
@@ -232,6 +238,39 @@ async fn a_host_registers_beats_and_registers_again(location: &str) {
     let ids: Vec<_> = list.iter().map(|host| host.id.as_str()).collect();
     assert_eq!(ids, ["b", "a"]);
     assert_eq!(list[1], Host { created_at: noon(), ..changed });
+}
+
+/// A request whose client hangs up is dropped wherever it waits: at each of its waits once.
+async fn whoever_gives_a_write_up_costs_nobody_else_a_write(location: &str) {
+    let database = open(location).await;
+    let key = api_key("1");
+    database.api_keys().insert(&key).await.unwrap();
+    let mut news = database.news();
+    for polls in 1..60 {
+        let new = new_sandbox();
+        let sandboxes = database.sandboxes();
+        let mut insert = Box::pin(sandboxes.insert(&new));
+        for _ in 0..polls {
+            let once = std::future::poll_fn(|cx| Poll::Ready(insert.as_mut().poll(cx)));
+            if once.await.is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(insert);
+        // One statement by itself, which is in nobody's transaction.
+        let at = noon() + TimeDelta::minutes(polls);
+        database.api_keys().touch_last_used(&key.id, at).await.unwrap();
+        let used = raw::one_text(location, "SELECT CAST(last_used_at AS TEXT) FROM api_keys").await;
+        assert!(used.contains(&at.format("%H:%M:%S").to_string()), "{used} after {polls} waits");
+        // What was begun is done, and told.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while database.sandboxes().find(&new.id).await.unwrap().is_none() {
+            assert!(Instant::now() < deadline, "given up after {polls} waits");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::timeout(Duration::from_secs(20), news.changed()).await.unwrap().unwrap();
+    }
 }
 
 /// Prints how long the statements on the way of creating a sandbox take. Not a check:

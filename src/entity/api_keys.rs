@@ -10,6 +10,7 @@ use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder,
 use super::columns::{micros, no_nul};
 use super::database::Database;
 use super::error::StoreError;
+use super::spare::Room;
 use row::{Column, Entity, Model};
 
 /// A key's `last_used_at` is written at most once in this time, not with every request.
@@ -73,7 +74,7 @@ impl<'a> ApiKeys<'a> {
             last_used_at: key.last_used_at.map(micros),
         };
         let insert = Entity::insert(model.into_insert()).build(self.database.backend());
-        self.database.write("insert an api key", insert).await.map(drop)
+        self.database.write(Room::Free, "insert an api key", insert).await.map(drop)
     }
 
     /// Finds the key with this digest.
@@ -116,7 +117,7 @@ impl<'a> ApiKeys<'a> {
             return Ok(Removal::NotFound);
         }
         let delete = Entity::delete_by_id(id).build(self.database.backend());
-        let deleted = self.database.write("delete an api key", delete).await?;
+        let deleted = self.database.write(Room::Spare, "delete an api key", delete).await?;
         self.database.last_uses().forget(id);
         Ok(if deleted == 0 { Removal::NotFound } else { Removal::Removed })
     }
@@ -147,7 +148,7 @@ impl<'a> ApiKeys<'a> {
             .filter(Column::Id.eq(id))
             .filter(Column::LastUsedAt.is_null().or(Column::LastUsedAt.lt(at)))
             .build(self.database.backend());
-        self.database.write("note an api key's use", update).await.map(drop)
+        self.database.write(Room::Free, "note an api key's use", update).await.map(drop)
     }
 }
 

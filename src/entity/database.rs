@@ -15,6 +15,7 @@ use super::hosts::Hosts;
 use super::retry::Retries;
 use super::sandboxes::Sandboxes;
 use super::snapshots::Snapshots;
+use super::spare::{Room, Spare};
 use super::{postgres, sqlite};
 
 /// An open database with the current schema. Cheap to clone; clones share the connections.
@@ -50,8 +51,22 @@ impl Database {
     /// cannot be reached; [`StoreError::Migrate`], [`StoreError::SchemaTooNew`],
     /// [`StoreError::Busy`] when its schema cannot be brought up to date.
     pub async fn open(location: &str) -> Result<Self, StoreError> {
-        let (writer, readers) = match Location::parse(location)? {
-            Location::Sqlite(path) => sqlite::open(&path).await?,
+        Self::open_with(location, None).await
+    }
+
+    /// The same, with room that is kept back for it on the disk of an SQLite file.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Database::open`]; [`StoreError::Full`] when no room is left.
+    pub async fn open_with(
+        location: &str,
+        spare: Option<Arc<dyn Spare>>,
+    ) -> Result<Self, StoreError> {
+        let location = Location::parse(location)?;
+        let retries = Retries::new(spare.filter(|_| matches!(location, Location::Sqlite(_))));
+        let (writer, readers) = match location {
+            Location::Sqlite(path) => sqlite::open(&path, &retries).await?,
             Location::Postgres(url) => {
                 let pool = postgres::open(&url).await?;
                 (pool.clone(), pool)
@@ -61,7 +76,7 @@ impl Database {
             inner: Arc::new(Inner {
                 writer,
                 readers,
-                retries: Retries::default(),
+                retries,
                 last_uses: LastUses::default(),
                 news: watch::Sender::new(()),
             }),
@@ -117,7 +132,9 @@ impl Database {
         let held_tokens = self.holds_tokens().await;
         self.inner
             .retries
-            .run(operation, || async { Migrator::up(&self.inner.writer, None).await })
+            .run_in(Room::Spare, operation, || async {
+                Migrator::up(&self.inner.writer, None).await
+            })
             .await
             .map_err(|error| match error {
                 StoreError::Query { source, .. } if source.is::<DbErr>(is_unknown_migration) => {
@@ -186,6 +203,7 @@ impl Database {
     /// seen, or can see, all with smaller ids.
     pub(super) async fn write_events(
         &self,
+        room: Room,
         operation: &'static str,
         statements: impl IntoIterator<Item = Statement>,
     ) -> Result<Vec<u64>, StoreError> {
@@ -196,32 +214,43 @@ impl Database {
         };
         let before = usize::from(turn.is_some());
         let statements: Vec<_> = turn.into_iter().chain(statements).collect();
-        let mut touched = self.write_all(operation, &statements).await?;
-        self.inner.news.send_replace(());
-        Ok(touched.split_off(before))
+        let inner = self.inner.clone();
+        to_the_end(operation, async move {
+            let mut touched = inner.write_all(room, operation, &statements).await?;
+            inner.news.send_replace(());
+            Ok(touched.split_off(before))
+        })
+        .await
     }
 
     /// Runs one statement that writes; gives the number of rows it touched.
     pub(super) async fn write(
         &self,
+        room: Room,
         operation: &'static str,
         statement: Statement,
     ) -> Result<u64, StoreError> {
-        let attempt = || self.inner.writer.execute_raw(statement.clone());
-        let done = self.inner.retries.run(operation, attempt).await?;
-        Ok(done.rows_affected())
+        let inner = self.inner.clone();
+        to_the_end(operation, async move {
+            let attempt = || inner.writer.execute_raw(statement.clone());
+            Ok(inner.retries.run_in(room, operation, attempt).await?.rows_affected())
+        })
+        .await
     }
+}
 
+impl Inner {
     /// Runs statements that write as one transaction, all or none; gives the number of rows that
     /// each one touched. The first must write: one that reads could lose SQLite's lock to another
     /// process before the second.
-    pub(super) async fn write_all(
+    async fn write_all(
         &self,
+        room: Room,
         operation: &'static str,
         statements: &[Statement],
     ) -> Result<Vec<u64>, StoreError> {
         let attempt = || async {
-            let transaction = self.inner.writer.begin().await?;
+            let transaction = self.writer.begin().await?;
             let mut touched = Vec::with_capacity(statements.len());
             for statement in statements {
                 touched.push(transaction.execute_raw(statement.clone()).await?.rows_affected());
@@ -229,13 +258,37 @@ impl Database {
             transaction.commit().await?;
             Ok(touched)
         };
-        self.inner.retries.run(operation, attempt).await
+        self.retries.run_in(room, operation, attempt).await
+    }
+}
+
+/// Runs `work` to its end, even if nobody waits for it any more. A transaction that is given up
+/// between two statements has its connection roll it back, which PostgreSQL's does not notice if that
+/// was while it began; and of events that were written, someone has to tell.
+async fn to_the_end<T: Send + 'static>(
+    operation: &'static str,
+    work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::spawn(work).await {
+        Ok(outcome) => outcome,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The daemon ends.
+        Err(error) => Err(StoreError::Query { operation, source: Cause::new(error) }),
     }
 }
 
 /// The library's only error of this kind while migrating: an applied migration that it has not.
 fn is_unknown_migration(error: &DbErr) -> bool {
     matches!(error, DbErr::Custom(_))
+}
+
+/// The directory with the file that `location` names; none if it names no file.
+pub fn directory_of(location: &str) -> Option<PathBuf> {
+    match Location::parse(location) {
+        // Of a bare name that is the empty path, which is no directory.
+        Ok(Location::Sqlite(path)) => std::path::absolute(path).ok()?.parent().map(Path::to_owned),
+        Ok(Location::Postgres(_)) | Err(_) => None,
+    }
 }
 
 impl Location {

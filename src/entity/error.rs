@@ -34,6 +34,9 @@ pub enum StoreError {
     /// Another process kept SQLite's write lock for too long.
     #[error("the database stayed locked by another process for {} s, gave up: {operation}", waited.as_secs())]
     Busy { operation: &'static str, waited: Duration },
+    /// The disk that has the database is full.
+    #[error("the disk that has the database is full, so it failed to {operation}: make room there")]
+    Full { operation: &'static str, source: Cause },
     /// A statement failed.
     #[error("the database failed to {operation}")]
     Query { operation: &'static str, source: Cause },

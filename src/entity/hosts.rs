@@ -9,6 +9,7 @@ use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QueryTrait};
 use super::columns::{Row, micros};
 use super::database::Database;
 use super::error::StoreError;
+use super::spare::Room;
 use crate::domain::shape::Shape;
 use row::{Column, Entity, Model};
 
@@ -96,7 +97,7 @@ impl<'a> Hosts<'a> {
                     .to_owned(),
             )
             .build(self.database.backend());
-        self.database.write("register a host", upsert).await.map(drop)
+        self.database.write(Room::Spare, "register a host", upsert).await.map(drop)
     }
 
     /// Notes that a host was heard of at `at`; never goes back in time. A host that is not there
@@ -112,7 +113,7 @@ impl<'a> Hosts<'a> {
             .filter(Column::Id.eq(id))
             .filter(Column::LastHeartbeatAt.is_null().or(Column::LastHeartbeatAt.lt(at)))
             .build(self.database.backend());
-        let updated = self.database.write("note a host's heartbeat", update).await?;
+        let updated = self.database.write(Room::Free, "note a host's heartbeat", update).await?;
         Ok(if updated == 0 { Heartbeat::Late } else { Heartbeat::Noted })
     }
 

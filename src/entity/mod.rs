@@ -7,7 +7,8 @@
 //! ```text
 //! Database::open --> sandboxes() | snapshots() | events() | api_keys() | hosts()    a handle a table
 //!        |                     |
-//!        |                 retry.rs                  a busy SQLite is asked again
+//!        |                 retry.rs                  a busy SQLite is asked again, and one whose
+//!        |                     |                     disk is full gets what spare.rs kept back
 //!        v                     v
 //!  sqlite.rs: 1 writer + n readers | postgres.rs: one pool
 //! ```
@@ -23,8 +24,10 @@ mod postgres;
 mod retry;
 pub mod sandboxes;
 pub mod snapshots;
+mod spare;
 mod sqlite;
 
 pub use cursor::{Cursor, InvalidCursor};
-pub use database::Database;
+pub use database::{Database, directory_of};
 pub use error::{Cause, StoreError};
+pub use spare::Spare;

@@ -46,7 +46,7 @@ pub fn host_id(data_dir: &Path) -> Result<String> {
         Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_owned()),
         _ => {
             let id = crate::domain::id::SandboxId::random().to_string();
-            write_private(&path, &format!("{id}\n"))?;
+            write_named(&path, &format!("{id}\n"))?;
             Ok(id)
         }
     }
@@ -64,7 +64,7 @@ pub fn token_secret(data_dir: &Path) -> Result<TokenSecret> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let bytes: [u8; 32] = rand::random();
             let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            write_private(&path, &format!("{text}\n"))?;
+            write_named(&path, &format!("{text}\n"))?;
             text
         }
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
@@ -84,21 +84,27 @@ pub fn token_secret(data_dir: &Path) -> Result<TokenSecret> {
     Ok(TokenSecret::new(&bytes))
 }
 
+/// The same as [`write_private`], and an error names the file.
+pub fn write_named(path: &Path, text: &str) -> Result<()> {
+    write_private(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// Writes a file for root alone, all of it or nothing.
-pub fn write_private(path: &Path, text: &str) -> Result<()> {
+pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let temporary = path.with_extension("new");
+    // A left-over may have other permissions, which opening would keep.
+    match std::fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let mut options = File::options();
-    let mut write = || {
-        // A left-over may have other permissions, which opening would keep.
-        match std::fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        std::fs::rename(&temporary, path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let written = file.write_all(text.as_bytes()).and_then(|()| std::fs::rename(&temporary, path));
+    if written.is_err() {
+        // Half a file is of use to nobody.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::data_dir::write_private;
+use super::reserve::Reserve;
 use super::{SOCKET_FILE, URL_FILE};
 use crate::config::Config;
 use crate::http::Listeners;
@@ -22,7 +23,7 @@ use crate::http::Listeners;
 /// # Errors
 ///
 /// If the port is taken, with what to do.
-pub fn bind(config: &Config) -> Result<(Listeners, String)> {
+pub fn bind(config: &Config, reserve: &Reserve) -> Result<(Listeners, String)> {
     let listener = TcpListener::bind(config.listen).with_context(|| {
         format!(
             "cannot listen on {}: choose another address with --listen (port 0 picks a free one)",
@@ -36,7 +37,9 @@ pub fn bind(config: &Config) -> Result<(Listeners, String)> {
     }
     let url = format!("http://{address}");
     let unix = bind_socket(&config.data_dir)?;
-    write_private(&config.data_dir.join(URL_FILE), &format!("{url}\n"))?;
+    let (path, text) = (config.data_dir.join(URL_FILE), format!("{url}\n"));
+    let written = reserve.insist(|| write_private(&path, &text));
+    written.with_context(|| format!("cannot write {}", path.display()))?;
     Ok((Listeners { tcp: listener, unix: Some(unix) }, url))
 }
 

@@ -14,6 +14,7 @@ mod hardening;
 mod limits;
 mod listen;
 mod repeats;
+mod reserve;
 mod serve;
 mod telemetry;
 mod uids;
@@ -36,8 +37,8 @@ use crate::actors::sandbox_manager::{Adoption, ManagerHandle};
 use crate::config::{Config, HypervisorChoice, JailerChoice};
 use crate::domain::egress::Lan;
 use crate::domain::shape::Shape;
-use crate::entity::Database;
 use crate::entity::hosts::{Host, HostState};
+use crate::entity::{self, Database};
 use crate::vmm::choice::{Choice, Preferences, TrialImage, Wanted, choose};
 use crate::vmm::fault::Faults;
 use crate::vmm::firecracker::Jailing;
@@ -47,6 +48,7 @@ use crate::vmm::image::ImageStore;
 use crate::vmm::machine::Machines;
 pub use crate::vmm::pager;
 
+use self::reserve::Reserve;
 pub use data_dir::token_secret;
 pub use doctor::doctor;
 pub use limits::limits;
@@ -79,6 +81,7 @@ pub struct Daemon {
     pub reason: String,
     /// What whoever runs the host should know about its walls.
     pub warnings: Vec<String>,
+    reserve: Arc<Reserve>,
     machines: Arc<dyn Machines>,
     database: Database,
     arbiter: Arbiter,
@@ -104,7 +107,12 @@ impl Daemon {
                 config.data_dir.display()
             );
         };
-        let database = Database::open(&config.database_location()).await?;
+        let location = config.database_location();
+        let beside = entity::directory_of(&location);
+        let reserve = Reserve::of(beside.as_deref().unwrap_or(&config.data_dir));
+        // Records of machines and what names this daemon need some, too.
+        reserve.make_room();
+        let database = Database::open_with(&location, Some(reserve.clone())).await?;
         let images = ImageStore::open(config.image_dir());
         let choice = choose_for_survivors(config, &images).await?;
         let missing = confinement::missing(&config.data_dir, &*choice.hypervisor)?;
@@ -129,6 +137,7 @@ impl Daemon {
         for id in control.reconcile(&adoption).await? {
             tracing::warn!(sandbox_id = %id, "recorded as living here, but it is not there");
         }
+        reserve.keep();
         tokio::spawn(forget_old(database.clone()));
         tokio::spawn(forget_old_events(database.clone()));
         Ok(Self {
@@ -136,6 +145,7 @@ impl Daemon {
             adoption,
             reason: choice.reason,
             warnings,
+            reserve,
             machines,
             database,
             arbiter,
@@ -152,7 +162,7 @@ impl Daemon {
         let path = data_dir.join(API_KEY_FILE);
         if !self.control.has_keys().await? {
             let key = self.control.create_key("first").await?;
-            data_dir::write_private(&path, &format!("{}\n", key.secret))?;
+            data_dir::write_named(&path, &format!("{}\n", key.secret))?;
         }
         Ok(path)
     }

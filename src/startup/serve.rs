@@ -42,7 +42,7 @@ async fn run(config: &Config, descriptors: u64) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
 
     let daemon = Daemon::start(config).await?;
-    let (listeners, url) = match bind(config) {
+    let (listeners, url) = match bind(config, &daemon.reserve) {
         Ok(bound) => bound,
         Err(error) => {
             daemon.shut_down().await;

@@ -24,3 +24,11 @@ pub async fn all_text(location: &str, sql: &'static str) -> Vec<String> {
     let rows = PgConnection::connect(location).await.unwrap().fetch_all(sql).await.unwrap();
     rows.iter().map(|row| row.get(0)).collect()
 }
+
+/// The first column of the first row, on either database.
+pub async fn one_text(location: &str, sql: &'static str) -> String {
+    match location.starts_with("postgres") {
+        true => all_text(location, sql).await.remove(0),
+        false => text(&mut sqlite(location).await, sql).await,
+    }
+}

@@ -253,7 +253,7 @@ fn a_data_directory_may_be_deep_and_its_parents_closed() {
 #[test]
 fn a_disk_that_is_too_small_for_an_image_is_full() {
     in_a_lab(1, async |lab| {
-        let disk = SmallDisk::mount(lab, 64);
+        let disk = SmallDisk::mount(&lab.path("disk"), lab.data_dir(), 64);
         let mut daemon = lab.daemon_with(Options { slot_pool: 0, ..Options::default() }).await;
         let idle = daemon.census();
         // Images are on another disk, so their warm snapshots are kept on this one.
@@ -267,7 +267,7 @@ fn a_disk_that_is_too_small_for_an_image_is_full() {
 #[test]
 fn a_full_disk_of_the_host_refuses_new_sandboxes_and_nothing_else() {
     in_a_lab(1, async |lab| {
-        let disk = SmallDisk::mount(lab, 1024);
+        let disk = SmallDisk::mount(&lab.path("disk"), lab.data_dir(), 1024);
         let database = Some(lab.path("nestbox.db"));
         let mut daemon =
             lab.daemon_with(Options { database, slot_pool: 0, ..Options::default() }).await;

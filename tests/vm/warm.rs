@@ -162,7 +162,7 @@ fn a_boot_that_is_cut_short_leaves_nothing() {
 fn images_may_be_on_another_disk_than_the_data() {
     in_a_lab(2, async |lab| {
         let images = lab.cold_images();
-        let disk = SmallDisk::mount(lab, 2048);
+        let disk = SmallDisk::mount(&lab.path("disk"), lab.data_dir(), 2048);
         let mut daemon = lab.daemon_with(cold(lab)).await;
         let sandbox = daemon.create().await;
         sandbox.sh("echo kept > kept").await;

@@ -10,6 +10,7 @@ use super::{Event, EventFilter, EventId, Limit, Listed, News, Page};
 use crate::entity::cursor::rows_for;
 use crate::entity::database::Database;
 use crate::entity::error::StoreError;
+use crate::entity::spare::Room;
 
 /// Events that one statement deletes at most, so that it holds up no other for long.
 pub const PRUNED_AT_ONCE: i64 = 10_000;
@@ -140,7 +141,7 @@ impl<'a> Events<'a> {
         }
         let delete =
             Entity::delete_many().filter(Column::Id.lte(last)).build(self.database.backend());
-        self.database.write("delete old events", delete).await
+        self.database.write(Room::Spare, "delete old events", delete).await
     }
 }
 

@@ -18,6 +18,7 @@ use crate::entity::columns::{micros, no_nul};
 use crate::entity::cursor::{self, Cursor};
 use crate::entity::database::Database;
 use crate::entity::error::StoreError;
+use crate::entity::spare::Room;
 
 /// Ids in one statement at most: far below what either database takes as parameters.
 const CHUNK: usize = 500;
@@ -54,7 +55,8 @@ impl<'a> Sandboxes<'a> {
         let event = recording.beginning(SandboxState::Pending, is(&new.id));
         loop {
             let statements = [insert.clone(), event.clone()];
-            if self.database.write_events("insert a sandbox", statements).await?[0] == 1 {
+            if self.database.write_events(Room::Free, "insert a sandbox", statements).await?[0] == 1
+            {
                 return Ok(Insert::Created(Box::new(model.try_into()?)));
             }
             let earlier = self.find_by_idempotency(&model).await?;
@@ -165,7 +167,8 @@ impl<'a> Sandboxes<'a> {
         let reason = change.reason.as_deref().map(without_nul);
         let which = is(id).add(Column::Generation.lt(generation));
         let event = recording.change(change.state, reason.as_deref(), which);
-        let written = self.database.write_events("publish a sandbox's state", [event, update]);
+        let written =
+            self.database.write_events(Room::Spare, "publish a sandbox's state", [event, update]);
         if written.await?[1] == 1 {
             return Ok(Publish::Written);
         }
@@ -192,7 +195,7 @@ impl<'a> Sandboxes<'a> {
             .filter(Column::Id.eq(id.as_str()))
             .filter(Column::LastActiveAt.lte(last_active_at))
             .build(self.database.backend());
-        self.database.write("note a sandbox's activity", update).await.map(drop)
+        self.database.write(Room::Free, "note a sandbox's activity", update).await.map(drop)
     }
 
     /// Marks every sandbox of a host as stopped that is not in `keep`, for the start of a host that
@@ -229,7 +232,9 @@ impl<'a> Sandboxes<'a> {
             let reason = without_nul(reason);
             let recording = self.database.recording(at);
             let event = recording.change(SandboxState::Stopped, Some(&reason), which);
-            self.database.write_events("mark sandboxes as stopped", [event, update]).await?;
+            self.database
+                .write_events(Room::Spare, "mark sandboxes as stopped", [event, update])
+                .await?;
         }
         Ok(gone)
     }
@@ -264,7 +269,10 @@ impl<'a> Sandboxes<'a> {
         let recording = self.database.recording(at);
         let reason = without_nul(reason);
         let event = recording.change(SandboxState::Stopped, Some(&reason), pending());
-        self.database.write_events("discard a sandbox", [event, delete]).await.map(drop)
+        self.database
+            .write_events(Room::Spare, "discard a sandbox", [event, delete])
+            .await
+            .map(drop)
     }
 
     /// Notes what a sandbox may reach from now on. A sandbox that is not there is left so.
@@ -277,7 +285,7 @@ impl<'a> Sandboxes<'a> {
             .col_expr(Column::Network, Expr::value(policy(network)))
             .filter(Column::Id.eq(id.as_str()))
             .build(self.database.backend());
-        self.database.write("note what a sandbox may reach", update).await.map(drop)
+        self.database.write(Room::Spare, "note what a sandbox may reach", update).await.map(drop)
     }
 
     /// Lets a caller's name for a request be used again: what it stood for could not be made.
@@ -290,7 +298,7 @@ impl<'a> Sandboxes<'a> {
             .col_expr(Column::IdempotencyKey, Expr::value(None::<String>))
             .filter(Column::Id.eq(id.as_str()))
             .build(self.database.backend());
-        self.database.write("free an idempotency key", update).await.map(drop)
+        self.database.write(Room::Spare, "free an idempotency key", update).await.map(drop)
     }
 
     /// Deletes the sandboxes that came to a final state before `before`; gives their number.
@@ -303,7 +311,7 @@ impl<'a> Sandboxes<'a> {
             .filter(Column::State.is_in(final_states()))
             .filter(Column::StoppedAt.lt(micros(before)))
             .build(self.database.backend());
-        self.database.write("delete sandboxes that are long gone", delete).await
+        self.database.write(Room::Spare, "delete sandboxes that are long gone", delete).await
     }
 }
 

@@ -15,6 +15,7 @@ use crate::domain::name::TemplateName;
 use crate::entity::cursor::{self, Cursor};
 use crate::entity::database::Database;
 use crate::entity::error::StoreError;
+use crate::entity::spare::Room;
 
 /// The named snapshots in a database.
 #[derive(Clone, Copy)]
@@ -47,7 +48,7 @@ impl<'a> Snapshots<'a> {
             recording.snapshot_created(snapshot, known),
             upsert,
         ];
-        self.database.write_events("put a snapshot", statements).await.map(drop)
+        self.database.write_events(Room::Spare, "put a snapshot", statements).await.map(drop)
     }
 
     /// Finds one snapshot.
@@ -109,7 +110,8 @@ impl<'a> Snapshots<'a> {
         let which = || named(name.as_str()).add(Column::Build.eq(build));
         let delete = Entity::delete_many().filter(which()).build(self.database.backend());
         let event = self.database.recording(at).snapshots_deleted(which());
-        Ok(self.database.write_events("remove a snapshot", [event, delete]).await?[1] == 1)
+        Ok(self.database.write_events(Room::Spare, "remove a snapshot", [event, delete]).await?[1]
+            == 1)
     }
 
     /// Makes the rows of a host exactly these, in one transaction, for the start of a host that has
@@ -140,7 +142,10 @@ impl<'a> Snapshots<'a> {
         });
         let first = events.len() + 1;
         let statements = events.into_iter().chain(std::iter::once(delete)).chain(inserts);
-        let written = self.database.write_events("replace a host's snapshots", statements).await?;
+        let written = self
+            .database
+            .write_events(Room::Spare, "replace a host's snapshots", statements)
+            .await?;
         let taken = snapshots.iter().zip(&written[first..]).filter(|(_, written)| **written == 0);
         Ok(taken.map(|(snapshot, _)| snapshot.name.clone()).collect())
     }

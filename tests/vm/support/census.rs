@@ -9,13 +9,14 @@ use sha2::{Digest, Sha256};
 use super::lab::run;
 
 /// What the daemon itself keeps in its data directory.
-const OWN_FILES: [&str; 16] = [
+const OWN_FILES: [&str; 17] = [
     "api-key",
     "daemon.lock",
     "host-id",
     "nestbox.db",
     "nestbox.db-shm",
     "nestbox.db-wal",
+    "nestbox.reserve",
     "nestbox.sock",
     "sandboxes",
     "snapshots",

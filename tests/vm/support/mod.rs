@@ -16,6 +16,8 @@ mod neighbour;
 #[path = "../../support/own_machine.rs"]
 mod own_machine;
 mod programs;
+#[path = "../../support/small_disk.rs"]
+mod small_disk;
 mod snapshots;
 #[path = "../../support/socket.rs"]
 mod socket;
@@ -30,7 +32,7 @@ pub use api::{Answer, Api, Sandbox};
 pub use broken_vmm::BrokenVmm;
 pub use census::Census;
 pub use daemon::{Daemon, Options};
-pub use disk::{SmallDisk, raw_copy};
+pub use disk::raw_copy;
 pub use dns::serve_dns;
 pub use engine::Engine;
 pub use hostile_guest::{Growth, HostileGuest};
@@ -38,6 +40,7 @@ pub use in_place_of::in_place_of;
 pub use lab::{Lab, in_a_lab, run};
 pub use neighbour::{NOBODY, Prowler, as_user, reaches_agent};
 pub use programs::{hypervisor_script, path_with};
+pub use small_disk::SmallDisk;
 pub use socket::{Rest, Said, Socket, data};
 pub use witness::Witness;
 pub use world::World;
