@@ -14,7 +14,7 @@ use super::sampler::SamplerHandle;
 use super::sandbox::{self, Beginning, Outfit, SandboxHandle, StatusSink};
 use super::supervisor::{ExitSignal, Supervised};
 use crate::domain::id::SandboxId;
-use crate::vmm::machine::{MachineError, MachineSpec, Machines};
+use crate::vmm::machine::{MachineError, MachineSpec, Machines, Survivor};
 use crate::vmm::record::Life;
 use crate::vmm::trace::Trace;
 
@@ -35,12 +35,14 @@ pub struct ManagerHandle {
 }
 
 /// What became of the sandboxes that a former daemon left.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Adoption {
     /// They run on, or are still paused.
     pub adopted: Vec<SandboxId>,
     /// They could not be found again, and why; nothing is left of them.
     pub lost: HashMap<SandboxId, String>,
+    /// What their host knows of those that were adopted.
+    pub known: Vec<Survivor>,
 }
 
 impl ManagerHandle {
@@ -111,10 +113,11 @@ impl ManagerHandle {
     pub async fn adopt_survivors(&self) -> Adoption {
         let mut adoption = Adoption::default();
         for survivor in self.machines.survivors().await {
-            let (id, life) = (survivor.id, survivor.life);
+            let (id, life) = (survivor.id.clone(), survivor.life.clone());
             let beginning = match self.machines.adopt(&id).await {
                 Ok(found) => {
                     adoption.adopted.push(id.clone());
+                    adoption.known.push(survivor);
                     Beginning::Adopted(found)
                 }
                 Err(error) => {

@@ -33,7 +33,10 @@ pub enum MachineError {
     #[error("the template {name} cannot be used")]
     Template { name: TemplateName, source: Box<dyn std::error::Error + Send + Sync> },
     /// The host's disk is full.
-    #[error("the host's disk is full")]
+    #[error(
+        "the host's disk is full: destroy sandboxes or delete snapshots that are not needed, or make \
+         room on it"
+    )]
     NoSpace { source: Box<dyn std::error::Error + Send + Sync> },
     /// There is a snapshot of that name, and it is not to be replaced.
     #[error("there is a snapshot called {0} already: overwrite it, or choose another name")]
@@ -216,12 +219,20 @@ pub struct EngineInfo {
 }
 
 /// A machine that a former daemon left.
-#[derive(Debug)]
+#[derive(Clone)]
 pub struct Survivor {
     /// Id of the sandbox.
     pub id: SandboxId,
     /// Its life as last decided.
     pub life: Life,
+    /// What it was created from.
+    pub template: TemplateName,
+    /// vCPUs and memory.
+    pub shape: Shape,
+    /// Environment of its processes.
+    pub envs: BTreeMap<String, String>,
+    /// What it may reach.
+    pub network: Policy,
 }
 
 /// What was found of a sandbox that a former daemon left.

@@ -27,6 +27,7 @@ mod faults;
 mod files;
 mod firecracker;
 mod fork;
+mod full_disk;
 mod hostile;
 mod identity;
 mod image;

@@ -130,17 +130,34 @@ impl ControlPlane {
         let id = new.id.clone();
         match self.host.create(machine_spec(new, origin), trace).await {
             Ok(()) => {
+                let sandbox = match self.get_as(&id, SandboxState::Running).await {
+                    Ok(sandbox) => sandbox,
+                    Err(error) => {
+                        // Nobody could find it.
+                        self.metrics.sandbox_failed();
+                        self.end_unrecorded(&id).await;
+                        return Err(error);
+                    }
+                };
                 self.metrics.sandbox_created(started.elapsed());
-                Ok(Made::New(Box::new(self.get(&id).await?)))
+                Ok(Made::New(Box::new(sandbox)))
             }
             Err(error) => {
                 self.metrics.sandbox_failed();
-                self.database.sandboxes().free_idempotency_key(&id).await?;
-                let (reason, at) = (error.to_string(), Utc::now());
-                self.database.sandboxes().discard(&id, &reason, at).await?;
+                self.forget(&id, error.to_string()).await;
                 Err(error.into())
             }
         }
+    }
+
+    async fn end_unrecorded(&self, id: &SandboxId) {
+        if let Some(handle) = self.host.find(id)
+            && let Err(error) = handle.destroy().await
+        {
+            tracing::error!(sandbox_id = %id, error = %crate::chain(&error),
+                "a sandbox that the database did not take was not taken away");
+        }
+        self.forget(id, "the database did not take its state".to_owned()).await;
     }
 
     /// The sandbox of an earlier request with the same idempotency key, once it has started.

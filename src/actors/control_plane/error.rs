@@ -12,6 +12,10 @@ use crate::entity::events::EventId;
 use crate::vmm::guest::AgentError;
 use crate::vmm::machine::MachineError;
 
+/// What to do when the daemon's own disk is full.
+const HOST_FULL: &str = "the host's disk is full: destroy sandboxes or delete snapshots that are not \
+                         needed, or make room on it";
+
 /// What the API may be told.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -115,6 +119,7 @@ impl ControlError {
             Self::Operation(error) => operation_kind(error),
             Self::Work(error) => work_kind(error),
             Self::Call(error) => call_kind(error),
+            Self::Store(StoreError::Full { .. }) => ErrorKind::NoSpace,
             Self::Store(_) => ErrorKind::Internal,
             Self::ShuttingDown => ErrorKind::Unavailable,
         }
@@ -139,6 +144,7 @@ impl ControlError {
     /// What a caller may read. The rest is for the log.
     pub fn public_message(&self) -> String {
         match (self, self.kind()) {
+            (Self::Store(StoreError::Full { .. }), _) => HOST_FULL.to_owned(),
             (Self::Store(_), _) => "the database failed".to_owned(),
             (_, ErrorKind::Internal) => "the host failed to do it".to_owned(),
             (Self::Work(WorkError::Agent(error)), ErrorKind::Guest) => match error {

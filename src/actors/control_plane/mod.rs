@@ -15,6 +15,7 @@ mod network;
 mod pause;
 mod ports;
 mod processes;
+mod records;
 mod sink;
 mod snapshots;
 mod usage;
@@ -229,6 +230,7 @@ impl ControlPlane {
     /// [`ControlError::Store`]; [`ControlError::Machine`] if the snapshots cannot be found.
     pub async fn reconcile(&self, adoption: &Adoption) -> Result<Vec<SandboxId>, ControlError> {
         self.reconcile_snapshots().await?;
+        self.record_again(&adoption.known).await?;
         self.reconcile_networks(&adoption.adopted).await?;
         let found: HashSet<SandboxId> =
             adoption.adopted.iter().chain(adoption.lost.keys()).cloned().collect();

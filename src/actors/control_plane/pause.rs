@@ -2,7 +2,7 @@
 
 use super::{ControlError, ControlPlane, to_the_end};
 use crate::domain::id::SandboxId;
-use crate::domain::sandbox::Command;
+use crate::domain::sandbox::{Command, SandboxState};
 use crate::entity::sandboxes::Sandbox;
 use crate::vmm::trace::Trace;
 
@@ -19,7 +19,7 @@ impl ControlPlane {
             let handle = control.find_live(&id, Command::Pause).await?;
             let paused = async { Ok(handle.pause(trace).await?) };
             control.measured("pause", paused).await?;
-            control.get(&id).await
+            control.get_as(&id, SandboxState::Paused).await
         })
         .await
     }
@@ -37,7 +37,7 @@ impl ControlPlane {
             let shape = control.get(&id).await?.shape;
             let resumed = async { Ok(control.host.resume(&handle, shape, trace).await?) };
             control.measured("resume", resumed).await?;
-            control.get(&id).await
+            control.get_as(&id, SandboxState::Running).await
         })
         .await
     }

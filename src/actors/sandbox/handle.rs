@@ -121,6 +121,11 @@ impl SandboxHandle {
         Some(self.body.get()?.network())
     }
 
+    /// The network slot that it holds.
+    pub fn slot(&self) -> Option<u32> {
+        self.body.get()?.slot()
+    }
+
     /// Changes what it may reach.
     ///
     /// # Errors

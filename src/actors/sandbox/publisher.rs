@@ -2,7 +2,8 @@
 //!
 //! The actor decides; this task makes the decision known, in order: first the record on the host's
 //! disk (so that a later daemon never knows less than the control plane), then the control plane,
-//! then whoever waits for it. An answer is thus never ahead of what everybody can read.
+//! then whoever waits for it. An answer is thus never ahead of what everybody can read, unless the
+//! control plane does not take a state: it is told until it does, and whoever answers looks first.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,9 +20,12 @@ use crate::vmm::record::Life;
 /// Activity is made known at most this often.
 const ACTIVITY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A control plane that does not take a state is asked again this many times, with doubling pauses.
+/// Whoever waits for a state to be known waits until the control plane was asked so many times, with
+/// doubling pauses: a kill must not wait for a database. It has to look then itself.
 const ATTEMPTS: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// After that the latest state is told at such intervals, until it is known.
+const LATER: Duration = Duration::from_secs(2);
 
 /// Where a host's decisions become known: the control plane's side.
 #[async_trait]
@@ -43,7 +47,7 @@ pub trait StatusSink: Send + Sync + 'static {
 #[error("the control plane did not take the state")]
 pub struct SinkError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 
-/// What is done once a state is known.
+/// What is done once a state is known, or was not taken for a while.
 type Afterwards = Box<dyn FnOnce() + Send>;
 
 struct Publication {
@@ -66,7 +70,7 @@ impl Publisher {
         Self { queue }
     }
 
-    /// Makes `life` known, then calls `afterwards`. The record of it goes with `body`.
+    /// Makes `life` known, then calls `afterwards`, also when it is not known for a while. The record of it goes with `body`.
     pub fn publish(
         &self,
         life: &Life,
@@ -97,30 +101,46 @@ async fn run(
     let mut latest: Option<(Life, Option<Body>)> = None;
     let mut touched = None;
     let mut next_activity = Instant::now();
-    loop {
-        let afterwards = tokio::select! {
+    // When to try again what the control plane has not taken. Only the latest counts.
+    let mut overdue: Option<Instant> = None;
+    let mut open = true;
+    while open || overdue.is_some() {
+        let mut afterwards = None;
+        let changed = tokio::select! {
             biased;
-            publication = publications.recv() => {
-                let Some(Publication { news, afterwards }) = publication else { return };
-                if news.is_none() {
+            publication = publications.recv(), if open => match publication {
+                Some(Publication { news: None, afterwards }) => {
                     afterwards();
                     continue;
                 }
-                latest = news;
-                Some(afterwards)
-            }
-            () = activity(&ledger, next_activity) => None,
+                Some(publication) => {
+                    latest = publication.news;
+                    afterwards = Some(publication.afterwards);
+                    true
+                }
+                None => {
+                    open = false;
+                    continue;
+                }
+            },
+            () = sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => true,
+            () = activity(&ledger, next_activity), if open => false,
         };
         let Some((life, body)) = &mut latest else { continue };
         life.last_active_at = ledger.last_active_at();
         keep(&id, life, body.as_ref());
-        if afterwards.is_some() {
+        if changed {
             let slot = body.as_ref().and_then(Body::slot);
-            insist(&id, life, || sink.publish(&id, life, slot)).await;
+            // Nobody waits for what is overdue, so it is tried once at a time.
+            let attempts = if afterwards.is_some() { ATTEMPTS } else { 1 };
+            let told = insist(&id, life, attempts, || sink.publish(&id, life, slot)).await;
+            overdue = (!told).then(|| Instant::now() + LATER);
         }
         let clock = (life.last_active_at, life.state.expires());
-        if touched.replace(clock) != Some(clock) {
-            insist(&id, life, || sink.touch(&id, life)).await;
+        if overdue.is_none() && touched != Some(clock) {
+            let told = insist(&id, life, 1, || sink.touch(&id, life)).await;
+            touched = told.then_some(clock);
+            overdue = (!told).then(|| Instant::now() + LATER);
             next_activity = Instant::now() + ACTIVITY_INTERVAL;
         }
         if let Some(afterwards) = afterwards {
@@ -144,23 +164,22 @@ fn keep(id: &SandboxId, life: &Life, body: Option<&Body>) {
     }
 }
 
-/// Tells the control plane, again and again if need be.
-async fn insist<F>(id: &SandboxId, life: &Life, mut tell: impl FnMut() -> F)
+/// Tells the control plane, so many times if need be; whether it took it.
+async fn insist<F>(id: &SandboxId, life: &Life, attempts: u32, mut tell: impl FnMut() -> F) -> bool
 where
     F: Future<Output = Result<(), SinkError>>,
 {
     let mut pause = FIRST_PAUSE;
-    for attempt in 1..=ATTEMPTS {
-        let Err(error) = tell().await else { return };
+    for attempt in 1.. {
+        let Err(error) = tell().await else { return true };
         let error = crate::chain(&error).to_string();
-        if attempt == ATTEMPTS {
-            tracing::error!(sandbox_id = %id, state = %life.state, error,
-                "a sandbox's state was not recorded");
-        } else {
-            tracing::warn!(sandbox_id = %id, attempt, error,
-                "recording a sandbox's state failed, trying again");
-            sleep(pause).await;
-            pause *= 2;
+        tracing::warn!(sandbox_id = %id, state = %life.state, attempt, error,
+            "recording a sandbox's state failed, trying again");
+        if attempt >= attempts {
+            break;
         }
+        sleep(pause).await;
+        pause *= 2;
     }
+    false
 }

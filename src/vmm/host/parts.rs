@@ -85,9 +85,39 @@ impl Parts {
     /// not be. The VM goes first: what it uses can only be freed after it. One failure does not stop
     /// the rest, but for a VM that does not die: then everything stays, for it uses everything.
     pub async fn release(&mut self) -> Vec<String> {
-        if let Err(error) = self.kill().await {
-            return vec![error];
+        let mut remains = match self.end().await {
+            Ok(remains) => remains,
+            Err(error) => return vec![error],
+        };
+        remains.extend(self.give_slot_back().await);
+        remains
+    }
+
+    /// Takes everything away and returns what could not be.
+    pub async fn dismantle(&mut self) -> Vec<String> {
+        let mut remains = match self.end().await {
+            Ok(remains) => remains,
+            Err(error) => return vec![error],
+        };
+        self.snapshot = None;
+        // With the record in it, before the slot: so nothing has to be written, for which a full disk
+        // would have no room.
+        let dir = self.dir.clone();
+        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(dir)).await;
+        match removed.expect("removing files does not panic") {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                remains.push(format!("{}: {error}", self.dir.display()));
+            }
+            _ => self.record = None,
         }
+        remains.extend(self.give_slot_back().await);
+        remains
+    }
+
+    /// Ends the VM and takes its cgroup and its overlay away. Returns what of these could not be; an
+    /// error if the VM does not die.
+    async fn end(&mut self) -> Result<Vec<String>, String> {
+        self.kill().await?;
         self.vm = None;
         let mut remains = Vec::new();
         if let Some(cgroup) = self.cgroup.take()
@@ -95,45 +125,32 @@ impl Parts {
         {
             remains.push(crate::chain(&error).to_string());
         }
-        if let Some(slot) = self.slot.take() {
-            // First the record, then the slot: a record must never name a slot that another
-            // sandbox may have by then. A slot that no record names is reaped at the next start.
-            if let Some(record) = &self.record
-                && let Err(error) = record.update(|record| {
-                    record.slot = None;
-                    record.process = None;
-                })
-            {
-                remains.push(crate::chain(&error).to_string());
-            }
-            if let Err(error) = slot.release().await {
-                remains.push(crate::chain(&error).to_string());
-            }
-        }
+        // Before anything is written: on a full disk this makes room.
         if let Some(disk) = self.disk.take()
             && let Err(error) = disk.remove().await
         {
             remains.push(crate::chain(&error).to_string());
         }
-        remains
+        Ok(remains)
     }
 
-    /// Takes everything away and returns what could not be.
-    pub async fn dismantle(&mut self) -> Vec<String> {
-        let mut remains = self.release().await;
-        if self.vm.is_some() {
-            return remains;
-        }
-        self.snapshot = None;
-        let dir = self.dir.clone();
-        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(dir)).await;
-        match removed.expect("removing files does not panic") {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                remains.push(format!("{}: {error}", self.dir.display()));
-            }
-            _ => {}
-        }
-        remains
+    async fn give_slot_back(&mut self) -> Vec<String> {
+        let Some(slot) = self.slot.take() else { return Vec::new() };
+        let forgotten = self.forget_slot().err();
+        let released = slot.release().await.err();
+        let released = released.map(|error| crate::chain(&error).to_string());
+        forgotten.into_iter().chain(released).collect()
+    }
+
+    /// First the record, then the slot: a record must never name a slot that another sandbox may have
+    /// by then. A slot that no record names is reaped at the next start.
+    pub fn forget_slot(&self) -> Result<(), String> {
+        let Some(record) = &self.record else { return Ok(()) };
+        let forgotten = record.update(|record| {
+            record.slot = None;
+            record.process = None;
+        });
+        forgotten.map_err(|error| crate::chain(&error).to_string())
     }
 }
 

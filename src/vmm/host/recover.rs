@@ -34,7 +34,14 @@ impl Host {
                         }
                         continue;
                     }
-                    survivors.push(Survivor { id: record.id, life: record.life });
+                    survivors.push(Survivor {
+                        id: record.id,
+                        life: record.life,
+                        template: record.template,
+                        shape: record.shape,
+                        envs: record.envs,
+                        network: record.network,
+                    });
                 }
                 Err(error) => {
                     tracing::warn!(path = %dir.display(), error = %crate::chain(&error),
@@ -94,8 +101,9 @@ impl Host {
     /// A frozen sandbox is its record and its snapshot. What else there is, a pause could not take
     /// away any more, or a resume had just made.
     async fn adopt_frozen(self: &Arc<Self>, id: &SandboxId) -> Result<HostFrozen, MachineError> {
-        let (mut parts, mut remains) = self.take_vm_away(id).await?;
+        let (mut parts, slot, mut remains) = self.take_vm_away(id).await?;
         remains.extend(parts.release().await);
+        remains.extend(self.discard_slot(&parts, slot).await);
         if !remains.is_empty() {
             return Err(MachineError::Remains(remains));
         }
@@ -107,17 +115,21 @@ impl Host {
     }
 
     pub(super) async fn sweep_sandbox(&self, id: &SandboxId) -> Result<(), MachineError> {
-        let (mut parts, mut remains) = self.take_vm_away(id).await?;
+        let (mut parts, slot, mut remains) = self.take_vm_away(id).await?;
         remains.extend(parts.dismantle().await);
+        remains.extend(self.discard_slot(&parts, slot).await);
         match remains.is_empty() {
             true => Ok(()),
             false => Err(MachineError::Remains(remains)),
         }
     }
 
-    /// Ends whatever runs of a sandbox and gives its slot back. Returns what there may be besides,
-    /// and what could not be given back.
-    async fn take_vm_away(&self, id: &SandboxId) -> Result<(Parts, Vec<String>), MachineError> {
+    /// Ends whatever runs of a sandbox. Returns what there may be besides, the slot that it had, and
+    /// what could not be taken away.
+    async fn take_vm_away(
+        &self,
+        id: &SandboxId,
+    ) -> Result<(Parts, Option<SlotIndex>, Vec<String>), MachineError> {
         let mut parts = Parts::new(self.dir(id));
         let mut remains = Vec::new();
         parts.cgroup = self.cgroups.adopt(id).ok();
@@ -133,19 +145,17 @@ impl Host {
         if let Err(error) = self.disks.discard(id).await {
             remains.push(crate::chain(&error).to_string());
         }
-        if let (Some(record), Some(now)) = (&parts.record, now)
-            && let Some(slot) = now.slot.and_then(|slot| SlotIndex::try_from(slot).ok())
-        {
-            // First the record, then the slot: as in `Parts::release`.
-            let forgotten = record.update(|record| {
-                record.slot = None;
-                record.process = None;
-            });
-            remains.extend(forgotten.err().map(|error| crate::chain(&error).to_string()));
-            let removed = self.slots.discard(slot).await;
-            remains.extend(removed.err().map(|error| crate::chain(&error).to_string()));
-        }
-        Ok((parts, remains))
+        let slot = now.and_then(|now| now.slot).and_then(|slot| SlotIndex::try_from(slot).ok());
+        Ok((parts, slot, remains))
+    }
+
+    /// Gives back the slot that a record names which a former daemon has written.
+    async fn discard_slot(&self, parts: &Parts, slot: Option<SlotIndex>) -> Vec<String> {
+        let Some(slot) = slot else { return Vec::new() };
+        let forgotten = parts.forget_slot().err();
+        let removed = self.slots.discard(slot).await.err();
+        let removed = removed.map(|error| crate::chain(&error).to_string());
+        forgotten.into_iter().chain(removed).collect()
     }
 
     /// Finds everything that a machine consists of; what is missing makes it unfit.

@@ -303,6 +303,11 @@ impl Machines for SimulatedMachines {
         let survivor = |(id, present): (&SandboxId, &Present)| Survivor {
             id: id.clone(),
             life: present.life.clone(),
+            template: present.image.clone(),
+            shape: present.shape,
+            // Its agent knows them.
+            envs: BTreeMap::new(),
+            network: present.network.clone(),
         };
         present.iter().map(survivor).collect()
     }
