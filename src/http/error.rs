@@ -25,6 +25,8 @@ pub enum Code {
     InvalidState,
     /// 409: something else has taken what is asked for.
     Conflict,
+    /// 409: the guest can have no other process.
+    GuestExhausted,
     /// 413: the body is over the limit, or the answer would be.
     TooLarge,
     /// 416: the file has no byte of the range that is asked for.
@@ -45,13 +47,14 @@ pub enum Code {
 
 impl Code {
     /// All codes.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::InvalidRequest,
         Self::Unauthorized,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::InvalidState,
         Self::Conflict,
+        Self::GuestExhausted,
         Self::TooLarge,
         Self::RangeNotSatisfiable,
         Self::Misdirected,
@@ -71,6 +74,7 @@ impl Code {
             Self::MethodNotAllowed => "method_not_allowed",
             Self::InvalidState => "invalid_state",
             Self::Conflict => "conflict",
+            Self::GuestExhausted => "guest_exhausted",
             Self::TooLarge => "too_large",
             Self::RangeNotSatisfiable => "range_not_satisfiable",
             Self::Misdirected => "misdirected",
@@ -97,6 +101,9 @@ impl Code {
                 "something else has the name, is at the place, or used the key; or it is the last \
                  API key."
             }
+            Self::GuestExhausted => {
+                "the guest has no process, memory or descriptor left for another process."
+            }
             Self::TooLarge => "the body is over the limit, or the answer would be.",
             Self::RangeNotSatisfiable => "the file has no byte of the range.",
             Self::Misdirected => "the daemon has no such `Host` name; a setting gives it more.",
@@ -122,6 +129,9 @@ impl Code {
             Self::Conflict => {
                 "there is a snapshot ready already: give it another name, or overwrite it"
             }
+            Self::GuestExhausted => {
+                "the sandbox can start no other process now: end some of those in it"
+            }
             Self::TooLarge => "a JSON body is at most 2097152 bytes",
             Self::RangeNotSatisfiable => "the file has 10 bytes, and none of this range",
             Self::Misdirected => "this daemon is not called \"nest.example\"",
@@ -140,7 +150,7 @@ impl Code {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::InvalidState | Self::Conflict => StatusCode::CONFLICT,
+            Self::InvalidState | Self::Conflict | Self::GuestExhausted => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
@@ -295,6 +305,7 @@ impl From<ControlError> for ApiError {
             ErrorKind::TooMuch => Code::TooLarge,
             ErrorKind::OutOfRange => Code::RangeNotSatisfiable,
             ErrorKind::NoSpace => Code::NoSpace,
+            ErrorKind::Exhausted => Code::GuestExhausted,
             ErrorKind::Damaged | ErrorKind::Internal => Code::Internal,
         };
         let internal = Some(crate::chain(&error).to_string());

@@ -31,6 +31,13 @@ fn a_command_ends_as_it_would_in_a_shell() {
         sandbox.try_exec(nowhere).await.is_error(400, "invalid_request");
         let nobody = json!({ "cmd": "true", "user": "no-such-user" });
         sandbox.try_exec(nobody).await.is_error(400, "invalid_request");
+
+        // More threads than that are there already.
+        let few = "echo 20 > /proc/sys/kernel/threads-max";
+        sandbox.sh_as_root(few).await;
+        let refused = sandbox.try_exec(json!({ "cmd": "true" })).await;
+        refused.is_error(409, "guest_exhausted");
+        assert!(refused.message().contains("end some"), "{refused:?}");
         sandbox.destroy().await;
         daemon.stop().await;
     });

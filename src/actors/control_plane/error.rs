@@ -89,6 +89,8 @@ pub enum ErrorKind {
     OutOfRange,
     /// Make room on a disk.
     NoSpace,
+    /// End processes in the sandbox: it can have no other.
+    Exhausted,
     /// Give it up, or find out what has changed its files: it is not what was written.
     Damaged,
     /// Look into the daemon's log; the message says nothing about its insides.
@@ -101,7 +103,7 @@ impl ErrorKind {
         match self {
             Self::Guest | Self::Silent | Self::NoSpace | Self::Damaged | Self::Internal => true,
             Self::Invalid | Self::NotFound | Self::Conflict => false,
-            Self::TooMuch | Self::OutOfRange => false,
+            Self::TooMuch | Self::OutOfRange | Self::Exhausted => false,
             Self::InvalidState | Self::Unavailable => false,
         }
     }
@@ -215,6 +217,7 @@ fn work_kind(error: &WorkError) -> ErrorKind {
             AgentError::OutOfRange { .. } => ErrorKind::OutOfRange,
             AgentError::TooMuch { .. } => ErrorKind::TooMuch,
             AgentError::NoSpace { .. } => ErrorKind::NoSpace,
+            AgentError::Exhausted { .. } => ErrorKind::Exhausted,
             AgentError::PortSilent { .. } => ErrorKind::Silent,
             AgentError::Unreachable { .. }
             | AgentError::PortRefused { .. }

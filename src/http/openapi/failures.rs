@@ -39,7 +39,7 @@ failures! {
     /// Of what takes or gives back a name.
     Names: Conflict;
     /// Of work that the guest's agent does.
-    Work: InvalidState | Conflict | AgentError | NoSpace;
+    Work: InvalidState | Conflict | GuestExhausted | AgentError | NoSpace;
     /// Of reading a part of a file.
     Reading: InvalidState | Conflict | AgentError | NoSpace | RangeNotSatisfiable;
     /// Of work whose answer has a bound.
@@ -72,8 +72,8 @@ pub fn common(operation: &Operation) -> BTreeMap<String, RefOr<Response>> {
 /// The responses themselves, by the names under which operations refer to them.
 pub fn components() -> BTreeMap<String, RefOr<Response>> {
     let alone = Code::ALL.iter().map(std::slice::from_ref);
-    let together = [Code::InvalidState, Code::Conflict];
-    let all = alone.chain([together.as_slice()]);
+    let together = [Code::InvalidState, Code::Conflict, Code::GuestExhausted];
+    let all = alone.chain([&together[..2], &together[..]]);
     all.map(|codes| (name(codes), response(codes).into())).collect()
 }
 
@@ -135,6 +135,7 @@ fn response(codes: &[Code]) -> Response {
             | Code::MethodNotAllowed
             | Code::InvalidState
             | Code::Conflict
+            | Code::GuestExhausted
             | Code::TooLarge
             | Code::Misdirected
             | Code::Internal

@@ -70,7 +70,7 @@ impl From<ControlError> for Farewell {
             (_, ErrorKind::InvalidState | ErrorKind::TooMuch | ErrorKind::OutOfRange) => {
                 CloseCode::Policy
             }
-            (_, ErrorKind::Unavailable) => CloseCode::Again,
+            (_, ErrorKind::Unavailable | ErrorKind::Exhausted) => CloseCode::Again,
             (_, ErrorKind::Guest | ErrorKind::Silent | ErrorKind::NoSpace) => CloseCode::Error,
             (_, ErrorKind::Damaged | ErrorKind::Internal) => CloseCode::Error,
         };

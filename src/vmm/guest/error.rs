@@ -40,6 +40,9 @@ pub enum AgentError {
     /// The guest's disk is full.
     #[error("{message}")]
     NoSpace { message: String },
+    /// The guest has no process, memory or descriptor left for another process.
+    #[error("the sandbox can start no other process now ({message}): end some of those in it")]
+    Exhausted { message: String },
     /// No server of the guest listens where one is asked for.
     #[error("nothing listens on port {port} of the sandbox: start a server there")]
     PortRefused { port: GuestPort },

@@ -118,7 +118,7 @@ impl Agent {
     /// # Errors
     ///
     /// [`AgentError::Invalid`] for a working directory or user that is not there,
-    /// [`AgentError::NoSpace`] if the guest has no room for another process.
+    /// [`AgentError::Exhausted`] if the guest can have no other process.
     pub(super) async fn start_process(
         &self,
         exec: Exec,
@@ -165,7 +165,7 @@ impl Agent {
             ErrorCode::PermissionDenied => NOT_EXECUTABLE_CODE,
             ErrorCode::InvalidArgument => return Err(AgentError::Invalid { message }),
             ErrorCode::ResourceExhausted if !is_over_a_limit(&error) => {
-                return Err(AgentError::NoSpace { message });
+                return Err(AgentError::Exhausted { message });
             }
             _ => return Err(self.broken(&error)),
         };
