@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use nestbox::cli::{self, Cli, Command};
 use nestbox::config::Config;
-use nestbox::startup;
+use nestbox::startup::{self, Until};
 
 fn main() -> ExitCode {
     // There is one for each VM, and it stays small: nothing else is set up for it.
@@ -21,8 +21,13 @@ fn main() -> ExitCode {
     match &cli.command {
         // The daemon brings a runtime of its own.
         Command::Serve(args) => {
-            let outcome = Config::load(args, data_dir.as_deref()).map_err(anyhow::Error::from);
-            report(outcome.and_then(|config| startup::serve(&config)).map(|()| true))
+            let until = match args.end_with_stdin {
+                true => Until::StdinEnds,
+                false => Until::Signal,
+            };
+            let outcome =
+                Config::load(&args.config, data_dir.as_deref()).map_err(anyhow::Error::from);
+            report(outcome.and_then(|config| startup::serve(&config, until)).map(|()| true))
         }
         Command::Doctor(args) => {
             let data_dir = cli.global.local_data_dir();

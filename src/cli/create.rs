@@ -88,6 +88,7 @@ impl From<SandboxArgs> for CreateRequest {
             vcpus: args.vcpus,
             memory_mb: args.memory_mb,
             timeout_sec: args.timeout_sec,
+            lease_sec: None,
             envs: map(args.envs),
             metadata: map(args.metadata),
             public_ports: args.public_ports,

@@ -25,7 +25,7 @@ pub struct ForkArgs {
 
 pub(super) async fn run(client: &Client, format: Format, args: ForkArgs) -> Result<ExitCode> {
     let id = resolve(client, &args.id).await?;
-    let forked = client.fork(&id, args.count, args.trace.tracing()).await?;
+    let forked = client.fork(&id, args.count, None, args.trace.tracing()).await?;
     format.print(&forked, || {
         forked.sandboxes.iter().map(|sandbox| format!("{}\n", sandbox.id)).collect()
     })?;

@@ -18,6 +18,7 @@ mod get;
 mod image;
 mod key;
 mod kill;
+mod lease;
 mod logs;
 mod ls;
 mod mcp;
@@ -87,11 +88,22 @@ pub struct Global {
     pub data_dir: Option<PathBuf>,
 }
 
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The settings.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// For a program that starts a daemon for itself: it ends after standard input, with the last sandbox
+    #[arg(long, hide = true)]
+    pub end_with_stdin: bool,
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the daemon in the foreground
-    Serve(ConfigArgs),
+    Serve(ServeArgs),
     /// Say what this machine can do, and what to do about what it cannot
     Doctor(ConfigArgs),
     /// Build, import, list and remove images
@@ -208,7 +220,7 @@ async fn dispatch(Cli { global, command }: Cli, warm_up: WarmUp) -> Result<ExitC
         Command::Network(args) => network::run(&client()?, format, args).await,
         Command::PortForward(args) => port_forward::run(client()?, format, args).await,
         Command::Rm(args) => rm::run(&client()?, format, args).await,
-        Command::Run(args) => run::run(&client()?, format, args).await,
+        Command::Run(args) => run::run(client()?, format, args).await,
         Command::Events(args) => events::run(&client()?, format, args).await,
         Command::Top(args) => top::run(&client()?, format, args).await,
         Command::Mcp(args) => mcp::run(client()?, args).await,

@@ -1,6 +1,7 @@
 //! `run`: a sandbox for one command, gone when the command is.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -8,6 +9,7 @@ use clap::Args;
 use super::client::{Client, CreateRequest, Tracing};
 use super::create::SandboxArgs;
 use super::exec::{CommandArgs, TerminalArgs, execute};
+use super::lease::{LeaseArgs, Renewal};
 use super::output::{Format, tell};
 use super::session::End;
 use super::shell;
@@ -26,19 +28,26 @@ pub struct RunArgs {
     #[arg(long, conflicts_with = "keep")]
     rm: bool,
     /// Keep the sandbox, and say its id on stderr
-    #[arg(long)]
+    #[arg(long, conflicts_with = "lease_sec")]
     keep: bool,
+    #[command(flatten)]
+    lease: LeaseArgs,
 }
 
-pub(super) async fn run(client: &Client, format: Format, args: RunArgs) -> Result<ExitCode> {
+pub(super) async fn run(client: Client, format: Format, args: RunArgs) -> Result<ExitCode> {
+    let client = Arc::new(client);
     let way = args.terminal.way(format)?;
     // From here on ^C does not end us before the sandbox is gone.
     let mut signals = Signals::listen()?;
     let request = args.command.into_request();
-    let (sandbox, signalled) = create(client, &args.spec.into(), &mut signals).await?;
+    // What is kept outlives us anyway.
+    let lease_sec = (!args.keep).then_some(args.lease.lease_sec);
+    let wanted = CreateRequest { lease_sec, ..args.spec.into() };
+    let (sandbox, signalled) = create(&client, &wanted, &mut signals).await?;
+    let _renewal = lease_sec.map(|lease_sec| Renewal::start(&client, &sandbox, lease_sec));
     let end = match signalled {
         Some(signal) => Ok(End::Signalled(signal)),
-        None => execute(client, &sandbox, request, way, format, &mut signals).await,
+        None => execute(&client, &sandbox, request, way, format, &mut signals).await,
     };
     if args.keep {
         tell(&format!("nestbox: the sandbox {sandbox} is kept"));

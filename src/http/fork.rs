@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use super::auth::Caller;
 use super::body::Optional;
 use super::error::ApiError;
+use super::lease;
 use super::openapi::failures::Life;
 use super::openapi::{Routes, Section};
 use super::sandboxes::SandboxView;
@@ -25,6 +26,9 @@ struct ForkBody {
     /// How many; 1 if absent.
     #[schema(minimum = 1, maximum = 16)]
     count: Option<usize>,
+    /// Seconds after which each is destroyed unless its lease is renewed; none has a lease if absent.
+    #[schema(minimum = 1, maximum = 86_400)]
+    lease_sec: Option<u32>,
 }
 
 /// The children of a fork.
@@ -54,8 +58,9 @@ async fn fork(
     if !(1..=MOST_CHILDREN).contains(&count) {
         return Err(ApiError::invalid(format!("count is from 1 to {MOST_CHILDREN}")));
     }
+    let lease_sec = lease::check(body.0.lease_sec)?;
     let trace = Trace::default();
-    let children = control.fork(&id, count, &caller.0, trace.clone()).await?;
+    let children = control.fork(&id, count, lease_sec, &caller.0, trace.clone()).await?;
     let sandboxes = children.into_iter().map(SandboxView::from).collect();
     Ok(HttpResponse::Created().json(traced.view(ForkView { sandboxes }, &trace)))
 }

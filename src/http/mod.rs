@@ -16,6 +16,7 @@ mod fork;
 mod head;
 mod health;
 mod holding;
+mod lease;
 mod network;
 mod observe;
 mod openapi;
@@ -165,6 +166,7 @@ fn tables() -> [Routes; 2] {
         sandboxes::routes,
         pause::routes,
         fork::routes,
+        lease::routes,
         network::routes,
         snapshots::routes,
         exec_stream::routes,

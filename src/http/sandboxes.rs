@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use super::auth::Caller;
 use super::body::Json;
 use super::error::ApiError;
+use super::lease;
 use super::network::NetworkPolicy;
 use super::openapi::failures::{Life, Making};
 use super::openapi::{Routes, Section};
@@ -62,6 +63,11 @@ struct CreateBody {
     /// Seconds without work after which it is destroyed; never if absent.
     #[schema(minimum = 1)]
     timeout_sec: Option<u32>,
+    /// Seconds after which it is destroyed unless its client has renewed this lease; it needs none if
+    /// absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 86_400)]
+    lease_sec: Option<u32>,
     /// Variables of all that runs in it: at most 128 and 32 KiB.
     #[serde(default)]
     envs: BTreeMap<String, String>,
@@ -336,6 +342,7 @@ fn create_sandbox(
         vcpus: body.vcpus,
         memory_mib: body.memory_mb,
         timeout_sec: body.timeout_sec,
+        lease_sec: lease::check(body.lease_sec)?,
         envs: body.envs,
         metadata: body.metadata,
         public_ports: body.public_ports,

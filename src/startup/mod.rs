@@ -53,7 +53,7 @@ pub use data_dir::token_secret;
 pub use doctor::doctor;
 pub use limits::limits;
 pub use listen::bind;
-pub use serve::serve;
+pub use serve::{Until, serve};
 pub use warm_up::warm_up;
 
 /// Name of the file with the first API key, in the data directory.

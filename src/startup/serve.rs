@@ -1,30 +1,47 @@
 //! `nestbox serve`: the daemon in the foreground, from its first line to an orderly end.
 
+use std::future::pending;
 use std::io::IsTerminal;
 use std::path::Path;
+use std::time::Duration;
 
 use super::telemetry::Telemetry;
 use super::{Daemon, bind, descriptors};
+use crate::actors::control_plane::ControlPlane;
 use crate::config::Config;
 use crate::http::{Connections, Front, OwnNames, Ports, Sockets, create_server};
 use crate::print::{say, tell};
 use anyhow::{Context, Result};
 use nix::sys::stat::{Mode, umask};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 /// Threads that speak HTTP: they only pass bytes on, so a few are enough for any host.
 const HTTP_THREADS: usize = 2;
+
+/// How often it is looked whether a sandbox is left, once nobody is there who would want it.
+const LAST_LOOKS: Duration = Duration::from_millis(500);
+
+/// What ends a daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// A signal.
+    Signal,
+    /// Standard input too, as soon as no sandbox is left after it: whoever started the daemon is gone,
+    /// and leases of its sandboxes end.
+    StdinEnds,
+}
 
 /// Runs the daemon until it is told to end.
 ///
 /// # Errors
 ///
 /// What kept it from starting, with what to do about it.
-pub fn serve(config: &Config) -> Result<()> {
+pub fn serve(config: &Config, until: Until) -> Result<()> {
     keep_to_ourselves()?;
     let telemetry = Telemetry::begin(config)?;
     let descriptors = descriptors::raise().context("cannot learn how much may be open")?;
-    let outcome = actix_web::rt::System::new().block_on(run(config, descriptors));
+    let outcome = actix_web::rt::System::new().block_on(run(config, until, descriptors));
     telemetry.end();
     outcome
 }
@@ -36,7 +53,7 @@ fn keep_to_ourselves() -> Result<()> {
     crate::vmm::process::close_on_exec().context("cannot keep descriptors from other programs")
 }
 
-async fn run(config: &Config, descriptors: u64) -> Result<()> {
+async fn run(config: &Config, until: Until, descriptors: u64) -> Result<()> {
     // Before anything is started, so that a signal in the meantime is not lost.
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
@@ -72,6 +89,7 @@ async fn run(config: &Config, descriptors: u64) -> Result<()> {
     let by = tokio::select! {
         _ = interrupt.recv() => "SIGINT",
         _ = terminate.recv() => "SIGTERM",
+        () = abandoned(until, &daemon.control) => "the end of standard input",
     };
     tracing::info!(by, "ending: requests under way are finished, sandboxes run on");
     sockets.end_all();
@@ -89,6 +107,23 @@ async fn run(config: &Config, descriptors: u64) -> Result<()> {
         tell(format_args!("{left} sandboxes run on; start the daemon again to use them"));
     }
     Ok(())
+}
+
+/// Waits until nobody is there who started the daemon for himself, nor anything of his.
+async fn abandoned(until: Until, control: &ControlPlane) {
+    if until == Until::Signal {
+        return pending().await;
+    }
+    let (tell, told) = oneshot::channel();
+    // A thread that nothing waits for: it may read for as long as the daemon runs.
+    std::thread::spawn(move || {
+        let ended = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = tell.send(ended.is_ok());
+    });
+    let _ = told.await;
+    while control.population().values().sum::<usize>() > 0 {
+        tokio::time::sleep(LAST_LOOKS).await;
+    }
 }
 
 /// The names by which this machine is known, and those of the settings.

@@ -51,6 +51,9 @@ pub struct Life {
     pub generation: i64,
     /// Seconds without work after which the sandbox is destroyed.
     pub timeout_sec: Option<u32>,
+    /// Seconds after which it is destroyed unless its client has said again that it wants it.
+    #[serde(default)]
+    pub lease_sec: Option<u32>,
     /// When work was last done in it.
     pub last_active_at: DateTime<Utc>,
 }
@@ -63,6 +66,7 @@ impl Life {
             reason: None,
             generation: 0,
             timeout_sec: None,
+            lease_sec: None,
             last_active_at: Utc::now(),
         }
     }
@@ -284,6 +288,7 @@ mod tests {
                 reason: None,
                 generation: 1,
                 timeout_sec: Some(60),
+                lease_sec: None,
                 last_active_at: Utc::now(),
             },
         };

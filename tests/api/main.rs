@@ -29,6 +29,7 @@ mod file_watch;
 mod files;
 mod fork;
 mod idempotency;
+mod lease;
 mod life;
 mod list;
 mod mcp;

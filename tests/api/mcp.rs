@@ -23,8 +23,12 @@ struct Agent {
 impl Agent {
     /// Starts the program and agrees with it on how to speak.
     async fn of(nest: &Nest) -> Self {
+        Self::with(nest, &[]).await
+    }
+
+    async fn with(nest: &Nest, args: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nestbox"));
-        command.arg("mcp").env("NESTBOX_DATA_DIR", nest.dir.path());
+        command.arg("mcp").args(args).env("NESTBOX_DATA_DIR", nest.dir.path());
         command.env_remove("NESTBOX_URL").env_remove("NESTBOX_API_KEY");
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (say, lines) = channel();
@@ -305,4 +309,21 @@ async fn the_end_of_its_input_ends_the_program() {
     agent.to = None;
     assert_eq!(agent.ended().await, Some(0));
     assert!(agent.lines.recv_timeout(PATIENCE).is_err(), "nothing more is said");
+}
+
+#[actix_web::test]
+async fn what_an_agent_made_ends_when_the_program_is_killed_and_stays_when_that_ends_in_order() {
+    let nest = Nest::start().await;
+    let mut killed = Agent::with(&nest, &["--lease-sec", "3"]).await;
+    let mut orderly = Agent::with(&nest, &["--lease-sec", "3"]).await;
+    let (left, kept) = (killed.create().await, orderly.create().await);
+    let destroyed = orderly.create().await;
+    orderly.ok("destroy_sandbox", json!({ "sandbox_id": destroyed })).await;
+    orderly.to = None;
+    assert_eq!(orderly.ended().await, Some(0));
+    killed.child.kill().unwrap();
+    let sandbox = nest.becomes(&left, "stopped").await;
+    let reason = sandbox["reason"].as_str().unwrap();
+    assert!(reason.contains("has not renewed its lease"), "{reason}");
+    assert_eq!(nest.state(&kept).await, "running");
 }

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{Engine, eventually, in_a_lab};
+use crate::support::{Engine, eventually, in_a_lab, lives};
 
 #[test]
 fn the_command_line_does_it_all() {
@@ -301,5 +301,36 @@ fn nothing_panics_because_nobody_reads_what_it_prints() {
         let pid = Pid::from_raw(serve.id().try_into().expect("a pid"));
         kill(pid, Signal::SIGTERM).expect("it lives");
         assert!(serve.wait().expect("a child").success());
+    });
+}
+
+#[test]
+fn the_daemon_of_a_program_that_is_killed_ends_after_the_last_lease() {
+    in_a_lab(1, async |lab| {
+        let mut serve = lab.nestbox();
+        serve.args(["serve", "--end-with-stdin", "--listen", "127.0.0.1:0", "--image-dir"]);
+        serve.arg(lab.images()).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut daemon = serve.spawn().expect("it starts");
+        eventually("it runs", || async { lab.data_dir().join("url").exists() }).await;
+        let mut client = lab.nestbox();
+        client.args([
+            "run",
+            "--rm",
+            "--memory-mb",
+            "256",
+            "--lease-sec",
+            "4",
+            "--",
+            "sleep",
+            "1000",
+        ]);
+        let mut client = client.spawn().expect("it starts");
+        eventually("its sandbox runs", || async { lab.cli_ok(&["ls"]).contains("running") }).await;
+        client.kill().expect("it can be killed");
+        client.wait().expect("it can be reaped");
+        drop(daemon.stdin.take());
+        let pid = i32::try_from(daemon.id()).expect("a pid");
+        eventually("the daemon ends", || async { !lives(pid) }).await;
+        assert!(daemon.wait().expect("it can be reaped").success());
     });
 }

@@ -31,6 +31,8 @@ pub struct CreateSandbox {
     pub memory_mib: Option<u32>,
     /// Seconds without work after which it is destroyed; never if absent.
     pub timeout_sec: Option<u32>,
+    /// Seconds after which it is destroyed unless its lease is renewed; it needs none if absent.
+    pub lease_sec: Option<u32>,
     /// Environment of its processes.
     pub envs: BTreeMap<String, String>,
     /// The caller's own labels.
@@ -72,6 +74,7 @@ impl ControlPlane {
         self.host.check_shape(shape)?;
         let rates = self.host.rates(request.rates)?;
         let origin = Origin::Template(request.template.clone());
+        let lease_sec = request.lease_sec;
         let created_at = Utc::now();
         let new = NewSandbox {
             id: self.machines.reserve(&request.template, shape).await,
@@ -90,7 +93,7 @@ impl ControlPlane {
             created_at,
             expires_at: expiry(request.timeout_sec, created_at),
         };
-        match self.make(new, origin, trace).await? {
+        match self.make(new, origin, lease_sec, trace).await? {
             Made::New(sandbox) => Ok(*sandbox),
             Made::Before(id) => self.settled(id).await,
         }
@@ -119,6 +122,7 @@ impl ControlPlane {
         &self,
         new: NewSandbox,
         origin: Origin,
+        lease_sec: Option<u32>,
         trace: Trace,
     ) -> Result<Made, ControlError> {
         let started = Instant::now();
@@ -128,7 +132,7 @@ impl ControlPlane {
             Insert::Conflict(id) => return Err(ControlError::IdempotencyConflict(id)),
         }
         let id = new.id.clone();
-        match self.host.create(machine_spec(new, origin), trace).await {
+        match self.host.create(machine_spec(new, origin, lease_sec), trace).await {
             Ok(()) => {
                 let sandbox = match self.get_as(&id, SandboxState::Running).await {
                     Ok(sandbox) => sandbox,
@@ -185,7 +189,7 @@ pub(super) enum Made {
     Before(SandboxId),
 }
 
-fn machine_spec(new: NewSandbox, origin: Origin) -> MachineSpec {
+fn machine_spec(new: NewSandbox, origin: Origin, lease_sec: Option<u32>) -> MachineSpec {
     MachineSpec {
         id: new.id,
         origin,
@@ -200,6 +204,7 @@ fn machine_spec(new: NewSandbox, origin: Origin) -> MachineSpec {
             reason: None,
             generation: 1,
             timeout_sec: new.timeout_sec,
+            lease_sec,
             last_active_at: new.created_at,
         },
     }

@@ -9,12 +9,12 @@ use super::{CallerId, ControlError, ControlPlane, to_the_end};
 use crate::domain::id::SandboxId;
 use crate::domain::sandbox::Command;
 use crate::entity::sandboxes::{NewSandbox, Sandbox};
-use crate::vmm::machine::{ForkPoint, Origin};
+use crate::vmm::machine::Origin;
 use crate::vmm::trace::Trace;
 
 impl ControlPlane {
     /// Makes `count` sandboxes that begin as `id` is now, and returns them running: all of them or
-    /// none. A caller that goes away does not cancel it.
+    /// none. Each has the lease that is asked for, not its parent's. A caller that goes away does not cancel it.
     ///
     /// # Errors
     ///
@@ -23,6 +23,7 @@ impl ControlPlane {
         &self,
         id: &SandboxId,
         count: usize,
+        lease_sec: Option<u32>,
         caller: &CallerId,
         trace: Trace,
     ) -> Result<Vec<Sandbox>, ControlError> {
@@ -32,7 +33,11 @@ impl ControlPlane {
             let forked = async {
                 let parent = control.get(&id).await?;
                 let point = handle.fork(trace.clone()).await?;
-                let children = control.make_children(&parent, count, &point, &caller, &trace).await;
+                let each = || {
+                    let child = control.child(&parent, &caller);
+                    control.make(child, Origin::Fork(point.clone()), lease_sec, trace.clone())
+                };
+                let children = control.make_children(count, each).await;
                 control.machines.discard(point).await;
                 children
             };
@@ -41,16 +46,14 @@ impl ControlPlane {
         .await
     }
 
-    async fn make_children(
+    async fn make_children<F>(
         &self,
-        parent: &Sandbox,
         count: usize,
-        point: &ForkPoint,
-        caller: &CallerId,
-        trace: &Trace,
-    ) -> Result<Vec<Sandbox>, ControlError> {
-        let make =
-            || self.make(self.child(parent, caller), Origin::Fork(point.clone()), trace.clone());
+        make: impl Fn() -> F,
+    ) -> Result<Vec<Sandbox>, ControlError>
+    where
+        F: Future<Output = Result<Made, ControlError>>,
+    {
         let outcomes = join_all((0..count).map(|_| make())).await;
         let mut children = Vec::new();
         let mut failure = None;

@@ -11,6 +11,7 @@ mod files;
 mod follow;
 mod fork;
 mod keys;
+mod lease;
 mod network;
 mod pause;
 mod ports;

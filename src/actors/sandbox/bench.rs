@@ -1,6 +1,6 @@
 //! A host with simulated machines, for tests of actors from inside.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A control plane that takes news only while its gate is open.
 pub(super) struct GatedSink {
     pub open: watch::Sender<bool>,
+    /// Whether it takes nothing at all.
+    pub away: AtomicBool,
     pub told: Mutex<Vec<SandboxState>>,
 }
 
@@ -36,6 +38,9 @@ impl StatusSink for GatedSink {
     async fn publish(&self, _: &SandboxId, life: &Life, _: Option<u32>) -> Result<(), SinkError> {
         let mut open = self.open.subscribe();
         open.wait_for(|open| *open).await.expect("the gate is kept");
+        if self.away.load(Ordering::SeqCst) {
+            return Err(SinkError("away".into()));
+        }
         self.told.lock().expect("no test panics with it").push(life.state);
         Ok(())
     }
@@ -83,7 +88,8 @@ impl Bench {
         let arbiter = Arbiter::new();
         let machines = SimulatedMachines::new([template()]);
         let (open, _) = watch::channel(true);
-        let sink = Arc::new(GatedSink { open, told: Mutex::default() });
+        let sink =
+            Arc::new(GatedSink { open, away: AtomicBool::new(false), told: Mutex::default() });
         let known = Arc::new(machines.clone());
         let manager = ManagerHandle::start(&arbiter.handle(), known, sink.clone(), Arc::default());
         Self { arbiter, machines, sink, manager }
@@ -135,6 +141,7 @@ pub(super) fn spec() -> MachineSpec {
             reason: None,
             generation: 1,
             timeout_sec: None,
+            lease_sec: None,
             last_active_at: Utc::now(),
         },
     }

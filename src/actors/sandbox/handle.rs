@@ -2,16 +2,17 @@
 
 use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, ArbiterHandle, Handler, Message};
 use chrono::{DateTime, Utc};
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 
 use super::actor::{
     BeginWork, Beginning, Destroy, Expire, Fork, Lasting, Outfit, Pause, Resume, SandboxActor,
-    SetNetwork, Snapshot,
+    SetLease, SetNetwork, Snapshot,
 };
 use super::body::{Body, Presence};
 use super::lease::{Lease, WorkError};
@@ -31,6 +32,8 @@ use crate::vmm::trace::Trace;
 
 /// How often an actor is built again before its sandbox is given up.
 const MAX_RESTARTS: u32 = 5;
+/// How long a control plane that does not take the last word on a sandbox is left alone.
+const UNTOLD_PAUSE: Duration = Duration::from_secs(2);
 
 /// A sandbox, as everything above the actors sees it.
 #[derive(Clone)]
@@ -133,6 +136,15 @@ impl SandboxHandle {
     /// It reaches what it did before. [`OperationError::Refused`] unless it is running or paused.
     pub async fn set_network(&self, policy: Policy) -> Result<(), OperationError> {
         self.ask(Command::Network, |reply| SetNetwork(policy, reply)).await
+    }
+
+    /// Has it destroyed unless this is said again within so many seconds; or no more, if that is none.
+    ///
+    /// # Errors
+    ///
+    /// [`OperationError::Refused`] if it is gone.
+    pub async fn set_lease(&self, lease_sec: Option<u32>) -> Result<(), OperationError> {
+        self.ask(Command::Work, |reply| SetLease(lease_sec, reply)).await
     }
 
     /// What it takes on disk; none if nothing is left of it.
@@ -312,8 +324,9 @@ async fn give_up(id: &SandboxId, outfit: &Outfit, publish: &watch::Sender<Life>)
     life.reason = Some("a bug in the daemon: its log has more".to_owned());
     life.generation += 1;
     publish.send_replace(life.clone());
-    if let Err(error) = outfit.sink.publish(id, &life, None).await {
+    while let Err(error) = outfit.sink.publish(id, &life, None).await {
         tracing::error!(sandbox_id = %id, error = %crate::chain(&error),
-            "a sandbox's state was not recorded");
+            "a sandbox's state was not recorded, trying again");
+        sleep(UNTOLD_PAUSE).await;
     }
 }

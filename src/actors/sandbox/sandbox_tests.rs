@@ -351,3 +351,19 @@ fn a_sandbox_is_what_is_found_of_it_whatever_was_last_said() {
         }
     });
 }
+
+#[test]
+fn a_state_that_the_control_plane_does_not_take_is_told_until_it_does() {
+    System::new().block_on(async {
+        let bench = Bench::new();
+        let handle = bench.create().await;
+        bench.sink.away.store(true, Ordering::SeqCst);
+        // A kill does not wait for the control plane for ever.
+        handle.destroy().await.expect("it is queued");
+        assert_eq!(handle.life().state, SandboxState::Stopped);
+        assert_eq!(bench.told().last(), Some(&SandboxState::Running));
+        bench.sink.away.store(false, Ordering::SeqCst);
+        let told = async || (bench.told().last() == Some(&SandboxState::Stopped)).then_some(());
+        eventually("its end is known", told).await;
+    });
+}

@@ -23,6 +23,8 @@ pub struct CreateRequest {
     pub memory_mb: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_sec: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease_sec: Option<u32>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub envs: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]

@@ -166,14 +166,32 @@ impl Client {
         self.json(self.operation(&["sandboxes", id, "resume"], tracing)).await
     }
 
+    /// Says that a sandbox is still wanted: it is destroyed if that is not said again within so many
+    /// seconds.
+    pub async fn renew_lease(&self, id: &str, lease_sec: u32) -> Result<(), ClientError> {
+        let body = serde_json::json!({ "lease_sec": lease_sec });
+        self.send(self.request(Method::PUT, &["sandboxes", id, "lease"]).json(&body))
+            .await
+            .map(drop)
+    }
+
+    /// Has a sandbox live on without us.
+    pub async fn end_lease(&self, id: &str) -> Result<(), ClientError> {
+        self.send(self.request(Method::DELETE, &["sandboxes", id, "lease"])).await.map(drop)
+    }
+
     /// Makes `count` copies of a running sandbox; waits until they run.
     pub async fn fork(
         &self,
         id: &str,
         count: u32,
+        lease_sec: Option<u32>,
         tracing: Tracing,
     ) -> Result<Forked, ClientError> {
-        let body = serde_json::json!({ "count": count });
+        let mut body = serde_json::json!({ "count": count });
+        if let Some(lease_sec) = lease_sec {
+            body["lease_sec"] = lease_sec.into();
+        }
         self.json(self.operation(&["sandboxes", id, "fork"], tracing).json(&body)).await
     }
 

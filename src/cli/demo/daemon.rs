@@ -2,13 +2,14 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::timeout;
 
 use crate::cli::client::{Client, ListQuery};
@@ -21,8 +22,10 @@ const DAEMON_LIMIT: Duration = Duration::from_secs(60);
 /// A daemon for the demo alone.
 pub(super) struct DemoDaemon {
     process: Child,
+    /// Held for its end.
+    _stdin: Option<ChildStdin>,
     /// Talks to it.
-    pub client: Client,
+    pub client: Arc<Client>,
 }
 
 impl DemoDaemon {
@@ -34,7 +37,7 @@ impl DemoDaemon {
     pub async fn start(dir: &Path, images: &Path) -> Result<Self> {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut process = Command::new(program)
-            .arg("serve")
+            .args(["serve", "--end-with-stdin"])
             .args(["--listen", "127.0.0.1:0", "--log", "warn"])
             .arg("--data-dir")
             .arg(dir)
@@ -42,13 +45,15 @@ impl DemoDaemon {
             .arg(images)
             .env_remove("NESTBOX_CONFIG")
             .env_remove("NESTBOX_DATABASE_URL")
-            .stdin(Stdio::null())
+            // It ends with us, however that is: once the leases of our sandboxes have.
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // ^C is for the demo, which then ends the daemon in order.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .context("cannot start the daemon")?;
+        let stdin = process.stdin.take();
         let output = process.stdout.take().expect("it is piped");
         let mut lines = BufReader::new(output).lines();
         let url = async {
@@ -67,8 +72,8 @@ impl DemoDaemon {
         let api_key = std::fs::read_to_string(&key_file)
             .with_context(|| format!("cannot read {}", key_file.display()))?;
         let (api_key, way) = (api_key.trim().to_owned(), Way::Socket(dir.to_owned()));
-        let client = Client::new(Daemon { url, api_key, way })?;
-        let daemon = Self { process, client };
+        let client = Arc::new(Client::new(Daemon { url, api_key, way })?);
+        let daemon = Self { process, client, _stdin: stdin };
         // What an interrupted demo left has been adopted.
         daemon.destroy_all().await?;
         Ok(daemon)

@@ -8,6 +8,7 @@ mod daemon;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -15,6 +16,7 @@ use clap::Args;
 use super::WarmUp;
 use super::client::{Client, CreateRequest, ExecRequest, Tracing};
 use super::image;
+use super::lease::{LEASE_SEC, Renewal};
 use super::output::table;
 use super::progress::Steps;
 use crate::config::{Config, ConfigArgs};
@@ -76,10 +78,12 @@ pub(super) async fn run(
 }
 
 /// The life of one sandbox and its copies.
-async fn show(client: &Client, steps: &Steps) -> Result<()> {
+async fn show(client: &Arc<Client>, steps: &Steps) -> Result<()> {
     steps.begin("create");
-    let request = CreateRequest { template: "debian".to_owned(), ..CreateRequest::default() };
+    let (template, lease_sec) = ("debian".to_owned(), Some(LEASE_SEC));
+    let request = CreateRequest { template, lease_sec, ..CreateRequest::default() };
     let id = client.create(&request, None, Tracing::Off).await?.id;
+    let mut renewals = vec![Renewal::start(client, &id, LEASE_SEC)];
     work(client, steps, &id).await?;
 
     steps.begin("start a counter");
@@ -94,8 +98,9 @@ async fn show(client: &Client, steps: &Steps) -> Result<()> {
     steps.note(&format!("it had counted to {before} before the pause, and is at {after} now"));
 
     steps.begin(&format!("fork {FORKS}"));
-    let forks = client.fork(&id, FORKS, Tracing::Off).await?.sandboxes;
+    let forks = client.fork(&id, FORKS, Some(LEASE_SEC), Tracing::Off).await?.sandboxes;
     let forks: Vec<String> = forks.into_iter().map(|fork| fork.id).collect();
+    renewals.extend(forks.iter().map(|fork| Renewal::start(client, fork, LEASE_SEC)));
     steps.begin("count on in each");
     let mut all = vec![id];
     all.extend(forks);

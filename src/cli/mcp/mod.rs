@@ -18,13 +18,14 @@ use rmcp::transport::stdio;
 
 use super::client::Client;
 use super::exit;
+use super::lease::LeaseArgs;
 use super::signals::Signals;
 use tools::Tools;
 
 /// How long the end of a session waits for what cancelled calls have to take away.
 const TIDY_LIMIT: Duration = Duration::from_secs(10);
 
-/// Arguments of `mcp`: none.
+/// Arguments of `mcp`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 An MCP client starts it itself. In its settings:
@@ -32,14 +33,18 @@ An MCP client starts it itself. In its settings:
   {\"mcpServers\": {\"nestbox\": {\"command\": \"nestbox\", \"args\": [\"mcp\"]}}}
 
 and with \"env\": {\"NESTBOX_URL\": \"...\", \"NESTBOX_API_KEY\": \"...\"} for a daemon elsewhere.")]
-pub struct McpArgs {}
+pub struct McpArgs {
+    #[command(flatten)]
+    lease: LeaseArgs,
+}
 
 /// Serves one client, until it closes our standard input or asks us to end. What it has created stays,
-/// until it times out; what a call under way has made for itself does not.
-pub(super) async fn run(client: Client, _: McpArgs) -> Result<ExitCode> {
+/// until it times out; what a call under way has made for itself does not, and neither does anything if
+/// we are killed.
+pub(super) async fn run(client: Client, args: McpArgs) -> Result<ExitCode> {
     let mut signals = Signals::listen()?;
-    let tools = Tools::new(client);
-    let tidying = tools.tidying();
+    let tools = Tools::new(client, args.lease.lease_sec);
+    let (tidying, kept) = (tools.tidying(), tools.clone());
     let code = tokio::select! {
         ended = session(tools) => ended.map(|()| ExitCode::SUCCESS),
         // Calls under way are cancelled with the session.
@@ -48,6 +53,7 @@ pub(super) async fn run(client: Client, _: McpArgs) -> Result<ExitCode> {
     tidying.close();
     // What is left of a sandbox after that has a timeout of its own.
     let _ = tokio::time::timeout(TIDY_LIMIT, tidying.wait()).await;
+    let _ = tokio::time::timeout(TIDY_LIMIT, kept.give_leases_up()).await;
     code
 }
 

@@ -1,7 +1,8 @@
 //! The tools, each a request or two of the API. What goes wrong is the tool's result, in words for
 //! the agent: a protocol's error is one that clients do not show it.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Error, Result, bail};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -19,8 +20,11 @@ use super::arguments::{
 };
 use super::shown::{Ends, line, result, told};
 use crate::cli::client::{
-    BackgroundRequest, Client, CreateRequest, ExecRequest, ListQuery, NetworkRequest, Tracing,
+    BackgroundRequest, Client, ClientError, CreateRequest, ExecRequest, ListQuery, NetworkRequest,
+    Tracing,
 };
+use crate::cli::lease::Renewal;
+use crate::cli::output::tell;
 use crate::cli::resolve::live_states;
 use crate::domain::egress::{Rule, Verdict};
 use crate::domain::id::SandboxId;
@@ -40,13 +44,35 @@ processes on disk, and goes on where it was when it is resumed.";
 #[derive(Clone)]
 pub struct Tools {
     client: Arc<Client>,
+    lease_sec: u32,
+    /// The leases of what was created here, by id.
+    leases: Arc<Mutex<HashMap<String, Renewal>>>,
     /// Calls that have something to take away when they are cancelled.
     tidying: TaskTracker,
 }
 
 impl Tools {
-    pub fn new(client: Client) -> Self {
-        Self { client: Arc::new(client), tidying: TaskTracker::new() }
+    pub fn new(client: Client, lease_sec: u32) -> Self {
+        let (leases, tidying) = (Arc::default(), TaskTracker::new());
+        Self { client: Arc::new(client), lease_sec, leases, tidying }
+    }
+
+    /// Has what was created here live on without us, until it times out.
+    pub async fn give_leases_up(&self) {
+        let leases = std::mem::take(&mut *self.leases());
+        for (id, renewal) in leases {
+            // Or it would be renewed after that.
+            drop(renewal);
+            match self.client.end_lease(&id).await {
+                // Some are gone by now.
+                Ok(()) | Err(ClientError::Refused { .. }) => {}
+                Err(error) => tell(&format!("nestbox: the sandbox {id} ends soon: {error}")),
+            }
+        }
+    }
+
+    fn leases(&self) -> MutexGuard<'_, HashMap<String, Renewal>> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells when no cancelled call has anything to take away any more, once no more calls come.
@@ -168,7 +194,7 @@ impl Tools {
         &self,
         Parameters(SandboxArguments { sandbox_id }): Parameters<SandboxArguments>,
     ) -> CallToolResult {
-        let destroyed = self.client.destroy(sandbox_id.as_str()).await;
+        let destroyed = self.destroy(sandbox_id.as_str()).await;
         let told = destroyed.map(|()| format!("The sandbox {sandbox_id} is gone."));
         result(told.map_err(Into::into))
     }
@@ -183,7 +209,7 @@ impl Tools {
     ) -> Result<String> {
         let id = self.create(arguments).await?;
         if cancelled.is_cancelled() {
-            self.client.destroy(&id).await?;
+            self.destroy(&id).await?;
             bail!("it was cancelled, and the sandbox is destroyed");
         }
         Ok(id)
@@ -207,11 +233,23 @@ impl Tools {
             vcpus,
             memory_mb,
             timeout_sec: Some(timeout_sec.unwrap_or(USUAL_TIMEOUT_SEC)),
+            lease_sec: Some(self.lease_sec),
             envs,
             network,
             ..CreateRequest::default()
         };
-        Ok(self.client.create(&request, None, Tracing::Off).await?.id)
+        let id = self.client.create(&request, None, Tracing::Off).await?.id;
+        let renewal = Renewal::start(&self.client, &id, self.lease_sec);
+        let mut leases = self.leases();
+        leases.retain(|_, renewal| !renewal.is_over());
+        leases.insert(id.clone(), renewal);
+        Ok(id)
+    }
+
+    async fn destroy(&self, id: &str) -> Result<(), ClientError> {
+        self.client.destroy(id).await?;
+        self.leases().remove(id);
+        Ok(())
     }
 
     async fn code(&self, arguments: CodeArguments, cancelled: CancellationToken) -> Result<String> {
@@ -242,7 +280,7 @@ impl Tools {
         let new = CreateArguments { timeout_sec, ..CreateArguments::default() };
         let id = self.create(new).await?.parse::<SandboxId>()?;
         let answer = self.exec(&id, request, cancelled).await;
-        let destroyed = self.client.destroy(id.as_str()).await;
+        let destroyed = self.destroy(id.as_str()).await;
         // What the program printed is not lost when the clean-up fails.
         match (answer, destroyed) {
             (answer, Ok(())) => answer,

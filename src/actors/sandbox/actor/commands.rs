@@ -1,7 +1,9 @@
 //! What others ask of a sandbox, and whether it is done.
 
+use std::time::Instant;
+
 use actix::{Context, Handler, Message};
-use chrono::{TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::SandboxActor;
 use super::operations::Doing;
@@ -52,6 +54,11 @@ pub(in crate::actors::sandbox) struct Fork(pub Trace, pub Reply<Outcome<ForkPoin
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(in crate::actors::sandbox) struct SetNetwork(pub Policy, pub Reply<Outcome<()>>);
+
+/// Asks to end it unless this is said again within so many seconds; not any more, if that is none.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(in crate::actors::sandbox) struct SetLease(pub Option<u32>, pub Reply<Outcome<()>>);
 
 /// Asks to end it all.
 #[derive(Message)]
@@ -223,6 +230,15 @@ impl Handler<Expire> for SandboxActor {
     type Result = ();
 
     fn handle(&mut self, Expire: Expire, ctx: &mut Context<Self>) {
+        // Whatever is done in it or to it: nobody wants it any more.
+        if let Some((seconds, until)) = self.lease() {
+            if until <= Instant::now() {
+                let reason = format!("its client has not renewed its lease for {seconds} s");
+                return self.stop(Some(reason), ctx);
+            }
+            // Its idle time may come before, which is seen to below.
+            self.arm_for(DateTime::<Utc>::MAX_UTC);
+        }
         let Some(seconds) = self.life.timeout_sec else { return };
         // Whatever keeps it from ending now arms the reaper when it is done.
         if self.admit(Command::Expire) != Admission::Accept {
@@ -232,7 +248,28 @@ impl Handler<Expire> for SandboxActor {
             Idleness::Expired => {
                 self.stop(Some(format!("no work was done in it for {seconds} s")), ctx);
             }
-            Idleness::NotBefore(deadline) => self.outfit.reaper.arm(self.id.clone(), deadline),
+            Idleness::NotBefore(deadline) => self.arm_for(deadline),
         }
+    }
+}
+
+impl Handler<SetLease> for SandboxActor {
+    type Result = ();
+
+    fn handle(&mut self, SetLease(lease_sec, reply): SetLease, _: &mut Context<Self>) {
+        let state = self.life.state;
+        if state == SandboxState::Stopping || state.is_final() {
+            let _ = reply.send(Err(self.refused(Refusal::Gone(state)).into()));
+            return;
+        }
+        let changed = self.life.lease_sec != lease_sec;
+        self.life.lease_sec = lease_sec;
+        self.renew_lease();
+        if changed {
+            // A later daemon has to know.
+            self.published.send_replace(self.life.clone());
+            return self.publish(move || drop(reply.send(Ok(()))));
+        }
+        let _ = reply.send(Ok(()));
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::{Actor, AsyncContext, Context, Handler, Message};
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,7 +30,9 @@ use crate::vmm::machine::{Found, Machine, MachineError, MachineSpec, Machines};
 use crate::vmm::record::Life;
 use crate::vmm::trace::Trace;
 
-pub(super) use commands::{BeginWork, Destroy, Expire, Fork, Pause, Resume, SetNetwork, Snapshot};
+pub(super) use commands::{
+    BeginWork, Destroy, Expire, Fork, Pause, Resume, SetLease, SetNetwork, Snapshot,
+};
 
 /// What every sandbox of a host works with.
 #[derive(Clone)]
@@ -92,6 +94,9 @@ pub(super) struct SandboxActor {
     /// Cancelled when the VM is no longer there to work in.
     alive: CancellationToken,
     destroyers: Vec<Reply<()>>,
+    /// When its client has to have renewed its lease. By a clock that stands still with the host, as the
+    /// client does.
+    leased_until: Option<Instant>,
     exit: ExitSignal,
 }
 
@@ -120,6 +125,7 @@ impl SandboxActor {
             operation: None,
             alive: CancellationToken::new(),
             destroyers: Vec::new(),
+            leased_until: None,
             exit,
         }
     }
@@ -165,6 +171,7 @@ impl SandboxActor {
             }
             Some(Body::Frozen(_)) => {
                 self.find_itself(SandboxState::Paused, SandboxState::Pausing);
+                self.renew_lease();
             }
             None => unreachable!("it was set above"),
         }
@@ -196,6 +203,8 @@ impl SandboxActor {
             }
         });
         self.arm_reaper();
+        // Nobody could renew it while it was made, or while no daemon was there.
+        self.renew_lease();
     }
 
     /// What the VM uses is counted from here on.
@@ -226,8 +235,44 @@ impl SandboxActor {
     fn arm_reaper(&self) {
         if let Some(seconds) = self.life.timeout_sec {
             let deadline = self.ledger.last_active_at() + TimeDelta::seconds(seconds.into());
-            self.outfit.reaper.arm(self.id.clone(), deadline);
+            self.arm_for(deadline);
         }
+    }
+
+    /// Has it reminded at `deadline`, or before it where its lease ends.
+    fn arm_for(&self, deadline: DateTime<Utc>) {
+        let deadline = self.end_of_lease().map_or(deadline, |end| end.min(deadline));
+        self.outfit.reaper.arm(self.id.clone(), deadline);
+    }
+
+    /// Its lease counts from now on, if it has one.
+    fn renew_lease(&mut self) {
+        let seconds = self.life.lease_sec.map(u64::from);
+        self.leased_until = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+        self.arm_for_lease();
+    }
+
+    /// How long its lease is, and until when it has it. None while it is made.
+    fn lease(&self) -> Option<(u32, Instant)> {
+        let over = self.life.state == SandboxState::Stopping || self.life.state.is_final();
+        Some((self.life.lease_sec?, self.leased_until?)).filter(|_| !over)
+    }
+
+    fn end_of_lease(&self) -> Option<DateTime<Utc>> {
+        let (_, until) = self.lease()?;
+        let left = until.saturating_duration_since(Instant::now());
+        Some(Utc::now() + TimeDelta::from_std(left).unwrap_or(TimeDelta::MAX))
+    }
+
+    fn arm_for_lease(&self) {
+        let Some(end) = self.end_of_lease() else { return };
+        // One reminder for each sandbox: the idle time has it too, while that runs.
+        let idle = self.life.timeout_sec.filter(|_| self.life.state == SandboxState::Running);
+        let idle = idle.map(|seconds| {
+            let over = self.ledger.last_active_at() + TimeDelta::seconds(seconds.into());
+            over.max(Utc::now())
+        });
+        self.outfit.reaper.arm(self.id.clone(), idle.map_or(end, |idle| idle.min(end)));
     }
 
     /// Starts to take everything away, whatever is being done now.
