@@ -233,6 +233,8 @@ pub struct Survivor {
     pub envs: BTreeMap<String, String>,
     /// What it may reach.
     pub network: Policy,
+    /// How fast it may use its disk and its network.
+    pub rates: RateLimits,
 }
 
 /// What was found of a sandbox that a former daemon left.

@@ -93,7 +93,7 @@ impl ControlPlane {
     }
 
     fn row_of(&self, survivor: &Survivor) -> NewSandbox {
-        let Survivor { id, life, template, shape, envs, network } = survivor.clone();
+        let Survivor { id, life, template, shape, envs, network, rates } = survivor.clone();
         NewSandbox {
             id,
             host_id: self.host.id().to_owned(),
@@ -104,6 +104,7 @@ impl ControlPlane {
             metadata: BTreeMap::new(),
             public_ports: BTreeSet::new(),
             network,
+            rates,
             hypervisor: self.machines.engine().engine.as_str().to_owned(),
             api_key_id: NOBODY.to_owned(),
             idempotency: None,

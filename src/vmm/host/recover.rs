@@ -41,6 +41,7 @@ impl Host {
                         shape: record.shape,
                         envs: record.envs,
                         network: record.network,
+                        rates: record.rates,
                     });
                 }
                 Err(error) => {

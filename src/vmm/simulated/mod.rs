@@ -308,6 +308,7 @@ impl Machines for SimulatedMachines {
             // Its agent knows them.
             envs: BTreeMap::new(),
             network: present.network.clone(),
+            rates: Default::default(),
         };
         present.iter().map(survivor).collect()
     }
