@@ -42,9 +42,8 @@ impl SmallDisk {
         fs::remove_file(&self.filling).expect("removed");
     }
 
-    // Not every suite wants to know that.
-    #[allow(dead_code)]
     /// Takes the disk away; it fails if anything still uses it.
+    #[allow(dead_code, reason = "not every suite wants to know that")]
     pub fn unmount(self) {
         run("umount", &[text(&self.mounted)]);
     }
