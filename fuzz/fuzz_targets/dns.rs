@@ -84,6 +84,8 @@ fn said_of(question: &[u8], answer: &[u8]) -> Option<BTreeSet<[u8; 4]>> {
         if names.contains(&owner) {
             match (kind, <[u8; 4]>::try_from(data)) {
                 (1, Ok(address)) => drop(addresses.insert(address)),
+                // One without any data leads nowhere.
+                (5, Err(_)) if length == 0 => {}
                 (5, _) => drop(names.insert(name(answer, end + 10)?.0)),
                 _ => {}
             }
