@@ -20,6 +20,9 @@ const MOST_READY: usize = 256;
 /// Seconds that a guest may be given to start.
 const BOOT_TIMEOUTS: RangeInclusive<u64> = 1..=3600;
 
+/// Seconds after which a hypervisor counts as hung: with fewer a busy host would end healthy VMs.
+const VMM_TIMEOUTS: RangeInclusive<u64> = 5..=86_400;
+
 /// Users of VMs may begin here: those below are people, services and dynamic users of the system.
 /// The last one leaves room for one for each slot.
 const VM_UIDS: RangeInclusive<u32> = 65_536..=4_000_000_000;
@@ -301,6 +304,10 @@ pub enum ConfigError {
     #[error("boot_timeout_sec is {0}: a guest has {min} to {max} seconds to start",
         min = BOOT_TIMEOUTS.start(), max = BOOT_TIMEOUTS.end())]
     BootTimeout(u64),
+    /// Healthy VMs would be ended, or hung ones never.
+    #[error("vmm_timeout_sec is {0}: it is {min} to {max}, or 0 for never",
+        min = VMM_TIMEOUTS.start(), max = VMM_TIMEOUTS.end())]
+    VmmTimeout(u64),
     /// Users of VMs would be those of the system.
     #[error("vm_uid_base is {0}: the users of VMs begin from {min} to {max}",
         min = VM_UIDS.start(), max = VM_UIDS.end())]
@@ -370,6 +377,9 @@ impl Config {
             return Err(ConfigError::BootTimeout(self.boot_timeout_sec));
         }
         self.rates()?;
+        if self.vmm_timeout_sec != 0 && !VMM_TIMEOUTS.contains(&self.vmm_timeout_sec) {
+            return Err(ConfigError::VmmTimeout(self.vmm_timeout_sec));
+        }
         match DNS_RATES.contains(&self.dns_rate) {
             true => Ok(()),
             false => Err(ConfigError::DnsRate(self.dns_rate)),

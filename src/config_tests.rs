@@ -67,6 +67,7 @@ fn a_wrong_or_unknown_setting_is_named() {
         ("boot_timeout_sec = 0", "boot_timeout_sec is 0: a guest has 1 to 3600 seconds"),
         ("boot_timeout_sec = 3601", "boot_timeout_sec is 3601"),
         ("vmm_timeout_sec = -1", "vmm_timeout_sec"),
+        ("vmm_timeout_sec = 4", "vmm_timeout_sec is 4: it is 5 to 86400, or 0 for never"),
         ("vm_uid_base = 1000", "vm_uid_base is 1000: the users of VMs begin from 65536"),
         ("vm_uid_base = 4294967295", "vm_uid_base is 4294967295"),
         ("allow_missing = \"memory, ceiling\"", "ceiling"),

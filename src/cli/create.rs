@@ -51,34 +51,7 @@ pub struct SandboxArgs {
     #[command(flatten)]
     egress: EgressArgs,
     #[command(flatten)]
-    rates: RateArgs,
-}
-
-/// How fast it may be.
-#[derive(Debug, Args)]
-pub struct RateArgs {
-    /// Bytes that it reads from its disk and writes to it a second, at most
-    #[arg(long, value_name = "BYTES")]
-    disk_bytes_per_sec: Option<u64>,
-    /// Reads and writes of its disk a second, at most
-    #[arg(long, value_name = "COUNT")]
-    disk_ops_per_sec: Option<u64>,
-    /// Bytes that it sends, and as many that it receives, a second, at most
-    #[arg(long, value_name = "BYTES")]
-    network_bytes_per_sec: Option<u64>,
-}
-
-impl RateArgs {
-    /// What the flags ask for; nothing if there are none.
-    fn into_request(self) -> Option<RateLimitsRequest> {
-        let Self { disk_bytes_per_sec, disk_ops_per_sec, network_bytes_per_sec } = self;
-        let asked = [disk_bytes_per_sec, disk_ops_per_sec, network_bytes_per_sec];
-        asked.iter().any(Option::is_some).then_some(RateLimitsRequest {
-            disk_bytes_per_sec,
-            disk_ops_per_sec,
-            network_bytes_per_sec,
-        })
-    }
+    rate_limits: RateLimitsRequest,
 }
 
 impl From<SandboxArgs> for CreateRequest {
@@ -93,7 +66,7 @@ impl From<SandboxArgs> for CreateRequest {
             metadata: map(args.metadata),
             public_ports: args.public_ports,
             network: args.egress.into_request(),
-            rate_limits: args.rates.into_request(),
+            rate_limits: args.rate_limits,
         }
     }
 }

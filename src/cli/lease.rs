@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::client::{Client, ClientError};
+use crate::domain::sandbox::LEASES;
 
 /// How long a sandbox lives after we were last heard of: also what a session is given whose client takes
 /// nothing any more.
@@ -25,7 +26,7 @@ const RETRY: Duration = Duration::from_secs(2);
 pub struct LeaseArgs {
     /// Seconds after which what was made here is destroyed when this program was killed, or stands still
     #[arg(long, value_name = "SECONDS", default_value_t = LEASE_SEC,
-          value_parser = clap::value_parser!(u32).range(1..=86_400))]
+          value_parser = clap::value_parser!(u32).range(i64::from(*LEASES.start())..=i64::from(*LEASES.end())))]
     pub(super) lease_sec: u32,
 }
 

@@ -11,9 +11,13 @@
 //! [`admit`] decides, the actor obeys; neither knows how anything is done.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+/// Seconds of a lease: longer than a day is no sign of life.
+pub const LEASES: RangeInclusive<u32> = 1..=86_400;
 
 /// Where a sandbox is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -82,7 +82,7 @@ struct Asset {
 static ASSETS: LazyLock<HashMap<&str, Asset>> = LazyLock::new(|| {
     let asset = |(path, content): &(&'static str, &'static [u8])| {
         let digest = Sha256::digest(content);
-        let tag = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        let tag = hex::encode(&digest[..16]);
         let tag = EntityTag::new_strong(tag);
         (*path, Asset { content, content_type: content_type(path), tag })
     };

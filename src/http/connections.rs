@@ -2,8 +2,9 @@
 //!
 //! Each takes descriptors, and those are for sandboxes. A connection is a stranger's until a request on
 //! it has shown an API key or a sandbox's token: strangers share a part of the budget, and one that
-//! comes when it is used up takes the place of another, first of the one that has been idle longest. So whoever has a key always gets in, however many others knock. What comes through the
-//! Unix socket is root's, and not counted.
+//! comes when it is used up takes the place of another, first of the one that has been idle longest. So
+//! whoever has a key always gets in, however many others knock. What comes through the Unix socket is
+//! root's, and not counted.
 //!
 //! How long one may be idle, or take for the head of a request, are the server's own limits
 //! (`IDLE` and `HEAD` in [`super`]).

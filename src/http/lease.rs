@@ -1,7 +1,5 @@
 //! `PUT` and `DELETE /v1/sandboxes/{id}/lease`: a client says that it still wants a sandbox.
 
-use std::ops::RangeInclusive;
-
 use actix_web::{HttpResponse, delete, put, web};
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -13,9 +11,7 @@ use super::openapi::failures::State;
 use super::openapi::{Routes, Section};
 use crate::actors::control_plane::ControlPlane;
 use crate::domain::id::SandboxId;
-
-/// Longer than a day is no sign of life.
-const LEASES: RangeInclusive<u32> = 1..=86_400;
+use crate::domain::sandbox::LEASES;
 
 /// Body of the request.
 #[derive(Debug, Deserialize, ToSchema)]

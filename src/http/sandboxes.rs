@@ -385,7 +385,7 @@ fn idempotency(request: &HttpRequest, body: &CreateBody) -> Result<Option<Idempo
     };
     // Of the parsed body, so that the order of fields and white space do not matter.
     let text = serde_json::to_vec(body).expect("a body has only string keys");
-    let request_digest = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+    let request_digest = hex::encode(Sha256::digest(text));
     Ok(Some(Idempotency { key: key.to_owned(), request_digest }))
 }
 

@@ -6,11 +6,12 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::actors::control_plane::TokenSecret;
+use crate::domain::token;
 use crate::vmm::lock_file;
 
 const LOCK_FILE: &str = "daemon.lock";
@@ -62,25 +63,20 @@ pub fn token_secret(data_dir: &Path) -> Result<TokenSecret> {
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let bytes: [u8; 32] = rand::random();
-            let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            let text = token::random();
             write_named(&path, &format!("{text}\n"))?;
             text
         }
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
-    let digits = text.trim().as_bytes();
     let mut bytes = [0; 32];
-    let pairs = digits.chunks_exact(2).map(|pair| std::str::from_utf8(pair).ok());
-    let parsed: Option<Vec<u8>> = pairs.map(|pair| u8::from_str_radix(pair?, 16).ok()).collect();
-    match parsed {
-        Some(parsed) if digits.len() == 64 => bytes.copy_from_slice(&parsed),
-        _ => bail!(
+    hex::decode_to_slice(text.trim(), &mut bytes).with_context(|| {
+        format!(
             "{} does not hold 64 hexadecimal digits: bring it back, or remove it, and sandboxes get \
              other tokens for their ports",
             path.display()
-        ),
-    }
+        )
+    })?;
     Ok(TokenSecret::new(&bytes))
 }
 

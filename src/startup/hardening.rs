@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use chrono::{Datelike, NaiveDate, Utc};
+use chrono::{Datelike, NaiveDate, NaiveDateTime, Utc};
 
 use crate::vmm::kvm::{Check, Outcome};
 
@@ -17,9 +17,6 @@ const OLD_DAYS: i64 = 180;
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
 
 const MITIGATIONS: &str = "sys/devices/system/cpu/vulnerabilities";
-
-const MONTHS: [&str; 12] =
-    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
 /// What was found below `root`, which is `/` but for tests.
 pub fn checks(root: &Path) -> Vec<Check> {
@@ -117,12 +114,10 @@ fn build_day(version: &str) -> Option<NaiveDate> {
         .iter()
         .rev()
         .find_map(|word| NaiveDate::parse_from_str(word.trim_matches(['(', ')']), "%Y-%m-%d").ok());
-    let year = words.last().and_then(|year| year.parse::<i32>().ok());
-    let long = words.windows(2).find_map(|pair| {
-        let month = MONTHS.iter().position(|month| *month == pair[0])?;
-        NaiveDate::from_ymd_opt(year?, u32::try_from(month).ok()? + 1, pair[1].parse().ok()?)
+    let long = words.last_chunk::<6>().and_then(|words| {
+        NaiveDateTime::parse_from_str(&words.join(" "), "%a %b %d %H:%M:%S %Z %Y").ok()
     });
-    plain.or(long).filter(|day| day.year() > 1990)
+    plain.or(long.map(|at| at.date())).filter(|day| day.year() > 1990)
 }
 
 /// The kernel compares what is loaded with a list of its own (`old_microcode`), from Linux 6.16 on.

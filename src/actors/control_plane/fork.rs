@@ -14,7 +14,8 @@ use crate::vmm::trace::Trace;
 
 impl ControlPlane {
     /// Makes `count` sandboxes that begin as `id` is now, and returns them running: all of them or
-    /// none. Each has the lease that is asked for, not its parent's. A caller that goes away does not cancel it.
+    /// none. Each has the lease that is asked for, not its parent's. A caller that goes away does not
+    /// cancel it.
     ///
     /// # Errors
     ///

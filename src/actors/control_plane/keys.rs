@@ -30,7 +30,7 @@ impl TokenSecret {
     pub(super) fn ports_token(&self, id: &SandboxId) -> String {
         // The words keep it apart from whatever else may be made of the secret one day.
         let of = format!("token for the ports of sandbox {id}");
-        hex(hmac::sign(&self.0, of.as_bytes()).as_ref())
+        hex::encode(hmac::sign(&self.0, of.as_bytes()))
     }
 }
 
@@ -118,9 +118,5 @@ impl ControlPlane {
 /// A key is 256 random bits, so a plain hash of it cannot be guessed back. Comparing digests takes as
 /// long wherever secrets differ.
 pub(super) fn digest(key: &str) -> String {
-    hex(&Sha256::digest(key.as_bytes()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(key.as_bytes()))
 }

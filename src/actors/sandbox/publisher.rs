@@ -70,7 +70,8 @@ impl Publisher {
         Self { queue }
     }
 
-    /// Makes `life` known, then calls `afterwards`, also when it is not known for a while. The record of it goes with `body`.
+    /// Makes `life` known, then calls `afterwards`, also when it is not known for a while. The record of
+    /// it goes with `body`.
     pub fn publish(
         &self,
         life: &Life,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Utc};
+use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -33,19 +34,31 @@ pub struct CreateRequest {
     pub public_ports: Vec<GuestPort>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkRequest>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rate_limits: Option<RateLimitsRequest>,
+    #[serde(skip_serializing_if = "RateLimitsRequest::is_empty")]
+    pub rate_limits: RateLimitsRequest,
 }
 
-/// How fast a sandbox may be, in bytes and in reads and writes a second.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+/// How fast a sandbox may be; also the flags that say so.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Args)]
 pub struct RateLimitsRequest {
+    /// Bytes that it reads from its disk and writes to it a second, at most
+    #[arg(long, value_name = "BYTES")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub disk_bytes_per_sec: Option<u64>,
+    disk_bytes_per_sec: Option<u64>,
+    /// Reads and writes of its disk a second, at most
+    #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub disk_ops_per_sec: Option<u64>,
+    disk_ops_per_sec: Option<u64>,
+    /// Bytes that it sends, and as many that it receives, a second, at most
+    #[arg(long, value_name = "BYTES")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub network_bytes_per_sec: Option<u64>,
+    network_bytes_per_sec: Option<u64>,
+}
+
+impl RateLimitsRequest {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What a sandbox may reach. Without a default, the lists say it.

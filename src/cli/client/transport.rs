@@ -2,15 +2,13 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
 use http::header::{ACCEPT, HOST, HeaderValue};
 use hyper_util::rt::TokioIo;
 use reqwest::{Body, Request, Response, Url};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
+use tokio_util::either::Either;
 
 use super::{CONNECT_LIMIT, Client, ClientError};
 use crate::cli::discover::Way;
@@ -55,7 +53,7 @@ impl Client {
             Way::Found => self.check_listener()?,
             Way::Socket(dir) => {
                 return match peer::connect(dir).await {
-                    Ok(stream) => Ok(Line::Unix(stream)),
+                    Ok(stream) => Ok(Line::Right(stream)),
                     // Who follows something waits for the daemon to come back.
                     Err(PeerError::Unreachable { source, .. }) => Err(failed(source)),
                     Err(error) => Err(error.into()),
@@ -69,7 +67,7 @@ impl Client {
         let stream = timeout(CONNECT_LIMIT, connecting).await.map_err(late)?.map_err(failed)?;
         // Without Nagle's delay: a key that is pressed should not wait for another one.
         stream.set_nodelay(true).map_err(failed)?;
-        Ok(Line::Tcp(stream))
+        Ok(Line::Left(stream))
     }
 
     fn check_listener(&self) -> Result<(), PeerError> {
@@ -104,51 +102,8 @@ async fn over(stream: UnixStream, request: Request) -> Result<Response, Lost> {
     Ok(answer.map(Body::wrap).into())
 }
 
-/// A connection to a daemon.
-pub enum Line {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl AsyncRead for Line {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
-            Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Line {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(context),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(context),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
-        }
-    }
-}
+/// A connection to a daemon: by its address, or its socket.
+pub type Line = Either<TcpStream, UnixStream>;
 
 #[cfg(test)]
 mod tests {

@@ -10,7 +10,6 @@ mod group;
 mod hierarchy;
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -140,10 +139,7 @@ impl Cgroups {
             .canonicalize()
             .map_err(|source| CgroupError::DataDir { path: data_dir.to_owned(), source })?;
         let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
-        let mut daemon = String::new();
-        for byte in &digest[..6] {
-            write!(daemon, "{byte:02x}").expect("writing to a string does not fail");
-        }
+        let daemon = hex::encode(&digest[..6]);
         let hierarchies = hierarchy::discover().map_err(CgroupError::Discover)?;
         Ok(Self { hierarchies, daemon })
     }

@@ -135,7 +135,7 @@ impl Host {
             &format!("{WAY}"),
         ];
         let digest = Sha256::digest(parts.join("\n"));
-        digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(&digest[..8])
     }
 
     async fn boot_and_freeze(

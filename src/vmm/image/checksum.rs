@@ -11,7 +11,7 @@ const BLOCK: usize = 64 * 1024;
 
 /// SHA-256 of bytes, as 64 hexadecimal digits.
 pub fn of_bytes(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+    hex::encode(Sha256::digest(bytes))
 }
 
 /// SHA-256 of a file, the same as `sha256sum` prints.
@@ -24,7 +24,7 @@ pub fn of_file(path: &Path) -> io::Result<String> {
     let mut buffer = vec![0; BLOCK];
     loop {
         match file.read(&mut buffer)? {
-            0 => return Ok(hex(&hash.finalize())),
+            0 => return Ok(hex::encode(hash.finalize())),
             n => hash.update(&buffer[..n]),
         }
     }
@@ -58,7 +58,7 @@ pub fn of_sparse_file(path: &Path) -> io::Result<String> {
             break;
         }
     }
-    Ok(hex(&hash.finalize()))
+    Ok(hex::encode(hash.finalize()))
 }
 
 /// Finds the first offset at or after `from` that is not in a hole (lseek(2), SEEK_DATA).
@@ -80,15 +80,6 @@ fn read_full(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(filled)
-}
-
-/// Bytes as lower-case hexadecimal digits.
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string does not fail");
-        text
-    })
 }
 
 #[cfg(test)]

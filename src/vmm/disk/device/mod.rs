@@ -86,7 +86,7 @@ impl Devices {
     pub fn open(data_dir: &Path) -> Result<Self, DeviceError> {
         let path = fs::canonicalize(data_dir).map_err(DeviceError::file("find", data_dir))?;
         let digest = Sha256::digest(path.as_os_str().as_bytes());
-        let host: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        let host = hex::encode(&digest[..4]);
         Ok(Self::with(Arc::new(Linux::open()?), format!("nestbox-{host}"), Patience::USUAL))
     }
 

@@ -365,8 +365,7 @@ impl Stack {
         let mut add = |link: &Link| {
             digest.update(link.file.dev.to_le_bytes());
             digest.update(link.file.ino.to_le_bytes());
-            let bytes = digest.clone().finalize();
-            bytes.iter().take(12).map(|byte| format!("{byte:02x}")).collect::<String>()
+            hex::encode(&digest.clone().finalize()[..12])
         };
         add(&chain.base);
         chain.cows.iter().map(|link| self.layer(&add(link))).collect()
