@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use actix::{Context, Handler, Message};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{TimeDelta, Utc};
 
 use super::SandboxActor;
 use super::operations::Doing;
@@ -237,7 +237,7 @@ impl Handler<Expire> for SandboxActor {
                 return self.stop(Some(reason), ctx);
             }
             // Its idle time may come before, which is seen to below.
-            self.arm_for(DateTime::<Utc>::MAX_UTC);
+            self.arm_for(None);
         }
         let Some(seconds) = self.life.timeout_sec else { return };
         // Whatever keeps it from ending now arms the reaper when it is done.
@@ -248,7 +248,7 @@ impl Handler<Expire> for SandboxActor {
             Idleness::Expired => {
                 self.stop(Some(format!("no work was done in it for {seconds} s")), ctx);
             }
-            Idleness::NotBefore(deadline) => self.arm_for(deadline),
+            Idleness::NotBefore(deadline) => self.arm_for(Some(deadline)),
         }
     }
 }

@@ -202,8 +202,7 @@ impl SandboxActor {
                 how = machine.ended() => address.do_send(VmEnded { how }),
             }
         });
-        self.arm_reaper();
-        // Nobody could renew it while it was made, or while no daemon was there.
+        // Nobody could renew it while it was made, or while no daemon was there. Its idle time runs, too.
         self.renew_lease();
     }
 
@@ -232,24 +231,24 @@ impl SandboxActor {
         }
     }
 
+    /// Has it reminded of its time as it is now.
     fn arm_reaper(&self) {
-        if let Some(seconds) = self.life.timeout_sec {
-            let deadline = self.ledger.last_active_at() + TimeDelta::seconds(seconds.into());
-            self.arm_for(deadline);
-        }
+        let seconds = self.life.timeout_sec.map(|seconds| TimeDelta::seconds(seconds.into()));
+        self.arm_for(seconds.map(|seconds| self.ledger.last_active_at() + seconds));
     }
 
-    /// Has it reminded at `deadline`, or before it where its lease ends.
-    fn arm_for(&self, deadline: DateTime<Utc>) {
-        let deadline = self.end_of_lease().map_or(deadline, |end| end.min(deadline));
-        self.outfit.reaper.arm(self.id.clone(), deadline);
+    /// Has it reminded when its idle time may be over, or its lease is: one reminder for both.
+    fn arm_for(&self, idle: Option<DateTime<Utc>>) {
+        if let Some(first) = idle.into_iter().chain(self.end_of_lease()).min() {
+            self.outfit.reaper.arm(self.id.clone(), first);
+        }
     }
 
     /// Its lease counts from now on, if it has one.
     fn renew_lease(&mut self) {
         let seconds = self.life.lease_sec.map(u64::from);
         self.leased_until = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-        self.arm_for_lease();
+        self.arm_reaper();
     }
 
     /// How long its lease is, and until when it has it. None while it is made.
@@ -262,17 +261,6 @@ impl SandboxActor {
         let (_, until) = self.lease()?;
         let left = until.saturating_duration_since(Instant::now());
         Some(Utc::now() + TimeDelta::from_std(left).unwrap_or(TimeDelta::MAX))
-    }
-
-    fn arm_for_lease(&self) {
-        let Some(end) = self.end_of_lease() else { return };
-        // One reminder for each sandbox: the idle time has it too, while that runs.
-        let idle = self.life.timeout_sec.filter(|_| self.life.state == SandboxState::Running);
-        let idle = idle.map(|seconds| {
-            let over = self.ledger.last_active_at() + TimeDelta::seconds(seconds.into());
-            over.max(Utc::now())
-        });
-        self.outfit.reaper.arm(self.id.clone(), idle.map_or(end, |idle| idle.min(end)));
     }
 
     /// Starts to take everything away, whatever is being done now.
