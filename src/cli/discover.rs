@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Global, peer};
+use super::{Global, peer, url};
 
 /// Where a daemon of this machine keeps its data.
 const SYSTEM_DIR: &str = "/var/lib/nestbox";
@@ -24,8 +24,8 @@ pub(super) struct Daemon {
 /// How a daemon is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Way {
-    /// By a URL that somebody gave, with a key for it.
-    Given,
+    /// By a URL that somebody gave, with a key for it, and a file of authorities to trust there.
+    Given { ca: Option<PathBuf> },
     /// By the URL that a daemon here has written down: it may have left, and another one listen there.
     Found,
     /// By the socket in this data directory.
@@ -58,7 +58,12 @@ pub(super) fn find(global: &Global) -> Result<Daemon, DiscoverError> {
         Some(dir) => vec![dir.clone()],
         None => vec![PathBuf::from(SYSTEM_DIR), PathBuf::from(PROJECT_DIR)],
     };
-    find_in(global.url.as_deref(), global.api_key.as_deref(), &dirs)
+    let given = Given {
+        url: global.url.as_deref(),
+        api_key: global.api_key.as_deref(),
+        ca: global.ca.as_deref(),
+    };
+    find_in(given, &dirs)
 }
 
 /// The data directory of this machine's daemon for verbs that need no running one: as given, else
@@ -71,13 +76,19 @@ pub(super) fn data_dir(global: &Global) -> Option<PathBuf> {
     global.data_dir.clone().or_else(project)
 }
 
-fn find_in(
-    url: Option<&str>,
-    api_key: Option<&str>,
-    dirs: &[PathBuf],
-) -> Result<Daemon, DiscoverError> {
+/// What flags and environment say.
+#[derive(Clone, Copy, Default)]
+struct Given<'a> {
+    url: Option<&'a str>,
+    api_key: Option<&'a str>,
+    ca: Option<&'a Path>,
+}
+
+fn find_in(given: Given<'_>, dirs: &[PathBuf]) -> Result<Daemon, DiscoverError> {
+    let Given { url, api_key, ca } = given;
     if let (Some(url), Some(key)) = (url, api_key) {
-        return Ok(Daemon { url: url.to_owned(), api_key: key.to_owned(), way: Way::Given });
+        let way = Way::Given { ca: ca.map(Path::to_owned) };
+        return Ok(Daemon { url: url.to_owned(), api_key: key.to_owned(), way });
     }
     let local = local_daemon(dirs, api_key);
     match (url, local) {
@@ -138,7 +149,7 @@ fn read(dir: &Path, name: &str) -> Result<Option<String>, DiscoverError> {
 }
 
 fn same_url(one: &str, other: &str) -> bool {
-    one.trim_end_matches('/').eq_ignore_ascii_case(other.trim_end_matches('/'))
+    matches!((url::parse(one), url::parse(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 #[cfg(test)]
@@ -159,7 +170,7 @@ mod tests {
 
     fn found(url: Option<&str>, key: Option<&str>, dirs: &[&tempfile::TempDir]) -> Option<Daemon> {
         let dirs: Vec<_> = dirs.iter().map(|dir| dir.path().to_owned()).collect();
-        find_in(url, key, &dirs).ok()
+        find_in(Given { url, api_key: key, ca: None }, &dirs).ok()
     }
 
     #[test]
@@ -185,7 +196,8 @@ mod tests {
 
     #[test]
     fn a_given_url_and_key_need_no_directory() {
-        let want = Some(Daemon { way: Way::Given, ..daemon("http://far", "mine") });
+        let way = Way::Given { ca: None };
+        let want = Some(Daemon { way, ..daemon("http://far", "mine") });
         assert_eq!(found(Some("http://far"), Some("mine"), &[]), want);
     }
 
@@ -195,6 +207,7 @@ mod tests {
         assert_eq!(found(Some("http://far"), None, &[&local]), None);
         let want = Some(daemon("http://127.0.0.1:1", "key"));
         assert_eq!(found(Some("http://127.0.0.1:1/"), None, &[&local]), want);
+        assert_eq!(found(Some("127.0.0.1:1/v1"), None, &[&local]), want);
     }
 
     #[test]
@@ -206,7 +219,7 @@ mod tests {
 
     #[test]
     fn without_a_daemon_the_error_says_what_to_do() {
-        let error = find_in(None, None, &[PathBuf::from("/nowhere")]).err().unwrap();
+        let error = find_in(Given::default(), &[PathBuf::from("/nowhere")]).err().unwrap();
         let text = error.to_string();
         assert!(text.contains("/nowhere") && text.contains("nestbox serve"), "{text}");
     }

@@ -41,11 +41,13 @@ mod signals;
 mod snapshot;
 mod top;
 mod trace;
+mod url;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use futures::future::BoxFuture;
 
@@ -71,7 +73,7 @@ pub struct Global {
     /// Print JSON, for programs
     #[arg(long, global = true)]
     pub json: bool,
-    /// URL of the daemon [default: the local daemon, by its socket]
+    /// URL of the daemon, http or https [default: the local daemon, by its socket]
     #[arg(long, global = true, env = "NESTBOX_URL", value_name = "URL")]
     pub url: Option<String>,
     /// API key [default: the local daemon's]
@@ -83,9 +85,17 @@ pub struct Global {
         hide_env_values = true
     )]
     pub api_key: Option<String>,
+    /// File of certificates of authorities, in PEM, to trust besides this machine's for https
+    #[arg(long, global = true, env = "NESTBOX_CA", value_name = "FILE", value_parser = path())]
+    pub ca: Option<PathBuf>,
     /// Data directory of the local daemon [default: /var/lib/nestbox, then ./.nestbox]
-    #[arg(long, global = true, env = "NESTBOX_DATA_DIR", value_name = "DIR")]
+    #[arg(long, global = true, env = "NESTBOX_DATA_DIR", value_name = "DIR", value_parser = path())]
     pub data_dir: Option<PathBuf>,
+}
+
+/// A path, or nothing for now: see [`Global::without_empty`].
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// Arguments of `serve`.
@@ -164,6 +174,21 @@ pub enum Command {
 pub type WarmUp = fn(Config, TemplateName) -> BoxFuture<'static, Result<Option<String>>>;
 
 impl Global {
+    /// A variable that is empty is one that is not set.
+    fn without_empty(self) -> Self {
+        let text = |text: Option<String>| {
+            text.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+        };
+        let path = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
+        Self {
+            json: self.json,
+            url: text(self.url),
+            api_key: text(self.api_key),
+            ca: path(self.ca),
+            data_dir: path(self.data_dir),
+        }
+    }
+
     /// The data directory of this machine's daemon, if it is not the default one.
     pub fn local_data_dir(&self) -> Option<PathBuf> {
         discover::data_dir(self)
@@ -178,7 +203,8 @@ impl Cli {
     ///
     /// The exit code: 0 after `--help` and `--version`, else [`NESTBOX_FAILED`].
     pub fn read() -> Result<Self, ExitCode> {
-        Self::try_parse().map_err(|error| exit::after_usage(&error))
+        let cli = Self::try_parse().map_err(|error| exit::after_usage(&error))?;
+        Ok(Self { global: cli.global.without_empty(), ..cli })
     }
 }
 

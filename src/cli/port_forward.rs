@@ -79,7 +79,6 @@ impl FromStr for Pair {
 }
 
 pub(super) async fn run(client: Client, format: Format, args: PortForwardArgs) -> Result<ExitCode> {
-    let mut signals = Signals::listen()?;
     let id = resolve(&client, &args.id).await?;
     let sandbox = client.get(&id).await?;
     if sandbox.state != "running" {
@@ -96,6 +95,7 @@ pub(super) async fn run(client: Client, format: Format, args: PortForwardArgs) -
         let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
         listeners.push((listener.local_addr()?, listener, pair.remote));
     }
+    let mut signals = Signals::listen()?;
     tell_where(format, &listeners)?;
     let (client, id): (Arc<Client>, Arc<str>) = (Arc::new(client), id.into());
     for (_, listener, port) in listeners {

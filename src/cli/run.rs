@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::client::{Client, CreateRequest, Tracing};
@@ -53,8 +53,7 @@ pub(super) async fn run(client: Client, format: Format, args: RunArgs) -> Result
         tell(&format!("nestbox: the sandbox {sandbox} is kept"));
         return Ok(ExitCode::from(shell::after(end?, &sandbox)));
     }
-    let destroyed = client
-        .destroy(&sandbox)
+    let destroyed = destroy(&client, &sandbox, &end, &mut signals)
         .await
         .with_context(|| format!("the sandbox {sandbox} was not destroyed"));
     // How the command ended is not lost when the clean-up fails.
@@ -67,16 +66,44 @@ pub(super) async fn run(client: Client, format: Format, args: RunArgs) -> Result
     Ok(ExitCode::from(code))
 }
 
-/// Creates the sandbox; gives the signal that came meanwhile. The request is not given up for it:
-/// without the answer we would not know what to destroy.
+/// Creates the sandbox; gives the signal that came meanwhile. The request is not given up at once for
+/// it: without the answer we do not know what to destroy, and only the lease does it.
 async fn create(
     client: &Client,
     request: &CreateRequest,
     signals: &mut Signals,
 ) -> Result<(String, Option<i32>)> {
     let mut creating = std::pin::pin!(client.create(request, None, Tracing::Off));
+    let signal = tokio::select! {
+        created = &mut creating => return Ok((created?.id, None)),
+        signal = signals.next() => signal,
+    };
     tokio::select! {
-        created = &mut creating => Ok((created?.id, None)),
-        signal = signals.next() => Ok((creating.await?.id, Some(signal))),
+        created = &mut creating => Ok((created?.id, Some(signal))),
+        () = signals.grace() => match request.lease_sec {
+            Some(seconds) => bail!(
+                "the daemon has not answered yet: a sandbox that it still makes is destroyed after {seconds} s"
+            ),
+            None => bail!("the daemon has not answered yet: `nestbox ls` shows whether a sandbox was made"),
+        },
+    }
+}
+
+/// Destroys the sandbox, unless signals ask us to end and it takes longer than their grace.
+async fn destroy(
+    client: &Client,
+    id: &str,
+    end: &Result<End>,
+    signals: &mut Signals,
+) -> Result<()> {
+    let asked = matches!(end, Ok(End::Signalled(_)));
+    tokio::select! {
+        destroyed = client.destroy(id) => Ok(destroyed?),
+        () = async {
+            if !asked {
+                signals.next().await;
+            }
+            signals.grace().await;
+        } => bail!("the daemon has not answered yet"),
     }
 }

@@ -1,7 +1,13 @@
 //! The signals that ask a program to end.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
+
+/// How long we go on after a signal that asks us to end, so that what we began can end in order.
+pub(super) const GRACE: Duration = Duration::from_secs(10);
 
 /// Hears them, instead of being ended by them.
 pub(super) struct Signals {
@@ -28,5 +34,10 @@ impl Signals {
             _ = self.hang_up.recv() => SignalKind::hangup(),
         };
         kind.as_raw_value()
+    }
+
+    /// After a first signal: waits for the next one, or until the grace is over.
+    pub async fn grace(&mut self) {
+        let _ = timeout(GRACE, self.next()).await;
     }
 }

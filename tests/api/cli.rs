@@ -289,6 +289,34 @@ async fn what_runs_in_the_background_is_listed_read_and_ended() {
 }
 
 #[actix_web::test]
+async fn one_signal_ends_us_when_the_command_does_not_care() {
+    let nest = Nest::start().await;
+    let id = nest.create(json!({})).await;
+    let line = "trap 'echo caught' TERM; echo ready; while :; do sleep 0.1; done";
+    let mut child = nestbox(&nest);
+    child.args(["exec", &id, "--", "sh", "-c", line]);
+    child.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = child.spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut ready = [0; 6];
+    let (child, output, status) = actix_web::rt::task::spawn_blocking(move || {
+        out.read_exact(&mut ready).unwrap();
+        let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).unwrap();
+        let mut output = String::new();
+        out.read_to_string(&mut output).unwrap();
+        let status = child.wait().unwrap();
+        (child, output, status)
+    })
+    .await
+    .unwrap();
+    assert_eq!((output.as_str(), status.code()), ("caught\n", Some(143)));
+    let mut said = String::new();
+    child.stderr.unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("has not ended after SIGTERM"), "{said}");
+}
+
+#[actix_web::test]
 async fn who_follows_ends_when_nobody_reads_any_more() {
     let nest = Nest::start().await;
     let id = nest.create(json!({})).await;

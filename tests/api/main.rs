@@ -16,6 +16,7 @@ mod browser;
 mod budget;
 mod capacity;
 mod cli;
+mod cli_remote;
 mod contract;
 mod create;
 mod doors;

@@ -3,18 +3,24 @@
 mod body;
 mod session;
 mod stream;
+mod tls;
 mod transport;
 
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::HeaderValue;
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, Url};
+use rustls::ClientConfig;
 use serde::de::DeserializeOwned;
 
 use super::discover::{Daemon, Way};
 use super::peer::PeerError;
+use super::url::{self, UrlError};
 use crate::domain::egress::Policy;
 use body::{Envelope, Inner, Page, Processes};
+use tls::TlsError;
 
 pub(super) use body::{
     BackgroundRequest, CreateRequest, Entry, Event, EventMessage, EventNotice, EventPage,
@@ -41,23 +47,29 @@ pub(super) struct Client {
     /// The daemon's URL as it was given, for messages.
     url: String,
     way: Way,
+    /// If it is spoken.
+    tls: Option<Arc<ClientConfig>>,
 }
 
 /// A request was not answered as it should have been.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
-    #[error("{url:?} is not the url of a daemon, such as http://127.0.0.1:8080")]
-    BadUrl { url: String },
+    #[error(transparent)]
+    Url(#[from] UrlError),
     #[error("the api key has characters that no key has")]
     BadKey,
     #[error("cannot set up the http client")]
     SetUp(#[source] reqwest::Error),
     #[error("cannot reach the daemon at {url}: is it running?")]
     Unreachable { url: String, source: reqwest::Error },
+    #[error("cannot reach the daemon at {url}: is it running?")]
+    NoConnection { url: String, source: io::Error },
     #[error("the connection to the daemon at {url} broke")]
     Broken { url: String, source: reqwest::Error },
     #[error("the connection to the daemon at {url} broke")]
     Lost { url: String, source: hyper::Error },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error(transparent)]
     Peer(#[from] PeerError),
     /// The daemon refused, in its own words.
@@ -81,17 +93,12 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ClientError::BadUrl`], [`ClientError::BadKey`], [`ClientError::SetUp`].
+    /// [`ClientError::Url`], [`ClientError::BadKey`], [`ClientError::Tls`], [`ClientError::SetUp`].
     pub fn new(daemon: Daemon) -> Result<Self, ClientError> {
-        let bad = || ClientError::BadUrl { url: daemon.url.clone() };
-        let mut base = Url::parse(&daemon.url).map_err(|_| bad())?;
-        if base.cannot_be_a_base() || !base.has_host() {
-            return Err(bad());
-        }
+        let mut base = url::parse(&daemon.url)?;
         // A base without a final slash would lose its last part when joined.
         let path = format!("{}/v1/", base.path().trim_end_matches('/'));
         base.set_path(&path);
-        base.set_query(None);
         let mut key = HeaderValue::from_str(&daemon.api_key).map_err(|_| ClientError::BadKey)?;
         key.set_sensitive(true);
         let http = reqwest::Client::builder()
@@ -99,12 +106,19 @@ impl Client {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_LIMIT);
         // A proxy of the environment would get the key, and leads to another machine anyway.
-        let http = match daemon.way != Way::Given || transport::is_loopback(&base) {
+        let given = matches!(daemon.way, Way::Given { .. });
+        let http = match !given || url::is_loopback(&base) {
             true => http.no_proxy(),
             false => http,
         };
+        let tls = match &daemon.way {
+            Way::Given { ca } if base.scheme() == "https" => {
+                Some(Arc::new(tls::config(ca.as_deref())?))
+            }
+            _ => None,
+        };
         let http = http.build().map_err(ClientError::SetUp)?;
-        Ok(Self { http, base, key, url: daemon.url, way: daemon.way })
+        Ok(Self { http, base, key, url: daemon.url, way: daemon.way, tls })
     }
 
     /// Creates a sandbox; waits until it runs.
@@ -424,7 +438,7 @@ mod tests {
 
     fn client(url: &str) -> Result<Client, ClientError> {
         let (url, api_key) = (url.to_owned(), "key".to_owned());
-        Client::new(Daemon { url, api_key, way: Way::Given })
+        Client::new(Daemon { url, api_key, way: Way::Given { ca: None } })
     }
 
     #[test]
@@ -433,6 +447,7 @@ mod tests {
             ("http://127.0.0.1:80", "http://127.0.0.1/v1/sandboxes/a"),
             ("http://127.0.0.1:8080/", "http://127.0.0.1:8080/v1/sandboxes/a"),
             ("http://host/nest/box?x=1", "http://host/nest/box/v1/sandboxes/a"),
+            ("https://host/v1", "https://host/v1/sandboxes/a"),
         ] {
             let request = client(url).unwrap().request(Method::GET, &["sandboxes", "a"]);
             assert_eq!(request.build().unwrap().url().as_str(), want);
@@ -445,13 +460,6 @@ mod tests {
         let request = client.request(Method::DELETE, &["sandboxes", "../api-keys/1?x#y"]);
         let url = request.build().unwrap().url().to_string();
         assert_eq!(url, "http://host/v1/sandboxes/..%2Fapi-keys%2F1%3Fx%23y");
-    }
-
-    #[test]
-    fn what_is_no_url_is_refused() {
-        for url in ["", "127.0.0.1:8080", "localhost:8080", "mailto:bird@nest", "/var/lib"] {
-            assert!(matches!(client(url), Err(ClientError::BadUrl { .. })), "{url}");
-        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::transport::Line;
 use super::{Client, ClientError, answered};
+use crate::cli::url::UrlError;
 use crate::domain::port::GuestPort;
 
 /// A WebSocket as it is.
@@ -45,8 +46,9 @@ impl Client {
     ) -> Result<Socket, ClientError> {
         let request = self.request(Method::GET, path).query(query).build();
         let mut url = request.map_err(|error| self.broken(error))?.url().clone();
-        let bad = || ClientError::BadUrl { url: self.url.clone() };
-        url.set_scheme("ws").map_err(|()| bad())?;
+        let bad = || UrlError::Bad { url: self.url.clone() };
+        let scheme = if url.scheme() == "https" { "wss" } else { "ws" };
+        url.set_scheme(scheme).map_err(|()| bad())?;
         let mut request = url.as_str().into_client_request().map_err(|_| bad())?;
         request.headers_mut().insert("x-api-key", self.key.clone());
         match client_async(request, self.line().await?).await {

@@ -1,55 +1,52 @@
 //! The way of a request to the daemon, and who is let have the key at its end.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use http::header::{ACCEPT, HOST, HeaderValue};
 use hyper_util::rt::TokioIo;
-use reqwest::{Body, Request, Response, Url};
+use reqwest::{Body, Request, Response};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
+use super::tls::{self, TlsError};
 use super::{CONNECT_LIMIT, Client, ClientError};
 use crate::cli::discover::Way;
 use crate::cli::peer::{self, PeerError};
-
-/// Whether a URL leads to this machine: no proxy belongs in between then.
-pub(super) fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_end_matches('.');
-    match address(host) {
-        Some(ip) => ip.to_canonical().is_loopback() || ip.is_unspecified(),
-        None => host == "localhost" || host.ends_with(".localhost"),
-    }
-}
-
-fn address(host: &str) -> Option<IpAddr> {
-    host.trim_matches(['[', ']']).parse().ok()
-}
+use crate::cli::url::address;
 
 impl Client {
     /// Sends a request where it belongs.
     pub(super) async fn transmit(&self, request: Request) -> Result<Response, ClientError> {
-        match &self.way {
-            Way::Given => {}
-            Way::Found => self.check_listener()?,
-            Way::Socket(dir) => {
-                let stream = peer::connect(dir).await?;
-                return over(stream, request).await.map_err(|source| match source {
-                    // It cannot be: the URL was built of parts that make one.
-                    Lost::Request(error) => self.broken(error),
-                    Lost::Connection(source) => ClientError::Lost { url: self.url.clone(), source },
-                });
+        let line = match (&self.way, &self.tls) {
+            (Way::Socket(dir), _) => Line::Right(peer::connect(dir).await?),
+            (_, Some(_)) => Line::Left(self.dial().await.map_err(|error| match error {
+                Undialled::Tls(error) => error.into(),
+                Undialled::Io(source) => {
+                    ClientError::NoConnection { url: self.url.clone(), source }
+                }
+            })?),
+            (way, None) => {
+                if *way == Way::Found {
+                    self.check_listener()?;
+                }
+                return self.http.execute(request).await.map_err(|error| self.broken(error));
             }
-        }
-        self.http.execute(request).await.map_err(|error| self.broken(error))
+        };
+        over(line, request).await.map_err(|lost| match lost {
+            // It cannot be: the URL was built of parts that make one.
+            Lost::Request(error) => self.broken(error),
+            Lost::Connection(source) => ClientError::Lost { url: self.url.clone(), source },
+        })
     }
 
     /// Connects for a WebSocket.
     pub(super) async fn line(&self) -> Result<Line, ClientError> {
         let failed = |error: io::Error| self.no_stream(error.into());
         match &self.way {
-            Way::Given => {}
+            Way::Given { .. } => {}
             Way::Found => self.check_listener()?,
             Way::Socket(dir) => {
                 return match peer::connect(dir).await {
@@ -60,14 +57,33 @@ impl Client {
                 };
             }
         }
+        self.dial().await.map(Line::Left).map_err(|error| match error {
+            Undialled::Tls(error) => error.into(),
+            Undialled::Io(error) => failed(error),
+        })
+    }
+
+    /// Connects to the URL's host, with TLS where the URL asks for it.
+    async fn dial(&self) -> Result<Remote, Undialled> {
         let host = self.base.host_str().expect("it was looked for when the URL was read");
+        let host = host.trim_matches(['[', ']']);
         let port = self.base.port_or_known_default().unwrap_or(80);
-        let connecting = TcpStream::connect((host.trim_matches(['[', ']']), port));
-        let late = |_| failed(io::ErrorKind::TimedOut.into());
-        let stream = timeout(CONNECT_LIMIT, connecting).await.map_err(late)?.map_err(failed)?;
-        // Without Nagle's delay: a key that is pressed should not wait for another one.
-        stream.set_nodelay(true).map_err(failed)?;
-        Ok(Line::Left(stream))
+        let connecting = async {
+            let stream = TcpStream::connect((host, port)).await?;
+            // Without Nagle's delay: a key that is pressed should not wait for another one.
+            stream.set_nodelay(true)?;
+            Ok(match self.tls.clone() {
+                None => Remote::Left(stream),
+                Some(tls) => Remote::Right(Box::new(tls::connect(tls, host, stream).await?)),
+            })
+        };
+        let connected = timeout(CONNECT_LIMIT, connecting).await;
+        connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(|error| {
+            match TlsError::in_chain(&error, &self.url) {
+                Some(error) => Undialled::Tls(error),
+                None => Undialled::Io(error),
+            }
+        })
     }
 
     fn check_listener(&self) -> Result<(), PeerError> {
@@ -79,6 +95,12 @@ impl Client {
     }
 }
 
+/// Why there is no connection.
+enum Undialled {
+    Tls(TlsError),
+    Io(io::Error),
+}
+
 /// Why there was no answer.
 enum Lost {
     Request(reqwest::Error),
@@ -86,7 +108,7 @@ enum Lost {
 }
 
 /// Sends one request through a connection that ends with the answer.
-async fn over(stream: UnixStream, request: Request) -> Result<Response, Lost> {
+async fn over(stream: Line, request: Request) -> Result<Response, Lost> {
     let host = request.url().authority().to_owned();
     let mut request = http::Request::<Body>::try_from(request).map_err(Lost::Request)?;
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
@@ -103,29 +125,7 @@ async fn over(stream: UnixStream, request: Request) -> Result<Response, Lost> {
 }
 
 /// A connection to a daemon: by its address, or its socket.
-pub type Line = Either<TcpStream, UnixStream>;
+pub type Line = Either<Remote, UnixStream>;
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn loopback_is_known_in_all_its_forms() {
-        for (url, want) in [
-            ("http://127.0.0.1:8080", true),
-            ("http://127.9.9.9", true),
-            ("http://127.1", true),
-            ("http://[::1]:8080", true),
-            ("http://[::ffff:127.0.0.1]", true),
-            ("http://0.0.0.0:1", true),
-            ("http://LOCALHOST", true),
-            ("http://localhost.:1", true),
-            ("http://nest.localhost", true),
-            ("http://192.0.2.1", false),
-            ("http://localhost.example", false),
-            ("http://nest.example", false),
-        ] {
-            assert_eq!(is_loopback(&url.parse().unwrap()), want, "{url}");
-        }
-    }
-}
+/// A connection to another machine, without TLS or with it.
+pub type Remote = Either<TcpStream, Box<TlsStream<TcpStream>>>;

@@ -35,7 +35,10 @@ pub async fn follow(
     input: Input,
     signals: &mut Signals,
 ) -> Result<End> {
-    let (to, from) = client.command(id).await?;
+    let (to, from) = tokio::select! {
+        opened = client.command(id) => opened?,
+        signal = signals.next() => return Ok(End::Signalled(signal)),
+    };
     let (say, said) = mpsc::channel(QUEUE);
     // There is room for the first ones.
     say.try_send(SessionRequest::Start(request.into())).expect("the queue is empty");
@@ -67,7 +70,8 @@ async fn feed(input: Input, say: &mpsc::Sender<SessionRequest>) -> Result<Never>
     }
 }
 
-/// Passes a signal on that asks us to end; the second one is for us.
+/// Passes a signal on that asks us to end; the second one is for us. So is the first in the end, but for
+/// ^C, with which programs are talked to.
 async fn pass_on(signals: &mut Signals, say: &mpsc::Sender<SessionRequest>) -> i32 {
     let number = signals.next().await;
     if let Ok(signal) = Signal::try_from(number) {
@@ -76,7 +80,13 @@ async fn pass_on(signals: &mut Signals, say: &mpsc::Sender<SessionRequest>) -> i
             return number;
         }
     }
-    signals.next().await
+    if number == Signal::SIGINT as i32 {
+        return signals.next().await;
+    }
+    signals.grace().await;
+    let name = Signal::try_from(number).map_or("the signal", Signal::as_str);
+    tell(&format!("nestbox: the command has not ended after {name}"));
+    number
 }
 
 async fn hear(mut from: Listener) -> Result<End> {

@@ -51,12 +51,18 @@ pub async fn attach(
     signals: &mut Signals,
 ) -> Result<End> {
     RawMode::possible()?;
-    let (to, mut from) = client.terminal(id).await?;
+    let (to, mut from) = tokio::select! {
+        opened = client.terminal(id) => opened?,
+        signal = signals.next() => return Ok(End::Signalled(signal)),
+    };
     let (say, said) = mpsc::channel(QUEUE);
     // There is room for the first one.
     say.try_send(target.into()).expect("the queue is empty");
     let shown = async {
-        let pid = started(&mut from).await?;
+        let pid = tokio::select! {
+            pid = started(&mut from) => pid?,
+            signal = signals.next() => return Ok(End::Signalled(signal)),
+        };
         // Only now: until then an error is shown on a terminal as it was.
         let raw = RawMode::begin()?;
         let end = tokio::select! {
