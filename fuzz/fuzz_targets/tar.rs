@@ -53,9 +53,7 @@ fuzz_target!(|input: &[u8]| {
     assert!(summary.bytes <= archive.len() as u64);
 
     let mut packed = Vec::new();
-    let Ok(_) = pack(&outer.root, &mut packed, OPTIONS.hidden, |_| ()) else {
-        panic!("what was unpacked cannot be packed")
-    };
+    pack(&outer.root, &mut packed, OPTIONS.hidden, |_| ()).expect("what was unpacked can be packed");
     let other = Outer::new();
     unpack(&packed[..], &other.root, &OPTIONS, |_| ()).expect("what was packed can be unpacked");
     let mut back = tree(&other.root);
