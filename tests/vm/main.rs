@@ -26,6 +26,7 @@ mod exec_stream;
 mod faults;
 mod files;
 mod firecracker;
+mod floods;
 mod fork;
 mod full_disk;
 mod hostile;

@@ -66,7 +66,9 @@ impl From<TreeError> for ConnectError {
             TreeError::NotDirectory { .. } | TreeError::Root | TreeError::IntoItself { .. } => {
                 ConnectError::invalid_argument(message)
             }
-            TreeError::Full => ConnectError::resource_exhausted(message),
+            TreeError::Full | TreeError::TooMuch { .. } => {
+                ConnectError::resource_exhausted(message)
+            }
             TreeError::Other { .. } => ConnectError::internal(message),
         }
     }
@@ -287,11 +289,12 @@ impl wire::Filesystem for Files {
                 .ok_or_else(|| watcher_not_found(request.watcher_id))?;
             (Arc::clone(&watcher.watch), watcher.entries)
         };
-        let changes = watch.take()?;
-        let events = changes
-            .into_iter()
-            .map(|change| event(change, watch.root(), entries, &self.context))
-            .collect();
+        let events = self
+            .blocking(move |context| {
+                let described = |change| event(change, watch.root(), entries, context);
+                Ok(watch.take().map(|changes| changes.into_iter().map(described).collect()))
+            })
+            .await??;
         Response::ok(wire::GetWatcherEventsResponse { events, ..Default::default() })
     }
 
@@ -322,22 +325,33 @@ fn events(
     interval: Duration,
 ) -> impl Stream<Item = Result<Event, ConnectError>> + Send + use<> {
     let started = futures::stream::once(std::future::ready(Ok(StartEvent::default().into())));
-    let batches = futures::stream::unfold(Some((watch, context)), move |state| async move {
-        let (watch, context) = state?;
-        let batch = match tokio::time::timeout(interval, watch.ready()).await {
-            Err(_) => vec![Ok(KeepAlive::default().into())],
-            Ok(()) => match watch.take() {
-                Ok(changes) => changes
-                    .into_iter()
-                    .map(|change| Ok(event(change, watch.root(), entries, &context).into()))
-                    .collect(),
-                Err(error) => {
-                    let last = vec![Err(ConnectError::from(error))];
-                    return Some((futures::stream::iter(last), None));
-                }
-            },
-        };
-        Some((futures::stream::iter(batch), Some((watch, context))))
+    let changes = futures::stream::unfold(Some(Arc::new(watch)), move |watch| {
+        let context = Arc::clone(&context);
+        async move {
+            let watch = watch?;
+            let batch = match tokio::time::timeout(interval, watch.ready()).await {
+                Err(_) => vec![Ok(KeepAlive::default().into())],
+                Ok(()) => match described(Arc::clone(&watch), entries, context).await {
+                    Ok(events) => events.into_iter().map(|event| Ok(event.into())).collect(),
+                    Err(error) => return Some((vec![Err(error)], None)),
+                },
+            };
+            Some((batch, Some(watch)))
+        }
     });
-    started.chain(batches.flatten())
+    started.chain(changes.map(futures::stream::iter).flatten())
+}
+
+/// Takes what has changed, and looks at it away from the runtime's thread.
+async fn described(
+    watch: Arc<Watch>,
+    entries: Entries,
+    context: Arc<Context>,
+) -> Result<Vec<FilesystemEvent>, ConnectError> {
+    let look = move || {
+        let described = |change| event(change, watch.root(), entries, &context);
+        Ok::<_, WatchError>(watch.take()?.into_iter().map(described).collect())
+    };
+    let looked = tokio::task::spawn_blocking(look).await;
+    Ok(looked.map_err(|error| ConnectError::internal(error.to_string()))??)
 }

@@ -1,7 +1,7 @@
 //! Making, moving, removing and listing. Blocking; knows nothing of the wire.
 
 use std::ffi::OsString;
-use std::fs::{self, Metadata, Permissions};
+use std::fs::{self, DirEntry, Metadata, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
@@ -59,6 +59,12 @@ pub enum TreeError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// There is more than a list holds. The words are those by which the host tells it from a full disk.
+    #[error("the list exceeds limit {LIST_LIMIT} bytes: {}", .path.display())]
+    TooMuch {
+        /// What was to be listed.
+        path: PathBuf,
+    },
     /// The disk or the user's share of it is full.
     #[error("no space left on device")]
     Full,
@@ -91,7 +97,8 @@ impl TreeError {
     }
 }
 
-/// Whether the kernel's answer is about what was asked for, rather than a fault.
+/// Whether the kernel's answer is about what was asked for, rather than a fault of the agent's. What a
+/// device, a driver or another process's file system answers is.
 pub fn is_refusal(error: &io::Error) -> bool {
     let refused = [
         libc::EACCES,
@@ -104,6 +111,18 @@ pub fn is_refusal(error: &io::Error) -> bool {
         libc::EOPNOTSUPP,
         libc::EMLINK,
         libc::ETXTBSY,
+        libc::EAGAIN,
+        libc::EFBIG,
+        libc::EIO,
+        libc::ENODATA,
+        libc::ENODEV,
+        libc::ENOTCONN,
+        libc::ENOTTY,
+        libc::ENXIO,
+        libc::EOVERFLOW,
+        libc::ESRCH,
+        libc::ESTALE,
+        libc::ETIMEDOUT,
     ];
     error.raw_os_error().is_some_and(|code| refused.contains(&code))
         || error.kind() == io::ErrorKind::Unsupported
@@ -267,49 +286,61 @@ fn keep_attributes(source: &Path, destination: &Path, meta: &Metadata) -> io::Re
     Ok(())
 }
 
+/// Bytes of the longest list: it is put together in memory, and by the thread that serves everybody.
+const LIST_LIMIT: usize = 8 << 20;
+/// Bytes of what is said about an entry besides its name and path.
+const ENTRY: usize = 128;
+
 /// Paths below a directory, down to `depth` levels, each directory followed by what is in it,
 /// in the order of names. Links to directories are listed but not entered.
 ///
 /// # Errors
 ///
-/// [`TreeError::NotFound`], [`TreeError::NotDirectory`].
+/// [`TreeError::NotFound`], [`TreeError::NotDirectory`], [`TreeError::TooMuch`].
 pub fn list(path: &Path, depth: u32) -> Result<Vec<PathBuf>, TreeError> {
-    let meta =
-        fs::metadata(path).map_err(|error| TreeError::from_io("cannot list", path, error))?;
-    if !meta.is_dir() {
+    let failed = |error| TreeError::from_io("cannot list", path, error);
+    if !fs::metadata(path).map_err(failed)?.is_dir() {
         return Err(TreeError::NotDirectory { path: path.to_owned() });
     }
+    let mut room = LIST_LIMIT;
+    let too_much = || TreeError::TooMuch { path: path.to_owned() };
+    let depth = usize::try_from(depth.max(1)).unwrap_or(usize::MAX);
     let mut found = Vec::new();
-    list_into(path, depth.max(1), &mut found)
-        .map_err(|error| TreeError::from_io("cannot list", path, error))?;
-    Ok(found)
-}
-
-/// A loop for the same reason as in [`make_dirs`].
-fn list_into(path: &Path, depth: u32, found: &mut Vec<PathBuf>) -> io::Result<()> {
-    let sorted = |path: &Path| -> io::Result<_> {
-        let mut names: Vec<_> = fs::read_dir(path)?.flatten().collect();
-        names.sort_by_key(fs::DirEntry::file_name);
-        Ok(names.into_iter())
-    };
-    let mut levels = vec![sorted(path)?];
+    // A loop for the same reason as in [`make_dirs`].
+    let mut levels = vec![sorted(path, &mut room).map_err(failed)?.ok_or_else(too_much)?];
     while let Some(level) = levels.last_mut() {
         let Some(entry) = level.next() else {
             levels.pop();
             continue;
         };
-        let path = entry.path();
-        let deeper = levels.len() < usize::try_from(depth).unwrap_or(usize::MAX);
+        let below = entry.path();
+        let deeper = levels.len() < depth;
         if deeper
             && entry.file_type().is_ok_and(|kind| kind.is_dir())
             // Removed meanwhile, or not readable: it is listed, what is in it is not.
-            && let Ok(below) = sorted(&path)
+            && let Ok(below) = sorted(&below, &mut room)
         {
-            levels.push(below);
+            levels.push(below.ok_or_else(too_much)?);
         }
-        found.push(path);
+        found.push(below);
     }
-    Ok(())
+    Ok(found)
+}
+
+/// What is in a directory, in the order of names; `None` if there is no room for it.
+fn sorted(path: &Path, room: &mut usize) -> io::Result<Option<std::vec::IntoIter<DirEntry>>> {
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name().len();
+        match room.checked_sub(path.as_os_str().len() + 2 * name + ENTRY) {
+            Some(left) => *room = left,
+            None => return Ok(None),
+        }
+        entries.push(entry);
+    }
+    entries.sort_by_key(DirEntry::file_name);
+    Ok(Some(entries.into_iter()))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
@@ -24,6 +24,16 @@ pub const UPLOAD_PREFIX: &str = ".envd-upload-";
 
 /// Changes kept for a caller that comes to ask for them.
 const BACKLOG: usize = 16 * 1024;
+
+/// Reads of the kernel's queue, of 4 KiB each, before somebody looks at what has come.
+const READS: usize = 64;
+
+/// What is in the kernel's queue after reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    More,
+}
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,21 +175,32 @@ impl Watch {
     }
 
     /// Waits until there are changes, and follows the tree meanwhile. Safe to drop.
-    pub async fn ready(&self) {
+    ///
+    /// The tree is followed away from the runtime's thread: what is moved here may be large, and what
+    /// many write to is never quiet.
+    pub async fn ready(self: &Arc<Self>) {
         loop {
             let Ok(mut ready) = self.inotify.readable().await else { return };
-            self.collect();
-            ready.clear_ready();
-            // Once more: something may have come between reading and clearing.
-            self.collect();
-            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            if !state.changes.is_empty() || state.failed.is_some() {
+            let watch = Arc::clone(self);
+            // The lock as well is for other threads: who walks through a tree holds it.
+            let collecting = tokio::task::spawn_blocking(move || {
+                let left = watch.collect();
+                let state = watch.state.lock().unwrap_or_else(PoisonError::into_inner);
+                (left, !state.changes.is_empty() || state.failed.is_some())
+            });
+            let (left, something) = collecting.await.unwrap_or((Left::More, true));
+            match left {
+                // What comes from now on makes it ready again.
+                Left::Nothing => ready.clear_ready(),
+                Left::More => ready.retain_ready(),
+            }
+            if something {
                 return;
             }
         }
     }
 
-    /// Takes all changes up to this moment.
+    /// Takes the changes up to this moment, if there are not too many. Blocks.
     ///
     /// # Errors
     ///
@@ -193,16 +214,16 @@ impl Watch {
         }
     }
 
-    fn collect(&self) {
+    /// Reads what has happened, but not for ever.
+    fn collect(&self) -> Left {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Ok(events) = self.inotify.get_ref().0.read_events() {
-            if events.is_empty() {
-                break;
-            }
-            for event in events {
-                self.apply(&mut state, event);
+        for _ in 0..READS {
+            match self.inotify.get_ref().0.read_events() {
+                Ok(events) => events.into_iter().for_each(|event| self.apply(&mut state, event)),
+                Err(_) => return Left::Nothing,
             }
         }
+        Left::More
     }
 
     fn apply(&self, state: &mut State, event: InotifyEvent) {

@@ -151,7 +151,8 @@ impl From<TreeError> for HttpError {
             TreeError::Refused { verb, path, source } | TreeError::Other { verb, path, source } => {
                 Self::from_io(verb, &path, source)
             }
-            TreeError::DirectoryExists { .. }
+            TreeError::TooMuch { .. }
+            | TreeError::DirectoryExists { .. }
             | TreeError::InTheWay { .. }
             | TreeError::NotDirectory { .. }
             | TreeError::Root

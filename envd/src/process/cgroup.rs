@@ -5,6 +5,11 @@
 //! and one that was ever killed is removed: seen with Linux 6.18, whatever is born into it by
 //! `CLONE_INTO_CGROUP` later on is killed as well.
 //! Where cgroup2 is missing or not writable there are none, and a kill goes to the process group.
+//!
+//! In a guest they also share the processors: each command as much as any other, however many processes
+//! it is, and all of them together as much as whatever else there is, the agent first (`agent::run`
+//! gives it its priority). And a command has not all of the guest's processes to itself, so that another
+//! one can still be started beside it.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -18,12 +23,19 @@ use nix::sys::stat::Mode;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use nix::unistd::write;
 
+use crate::agent::settings::Place;
+
 /// Where cgroup2 is mounted: in our guests, and beside the older hierarchy on some hosts.
 const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 /// The directory that holds all of ours; on a host the daemon has another one.
 const PARENT: &str = "envd";
 /// Empty ones kept for the next start.
 const READY: usize = 8;
+/// What is shared out, where the kernel has it.
+const CONTROLLERS: [&str; 2] = ["+cpu", "+pids"];
+/// Of eight tasks that the kernel allows a command may be three, and all of them seven. A user without
+/// rights has four from the kernel (`RLIMIT_NPROC`), so one command leaves him some as well.
+const TASKS: (u64, u64, u64) = (3, 7, 8);
 
 /// One cgroup, owned by whoever runs a process in it.
 #[derive(Debug)]
@@ -64,6 +76,8 @@ impl Cgroup {
 #[derive(Debug)]
 pub struct Cgroups {
     parent: Option<PathBuf>,
+    /// The most tasks in one, as the kernel is told.
+    tasks: Option<String>,
     pool: Mutex<Pool>,
 }
 
@@ -76,7 +90,7 @@ struct Pool {
 
 impl Cgroups {
     /// Finds cgroup2, and removes what agents before this one left empty.
-    pub fn new() -> Self {
+    pub fn new(place: Place) -> Self {
         let parent = MOUNTS
             .iter()
             .find(|mount| {
@@ -89,7 +103,11 @@ impl Cgroups {
         if let Some(parent) = &parent {
             remove_orphans(parent);
         }
-        Self { parent, pool: Mutex::new(Pool::default()) }
+        let tasks = match (place, &parent) {
+            (Place::Guest, Some(parent)) => share_out(parent),
+            (Place::Guest, None) | (Place::Host, _) => None,
+        };
+        Self { parent, tasks, pool: Mutex::new(Pool::default()) }
     }
 
     /// Makes one ahead of the first start.
@@ -108,7 +126,8 @@ impl Cgroups {
         }
         pool.made += 1;
         // The pid tells apart agents that share a host, and a restarted one from its predecessor.
-        make(&parent.join(format!("{}-{}", std::process::id(), pool.made))).ok()
+        let name = format!("{}-{}", std::process::id(), pool.made);
+        make(&parent.join(name), self.tasks.as_deref()).ok()
     }
 
     /// Takes one back, whose process has been waited for.
@@ -138,8 +157,28 @@ impl Cgroups {
     }
 }
 
-fn make(path: &Path) -> io::Result<Cgroup> {
+/// Has the kernel share processors and processes out among the cgroups in `parent`, as far as it
+/// can. Tells the most tasks that one of them may have.
+fn share_out(parent: &Path) -> Option<String> {
+    for dir in [parent.parent()?, parent] {
+        for controller in CONTROLLERS {
+            // Each by itself: one that the kernel has not keeps none of the others away.
+            let _ = std::fs::write(dir.join("cgroup.subtree_control"), controller);
+        }
+    }
+    let most = std::fs::read_to_string("/proc/sys/kernel/threads-max").ok()?;
+    let most: u64 = most.trim().parse().ok()?;
+    let (one, all, of) = TASKS;
+    let _ = std::fs::write(parent.join("pids.max"), (most / of * all).to_string());
+    Some((most / of * one).to_string())
+}
+
+fn make(path: &Path, tasks: Option<&str>) -> io::Result<Cgroup> {
     std::fs::create_dir(path)?;
+    if let Some(tasks) = tasks {
+        // Not there if the kernel has no such controller.
+        let _ = std::fs::write(path.join("pids.max"), tasks);
+    }
     let read = |dir: Option<&OwnedFd>, name: &CStr| match dir {
         Some(dir) => openat(dir, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()),
         None => open(name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()),

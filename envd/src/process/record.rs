@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::ring::{Piece, Ring};
 use super::run::Outcome;
-use super::stream::{CHUNK, Kind};
+use super::stream::{CHUNK, Kind, Turn};
 
 /// Bytes that a reader may be behind before a terminal waits for it.
 const AHEAD: u64 = 64 * 1024;
@@ -76,6 +76,7 @@ pub enum Seen {
 pub struct Reader {
     record: Arc<Record>,
     name: u64,
+    turn: Turn,
 }
 
 /// How much a record holds.
@@ -153,7 +154,7 @@ impl Record {
         let name = state.next;
         state.next += 1;
         state.readers.insert(name, Place { at: after, attentive: true });
-        Reader { record: Arc::clone(self), name }
+        Reader { record: Arc::clone(self), name, turn: Turn::default() }
     }
 
     /// What a reader has not been told yet, if there is something.
@@ -193,8 +194,12 @@ impl Reader {
     /// Waits for something to tell. Nothing is lost when the future is dropped.
     pub async fn next(&mut self) -> Seen {
         loop {
+            self.turn.go_on().await;
             let changed = self.record.changed.notified();
             if let Some(seen) = self.record.take(self.name) {
+                if let Seen::Output(piece) = &seen {
+                    self.turn.spend(piece.bytes.len());
+                }
                 return seen;
             }
             changed.await;

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cgroup::Cgroup;
 use super::record::Record;
-use super::stream::{Kind, Shared, Source};
+use super::stream::{Kind, Shared, Source, Turn};
 
 /// Chunks of output that may wait for one follower.
 const QUEUE: usize = 4;
@@ -256,11 +256,15 @@ pub async fn run(
     deadline: Option<Instant>,
 ) -> (Vec<Source>, Outcome) {
     let mut watch = Watch { process, pidfd, deadline, outcome: None };
+    // One for all streams: else the one would go on in the other's turn.
+    let mut turn = Turn::default();
     while watch.outcome.is_none() {
+        turn.go_on().await;
         let (kind, chunk) = tokio::select! {
             () = watch.ended() => break,
             output = next_of(&mut sources) => output,
         };
+        turn.spend(chunk.len());
         process.deliver(Event::Data(kind, chunk), &mut watch).await;
     }
     for source in &mut sources {
@@ -308,8 +312,14 @@ async fn drain(process: &Process, source: &mut Source, watch: &mut Watch<'_>) {
     if kind == Kind::Terminal {
         // Its output passes through a kernel worker, so what waits now need not be all.
         let end = Instant::now() + TERMINAL_GRACE;
-        while let Ok(Some(chunk)) = tokio::time::timeout_at(end, source.next()).await {
+        let mut turn = Turn::default();
+        // The clock is looked at as well: a timeout lets what is ready at once go first, for ever.
+        while Instant::now() < end
+            && let Ok(Some(chunk)) = tokio::time::timeout_at(end, source.next()).await
+        {
+            turn.spend(chunk.len());
             process.deliver(Event::Data(kind, chunk), watch).await;
+            turn.go_on().await;
         }
         return;
     }
@@ -329,5 +339,89 @@ pub async fn discard(sources: Vec<Source>) {
 }
 
 async fn read_to_end(mut source: Source) {
-    while source.next().await.is_some() {}
+    let mut turn = Turn::default();
+    while let Some(chunk) = source.next().await {
+        turn.spend(chunk.len());
+        turn.go_on().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::fs::File;
+    use std::io::Write;
+
+    use nix::fcntl::{FcntlArg, fcntl};
+
+    use super::super::stream::output_pipe;
+    use super::*;
+
+    /// As much as a process without rights may have in a pipe.
+    const FULL: usize = 1 << 20;
+
+    /// How often others get their turn while a full pipe is read.
+    fn turns(work: impl AsyncFnOnce(Source)) -> usize {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (ours, theirs) = output_pipe().unwrap();
+            fcntl(&theirs, FcntlArg::F_SETPIPE_SZ(FULL as i32)).unwrap();
+            File::from(theirs).write_all(&[b'x'; FULL]).unwrap();
+            let turns = Cell::new(0);
+            let others = async {
+                loop {
+                    tokio::task::yield_now().await;
+                    turns.set(turns.get() + 1);
+                }
+            };
+            tokio::select! {
+                biased;
+                () = work(Source::new(Kind::Stdout, ours)) => {}
+                () = others => {}
+            }
+            turns.get()
+        })
+    }
+
+    #[test]
+    fn whoever_reads_a_flood_lets_others_have_their_turn() {
+        let thrown_away = turns(async |source| discard(vec![source]).await);
+        assert!(thrown_away >= 8, "{thrown_away}");
+
+        let kept = turns(async |source| {
+            let mut child = std::process::Command::new("/bin/cat")
+                .stdin(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            let pid = child.id().cast_signed();
+            let record = Arc::new(Record::new(super::super::record::Pace::Own));
+            let process = Process::new(
+                pid,
+                None,
+                ProcessConfig::default(),
+                Input::Closed,
+                None,
+                None,
+                Some(Arc::clone(&record)),
+            );
+            // SAFETY: it takes plain numbers, and answers with a descriptor or -1.
+            let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+            // SAFETY: the kernel has just made it for us.
+            let pidfd = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(pidfd as i32) };
+            let interest = tokio::io::Interest::READABLE;
+            let pidfd = super::super::stream::watched(pidfd, interest).unwrap();
+            let all = async {
+                while record.extent().written < FULL as u64 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! {
+                _ = run(&process, pidfd, vec![source], None) => {}
+                () = all => {}
+            }
+            drop(child.stdin.take());
+            child.wait().unwrap();
+        });
+        assert!(kept >= 8, "{kept}");
+    }
 }

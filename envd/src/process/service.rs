@@ -52,7 +52,7 @@ impl Processes {
     ///
     /// The kernel's, when the agent lacks what every start needs.
     pub fn new(context: Arc<Context>) -> std::io::Result<Self> {
-        let cgroups = Arc::new(Cgroups::new());
+        let cgroups = Arc::new(Cgroups::new(context.place));
         let starter = Starter::new(Arc::clone(&context), Arc::clone(&cgroups))?;
         Ok(Self { context, cgroups, starter, running: Arc::default() })
     }

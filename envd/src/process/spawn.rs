@@ -40,13 +40,14 @@ pub struct Identity<'a> {
     pub groups: &'a [u32],
 }
 
-/// How likely the kernel is to kill the child when memory is short.
+/// What the child has of the agent's standing: how early the kernel runs it, and how late it kills it
+/// when memory is short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OomScore {
-    /// As the agent itself.
-    Inherit,
-    /// As any process, although the agent is protected.
-    Reset,
+pub enum Standing {
+    /// All of it.
+    Inherited,
+    /// Nothing: it is any process's.
+    Usual,
 }
 
 /// All the child needs, prepared while it does not exist yet.
@@ -66,8 +67,8 @@ pub struct Program<'a> {
     pub streams: Streams<'a>,
     /// Directory of the cgroup to be born in.
     pub cgroup: Option<BorrowedFd<'a>>,
-    /// Out-of-memory score.
-    pub oom_score: OomScore,
+    /// Where it stands among processes.
+    pub standing: Standing,
 }
 
 /// A program that runs.
@@ -334,8 +335,9 @@ unsafe fn prepare_and_execute(task: &Task<'_>) -> (Stage, Errno) {
                 return (Stage::Streams, Errno::last());
             }
         }
-        if program.oom_score == OomScore::Reset {
+        if program.standing == Standing::Usual {
             reset_oom_score();
+            libc::setpriority(libc::PRIO_PROCESS, 0, 0);
         }
         if let Some(identity) = program.identity {
             let (uid, gid, groups) = (identity.uid, identity.gid, identity.groups);

@@ -26,7 +26,7 @@ use crate::agent::users::User;
 use super::cgroup::Cgroups;
 use super::record::Record;
 use super::run::{Input, Process};
-use super::spawn::{Child, Identity, OomScore, Program, SpawnError, Spawner, Streams};
+use super::spawn::{Child, Identity, Program, SpawnError, Spawner, Standing, Streams};
 use super::stream::{self, Kind, Shared, Source};
 
 /// Where programs are looked for unless the caller says otherwise.
@@ -185,9 +185,9 @@ impl Starter {
             }),
             streams: plumbing.streams(&self.null),
             cgroup: cgroup.as_ref().map(|cgroup| cgroup.dir()),
-            oom_score: match self.context.place {
-                Place::Guest => OomScore::Reset,
-                Place::Host => OomScore::Inherit,
+            standing: match self.context.place {
+                Place::Guest => Standing::Usual,
+                Place::Host => Standing::Inherited,
             },
         };
         let spawned = self.spawner.lock().unwrap_or_else(PoisonError::into_inner).spawn(&program);

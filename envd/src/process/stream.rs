@@ -17,6 +17,42 @@ use tokio::io::unix::{AsyncFd, AsyncFdRegisterError};
 /// each follower.
 pub const CHUNK: usize = 32 * 1024;
 
+/// Bytes that are moved before others get their turn: what a pipe holds.
+const TURN: usize = 64 * 1024;
+/// What any piece counts for at least: small ones cost as much as this.
+const LEAST: usize = 4 * 1024;
+
+/// How much of its turn a task has left.
+///
+/// All tasks share one thread, and one that always finds something to read never has to wait: tokio's
+/// own budget knows nothing of descriptors. So whoever moves what a process writes counts it, and
+/// lets the others go first once it has moved a pipe full.
+#[derive(Debug)]
+pub struct Turn {
+    left: usize,
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self { left: TURN }
+    }
+}
+
+impl Turn {
+    /// Counts what was moved.
+    pub fn spend(&mut self, bytes: usize) {
+        self.left = self.left.saturating_sub(bytes.max(LEAST));
+    }
+
+    /// Waits for the next turn if this one is over. Safe to drop.
+    pub async fn go_on(&mut self) {
+        if self.left == 0 {
+            tokio::task::yield_now().await;
+            self.left = TURN;
+        }
+    }
+}
+
 /// A descriptor that never blocks the runtime.
 pub type Shared = Arc<AsyncFd<OwnedFd>>;
 
@@ -115,10 +151,15 @@ pub fn resize(fd: BorrowedFd<'_>, size: Winsize) -> io::Result<()> {
 ///
 /// `BrokenPipe` when nobody can read it any more.
 pub async fn write_all(fd: &Shared, mut data: &[u8]) -> io::Result<()> {
+    let mut turn = Turn::default();
     while !data.is_empty() {
+        turn.go_on().await;
         let mut ready = fd.writable().await?;
         match ready.try_io(|fd| write(fd.get_ref(), data).map_err(io::Error::from)) {
-            Ok(Ok(written)) => data = &data[written..],
+            Ok(Ok(written)) => {
+                turn.spend(written);
+                data = &data[written..];
+            }
             Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             Ok(Err(error)) => return Err(error),
             Err(_would_block) => {}
