@@ -26,7 +26,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use names::Refusal;
-pub use pack::pack;
+pub use pack::{pack, pack_and_explain};
 pub use unpack::{Options, Owner, unpack};
 
 /// The most directories that may lie above a file: each costs a descriptor meanwhile.
@@ -34,6 +34,10 @@ pub const MAX_DEPTH: usize = 256;
 
 /// Read and written at once.
 const CHUNK: usize = 128 * 1024;
+
+/// The record of an archive that says why it ends too early, and the most bytes that it says.
+const TROUBLE: &str = "NESTBOX.trouble";
+const TROUBLE_LIMIT: usize = 1024;
 
 /// What was packed or unpacked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,6 +54,9 @@ pub enum ArchiveError {
     /// Its bytes do not come, or do not get away.
     #[error("the archive broke off")]
     Stream(#[source] io::Error),
+    /// It ends too early, and says why.
+    #[error("the archive is not complete: {0}")]
+    Incomplete(String),
     /// It is not what it should be.
     #[error("this is no tar archive: {0}")]
     Malformed(&'static str),

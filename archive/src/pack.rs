@@ -29,44 +29,63 @@ pub fn pack(
     hidden: &str,
     seen: impl FnMut(u64),
 ) -> Result<Summary, ArchiveError> {
-    let meta = std::fs::metadata(root).map_err(|error| cannot("cannot read", root, error))?;
+    packed(root, sink, hidden, seen).map_err(|(error, _)| error)
+}
+
+/// As [`pack`]; an archive that ends too early says why, wherever it can, for [`super::unpack()`] to tell.
+/// So who unpacks it is told a path from here.
+///
+/// # Errors
+///
+/// Those of [`pack`].
+pub fn pack_and_explain(
+    root: &Path,
+    sink: &mut impl Write,
+    hidden: &str,
+    seen: impl FnMut(u64),
+) -> Result<Summary, ArchiveError> {
+    packed(root, sink, hidden, seen).map_err(|(error, place)| {
+        if place == Place::Between {
+            // Fails if nobody takes it any more, which may be the error.
+            let _ = write::trouble(sink, &error);
+        }
+        error
+    })
+}
+
+/// Tells with an error where in the archive it came.
+fn packed(
+    root: &Path,
+    sink: &mut impl Write,
+    hidden: &str,
+    seen: impl FnMut(u64),
+) -> Result<Summary, (ArchiveError, Place)> {
+    let meta = std::fs::metadata(root);
+    let meta = meta.map_err(|error| (cannot("cannot read", root, error), Place::Between))?;
     let buffer = vec![0; CHUNK];
-    let mut packer = Packer { sink, seen, buffer, device: meta.dev(), summary: Summary::default() };
-    let open = |path: &Path| path.read_dir().map_err(|error| cannot("cannot read", path, error));
-    // A loop with a list of its own: a tree may be deeper than a stack.
-    let mut levels: Vec<(ReadDir, PathBuf)> = vec![(open(root)?, PathBuf::new())];
-    while let Some((level, name)) = levels.last_mut() {
-        let Some(entry) = level.next() else {
-            levels.pop();
-            continue;
-        };
-        let entry = entry.map_err(|error| cannot("cannot read", root, error))?;
-        if entry.file_name().as_bytes().starts_with(hidden.as_bytes()) {
-            continue;
-        }
-        let (path, name) = (entry.path(), name.join(entry.file_name()));
-        match packer.add(&path, &name) {
-            Ok(Entered::Below) if levels.len() > MAX_DEPTH => {
-                return Err(ArchiveError::Refused { path, why: Refusal::TooDeep });
-            }
-            Ok(Entered::Below) => match open(&path) {
-                Ok(below) => levels.push((below, name)),
-                Err(error) if is_gone(&error) => {}
-                Err(error) => return Err(error),
-            },
-            Ok(Entered::Not) => {}
-            Err(error) if is_gone(&error) => {}
-            Err(error) => return Err(error),
-        }
+    let (device, summary) = (meta.dev(), Summary::default());
+    let mut packer = Packer { sink, seen, buffer, device, summary, place: Place::Between };
+    let packed = packer.all(root, hidden).and_then(|()| {
+        packer.place = Place::Within;
+        write::end(packer.sink).map_err(ArchiveError::Stream)
+    });
+    match packed {
+        Ok(()) => Ok(packer.summary),
+        Err(error) => Err((error, packer.place)),
     }
-    write::end(packer.sink).map_err(ArchiveError::Stream)?;
-    Ok(packer.summary)
 }
 
 /// Whether there is more below.
 enum Entered {
     Below,
     Not,
+}
+
+/// Where in the archive it is.
+#[derive(PartialEq, Eq)]
+enum Place {
+    Between,
+    Within,
 }
 
 struct Packer<'a, W, S> {
@@ -76,10 +95,40 @@ struct Packer<'a, W, S> {
     /// The file system that is packed.
     device: u64,
     summary: Summary,
+    place: Place,
 }
 
 impl<W: Write, S: FnMut(u64)> Packer<'_, W, S> {
-    fn add(&mut self, path: &Path, name: &Path) -> Result<Entered, ArchiveError> {
+    fn all(&mut self, root: &Path, hidden: &str) -> Result<(), ArchiveError> {
+        let open =
+            |path: &Path| path.read_dir().map_err(|error| cannot("cannot read", path, error));
+        // A loop with a list of its own: a tree may be deeper than a stack.
+        let mut levels: Vec<(ReadDir, PathBuf)> = vec![(open(root)?, PathBuf::new())];
+        while let Some((level, name)) = levels.last_mut() {
+            let Some(entry) = level.next() else {
+                levels.pop();
+                continue;
+            };
+            let entry = entry.map_err(|error| cannot("cannot read", root, error))?;
+            if entry.file_name().as_bytes().starts_with(hidden.as_bytes()) {
+                continue;
+            }
+            let (path, name) = (entry.path(), name.join(entry.file_name()));
+            match self.add(&path, &name, levels.len()) {
+                Ok(Entered::Below) => match open(&path) {
+                    Ok(below) => levels.push((below, name)),
+                    Err(error) if is_gone(&error) => {}
+                    Err(error) => return Err(error),
+                },
+                Ok(Entered::Not) => {}
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, path: &Path, name: &Path, depth: usize) -> Result<Entered, ArchiveError> {
         let failed = |error| cannot("cannot read", path, error);
         let meta = std::fs::symlink_metadata(path).map_err(failed)?;
         if meta.is_file() {
@@ -89,8 +138,7 @@ impl<W: Write, S: FnMut(u64)> Packer<'_, W, S> {
             let file = options.read(true).custom_flags(flags.bits()).open(path).map_err(failed)?;
             let meta = file.metadata().map_err(failed)?;
             if meta.is_file() {
-                self.head(name, Kind::File, b"", &meta)?;
-                self.content(file, path, meta.len())?;
+                self.file(file, path, name, &meta)?;
             }
             return Ok(Entered::Not);
         }
@@ -100,6 +148,10 @@ impl<W: Write, S: FnMut(u64)> Packer<'_, W, S> {
             return Ok(Entered::Not);
         }
         if meta.is_dir() {
+            if depth > MAX_DEPTH {
+                let path = path.to_owned();
+                return Err(ArchiveError::Refused { path, why: Refusal::TooDeep });
+            }
             // So that every reader knows it for one.
             self.head(&name.join(""), Kind::Directory, b"", &meta)?;
             return Ok(if meta.dev() == self.device { Entered::Below } else { Entered::Not });
@@ -127,22 +179,39 @@ impl<W: Write, S: FnMut(u64)> Packer<'_, W, S> {
         write::head(self.sink, &header, (meta.uid(), meta.gid())).map_err(ArchiveError::Stream)
     }
 
-    /// Writes as much as the head has promised, should the file be growing.
-    fn content(&mut self, mut file: File, path: &Path, size: u64) -> Result<(), ArchiveError> {
+    /// Writes as much as the head has promised, should the file be growing. The first of it is read
+    /// before the head is written: a file that cannot be read at all leaves the archive whole so far.
+    fn file(
+        &mut self,
+        mut file: File,
+        path: &Path,
+        name: &Path,
+        meta: &Metadata,
+    ) -> Result<(), ArchiveError> {
+        let size = meta.len();
         let mut left = size;
+        let mut piece = self.read(&mut file, path, left)?;
+        self.place = Place::Within;
+        self.head(name, Kind::File, b"", meta)?;
         while left > 0 {
-            let wanted = usize::try_from(left).map_or(CHUNK, |left| left.min(CHUNK));
-            let read = file.read(&mut self.buffer[..wanted]);
-            let read = match read.map_err(|error| cannot("cannot read", path, error))? {
-                0 => return Err(ArchiveError::Shrunk { path: path.to_owned() }),
-                read => read,
-            };
-            self.sink.write_all(&self.buffer[..read]).map_err(ArchiveError::Stream)?;
-            left -= read as u64;
-            self.summary.bytes += read as u64;
+            if piece == 0 {
+                return Err(ArchiveError::Shrunk { path: path.to_owned() });
+            }
+            self.sink.write_all(&self.buffer[..piece]).map_err(ArchiveError::Stream)?;
+            left -= piece as u64;
+            self.summary.bytes += piece as u64;
             (self.seen)(self.summary.bytes);
+            piece = self.read(&mut file, path, left)?;
         }
-        write::padding(self.sink, size).map_err(ArchiveError::Stream)
+        write::padding(self.sink, size).map_err(ArchiveError::Stream)?;
+        self.place = Place::Between;
+        Ok(())
+    }
+
+    fn read(&mut self, file: &mut File, path: &Path, left: u64) -> Result<usize, ArchiveError> {
+        let wanted = usize::try_from(left).map_or(CHUNK, |left| left.min(CHUNK));
+        let read = file.read(&mut self.buffer[..wanted]);
+        read.map_err(|error| cannot("cannot read", path, error))
     }
 }
 

@@ -15,6 +15,8 @@ const PIECES: usize = 2;
 pub struct Outlet {
     pieces: mpsc::Sender<io::Result<Bytes>>,
     piece: Vec<u8>,
+    /// Whether some have gone out.
+    begun: bool,
 }
 
 /// The pieces that come out of an [`Outlet`].
@@ -40,7 +42,7 @@ enum End {
 /// Makes a way out of a thread.
 pub fn outlet() -> (Outlet, Pieces) {
     let (sender, pieces) = mpsc::channel(PIECES);
-    (Outlet { pieces: sender, piece: Vec::with_capacity(CHUNK) }, pieces)
+    (Outlet { pieces: sender, piece: Vec::with_capacity(CHUNK), begun: false }, pieces)
 }
 
 /// Makes a way into a thread.
@@ -50,10 +52,16 @@ pub fn inlet() -> (Feed, Inlet) {
 }
 
 impl Outlet {
-    /// Has the last piece be an error, so that it is not taken for the end.
-    pub fn fail(self, error: impl std::error::Error) {
+    /// Has the last piece be an error, so that it is not taken for the end. It is the only one if none
+    /// has gone out yet.
+    pub fn fail(mut self, error: impl std::error::Error) {
+        if self.begun {
+            let _ = self.flush();
+        }
+        let causes = std::iter::successors(error.source(), |cause| cause.source());
+        let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
         // Fails if nobody takes pieces any more, which may be the error.
-        let _ = self.pieces.blocking_send(Err(io::Error::other(error.to_string())));
+        let _ = self.pieces.blocking_send(Err(io::Error::other(text)));
     }
 }
 
@@ -68,6 +76,7 @@ impl Write for Outlet {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        self.begun = true;
         let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(CHUNK));
         let sent = self.pieces.blocking_send(Ok(piece.into()));
         sent.map_err(|_| io::ErrorKind::BrokenPipe.into())

@@ -5,8 +5,8 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-use super::ArchiveError;
 use super::header::{BLOCK, Header, Kind, Long};
+use super::{ArchiveError, TROUBLE, TROUBLE_LIMIT};
 
 /// The longest name that is kept, to be refused by what it begins with.
 const LONG_LIMIT: u64 = 64 * 1024;
@@ -56,6 +56,7 @@ impl<R: Read> Reader<R> {
                 Kind::Long(Long::Name) => extra.name = Some(self.long()?),
                 Kind::Long(Long::Target) => extra.target = Some(self.long()?),
                 Kind::Extended => extra.read(&self.whole(EXTENDED_LIMIT)?)?,
+                Kind::Global if size <= EXTENDED_LIMIT => global(&self.whole(EXTENDED_LIMIT)?)?,
                 Kind::Global => {}
                 Kind::File
                 | Kind::Directory
@@ -128,18 +129,41 @@ fn broken(error: io::Error) -> ArchiveError {
     }
 }
 
+/// Reads what is said about all that follows: nothing of interest, unless nothing does.
+fn global(mut records: &[u8]) -> Result<(), ArchiveError> {
+    while let Ok(Some((key, value))) = next_record(&mut records) {
+        if key == TROUBLE.as_bytes() {
+            let value = &value[..value.len().min(TROUBLE_LIMIT)];
+            return Err(ArchiveError::Incomplete(String::from_utf8_lossy(value).into_owned()));
+        }
+    }
+    Ok(())
+}
+
+/// A record, and what comes after it.
+fn next_record<'a>(records: &mut &'a [u8]) -> Result<Option<(&'a [u8], &'a [u8])>, ArchiveError> {
+    if records.is_empty() {
+        return Ok(None);
+    }
+    let space = records.iter().position(|&byte| byte == b' ').ok_or_else(unreadable)?;
+    let length: usize =
+        text(&records[..space]).and_then(|n| n.parse().ok()).ok_or_else(unreadable)?;
+    let record = records.get(space + 1..length).ok_or_else(unreadable)?;
+    let record = record.strip_suffix(b"\n").ok_or_else(unreadable)?;
+    let equals = record.iter().position(|&byte| byte == b'=').ok_or_else(unreadable)?;
+    *records = &records[length..];
+    Ok(Some((&record[..equals], &record[equals + 1..])))
+}
+
+fn unreadable() -> ArchiveError {
+    ArchiveError::Malformed("an extended header cannot be read")
+}
+
 impl Extra {
     /// Reads an extended header: records of `length key=value`, each with a line feed at its end.
     fn read(&mut self, mut records: &[u8]) -> Result<(), ArchiveError> {
-        let wrong = || ArchiveError::Malformed("an extended header cannot be read");
-        while !records.is_empty() {
-            let space = records.iter().position(|&byte| byte == b' ').ok_or_else(wrong)?;
-            let length: usize =
-                text(&records[..space]).and_then(|n| n.parse().ok()).ok_or_else(wrong)?;
-            let record = records.get(space + 1..length).ok_or_else(wrong)?;
-            let record = record.strip_suffix(b"\n").ok_or_else(wrong)?;
-            let equals = record.iter().position(|&byte| byte == b'=').ok_or_else(wrong)?;
-            let (key, value) = (&record[..equals], &record[equals + 1..]);
+        let wrong = unreadable;
+        while let Some((key, value)) = next_record(&mut records)? {
             match key {
                 b"path" => self.name = Some(value.to_vec()),
                 b"linkpath" => self.target = Some(value.to_vec()),
@@ -156,7 +180,6 @@ impl Extra {
                 _ if key.starts_with(b"GNU.sparse.") => self.sparse = true,
                 _ => {}
             }
-            records = &records[length..];
         }
         Ok(())
     }

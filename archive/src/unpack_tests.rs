@@ -535,3 +535,26 @@ fn what_is_no_file_directory_or_link_is_left_out_of_an_archive() {
     to.unpack(&archive).unwrap();
     assert_eq!(names(&to.root), ["f"]);
 }
+
+#[test]
+fn an_archive_that_could_not_be_finished_says_why() {
+    let from = tempfile::tempdir().unwrap();
+    fs::write(from.path().join("file"), "text").unwrap();
+    // One level too many.
+    let mut deep = from.path().to_owned();
+    for _ in 0..=crate::MAX_DEPTH {
+        deep.push("d");
+        fs::create_dir(&deep).unwrap();
+    }
+    let mut archive = Vec::new();
+    let error = crate::pack_and_explain(from.path(), &mut archive, ".hidden-", |_| ()).unwrap_err();
+    assert!(matches!(error, ArchiveError::Refused { why: Refusal::TooDeep, .. }), "{error}");
+    let told = Pit::new().unpack(&archive).unwrap_err();
+    assert!(matches!(&told, ArchiveError::Incomplete(why) if *why == error.to_string()), "{told}");
+
+    // Who is not to be told paths from here is told nothing.
+    let mut archive = Vec::new();
+    pack(from.path(), &mut archive, ".hidden-", |_| ()).unwrap_err();
+    let told = Pit::new().unpack(&archive).unwrap_err();
+    assert!(matches!(&told, ArchiveError::Malformed(_)), "{told}");
+}

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use super::header::{BLOCK, Header, Kind, OCTAL_LIMIT, SHORT};
+use super::{TROUBLE, TROUBLE_LIMIT};
 
 /// Writes the head of an entry, with what does not fit into it before.
 ///
@@ -24,17 +25,7 @@ pub fn head(sink: &mut impl Write, header: &Header, owner: (u32, u32)) -> io::Re
         record(&mut records, "mtime", header.modified.to_string().as_bytes());
     }
     if !records.is_empty() {
-        let extended = Header {
-            kind: Kind::Extended,
-            name: b"more".to_vec(),
-            target: Vec::new(),
-            mode: 0o644,
-            size: records.len() as u64,
-            modified: 0,
-        };
-        sink.write_all(&extended.block(b'x', (0, 0)))?;
-        sink.write_all(&records)?;
-        padding(sink, records.len() as u64)?;
+        more(sink, Kind::Extended, &records)?;
     }
     let kind = match header.kind {
         Kind::Directory => b'5',
@@ -44,6 +35,37 @@ pub fn head(sink: &mut impl Write, header: &Header, owner: (u32, u32)) -> io::Re
         Kind::File | Kind::Device | Kind::Long(_) | Kind::Global | Kind::Unknown => b'0',
     };
     sink.write_all(&header.block(kind, owner))
+}
+
+/// Says why there is no more to come. Other readers than ours leave out a record that they do not know,
+/// and find that the archive has no end.
+///
+/// # Errors
+///
+/// Those of `sink`.
+pub fn trouble(sink: &mut impl Write, error: &dyn std::error::Error) -> io::Result<()> {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    let mut text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
+    text.truncate(text.floor_char_boundary(TROUBLE_LIMIT));
+    let mut records = Vec::new();
+    record(&mut records, TROUBLE, text.as_bytes());
+    more(sink, Kind::Global, &records)
+}
+
+/// Writes what a head has no room for.
+fn more(sink: &mut impl Write, kind: Kind, records: &[u8]) -> io::Result<()> {
+    let header = Header {
+        kind,
+        name: b"more".to_vec(),
+        target: Vec::new(),
+        mode: 0o644,
+        size: records.len() as u64,
+        modified: 0,
+    };
+    let letter = if kind == Kind::Global { b'g' } else { b'x' };
+    sink.write_all(&header.block(letter, (0, 0)))?;
+    sink.write_all(records)?;
+    padding(sink, records.len() as u64)
 }
 
 /// Fills the last block of some content.

@@ -126,3 +126,12 @@ fn what_is_unpacked_belongs_to_the_user() {
         assert_eq!(fs::metadata(to.join(made)).unwrap().uid(), nobody, "{made}");
     }
 }
+
+#[test]
+fn what_cannot_be_packed_is_refused_with_the_reason() {
+    let agent = Agent::start();
+    // Drivers' files, which can be opened and not all be read, or are shorter than they say.
+    let (status, message) = agent.get(&target(Path::new("/sys/class/net/lo"))).refusal();
+    assert!([400, 403].contains(&status), "{status} {message}");
+    assert!(message.contains("/sys/class/net/lo/"), "{message}");
+}

@@ -351,3 +351,16 @@ fn a_full_disk_is_told_and_nothing_stays_on_it() {
     assert_eq!(by_form.refusal().0, 507);
     assert_eq!(left, Vec::<String>::new());
 }
+
+#[test]
+fn a_file_that_can_be_opened_and_not_read_is_refused_with_the_reason() {
+    let agent = Agent::start();
+    // The speed of what has none.
+    let speed = "/files?path=/sys/class/net/lo/speed";
+    for headers in [&[][..], &[("Accept-Encoding", "gzip")]] {
+        let (status, message) = agent.http("GET", speed, headers, b"").refusal();
+        assert_eq!(status, 403, "{message}");
+        assert!(message.contains("lo/speed") && message.contains("nvalid argument"), "{message}");
+    }
+    assert_eq!(agent.get("/files?path=/proc/self/stat").status, 200);
+}

@@ -189,6 +189,8 @@ async fn paths_that_cannot_be_are_refused_by_name() {
         (&long_name, (400, "invalid_request"), "nnn"),
         (&dir, (400, "invalid_request"), "directory"),
         ("/dev/null", (400, "invalid_request"), "regular"),
+        // It can be opened, but not read.
+        ("/sys/class/net/lo/speed", (400, "invalid_request"), "nvalid argument"),
         (&format!("{dir}/missing"), (404, "not_found"), "missing"),
         (&below, (404, "not_found"), "below"),
         ("~root/x", (400, "invalid_request"), "home"),

@@ -13,11 +13,12 @@ use axum::extract::{Query, State};
 use axum::response::Response;
 use futures::{StreamExt, stream};
 use http::header;
-use nestbox_archive::{ArchiveError, Options, Owner, Summary, pack, pipe, unpack};
+use nestbox_archive::{ArchiveError, Options, Owner, Summary, pack_and_explain, pipe, unpack};
 use serde::Serialize;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
-use crate::agent::settings::Context;
+use crate::agent::settings::{Context, Place};
+use crate::agent::stand_back;
 use crate::filesystem::{UPLOAD_PREFIX, make_dirs};
 
 use super::access::FileQuery;
@@ -60,16 +61,20 @@ pub async fn download(
     })
     .await?;
     let turn = turn().await;
-    let (mut outlet, pieces) = pipe::outlet();
-    thread(move || {
-        if let Err(error) = pack(&path, &mut outlet, UPLOAD_PREFIX, |_| ()) {
+    let (mut outlet, mut pieces) = pipe::outlet();
+    thread(context.place, move || {
+        if let Err(error) = pack_and_explain(&path, &mut outlet, UPLOAD_PREFIX, |_| ()) {
             outlet.fail(error);
         }
         drop(turn);
     })?;
-    let body = stream::unfold(pieces, |mut pieces| async move {
+    // What cannot be read at the beginning is told; later on the archive breaks off, and says why.
+    let first = pieces.recv().await.transpose();
+    let first = first.map_err(|error| HttpError::invalid(error.to_string()))?;
+    let rest = stream::unfold(pieces, |mut pieces| async move {
         pieces.recv().await.map(|piece| (piece, pieces))
     });
+    let body = stream::iter(first.map(Ok)).chain(rest);
     let response = Response::builder().header(header::CONTENT_TYPE, "application/x-tar");
     let response = response.body(Body::from_stream(body));
     response.map_err(|error| HttpError::invalid(error.to_string()))
@@ -96,7 +101,7 @@ pub async fn upload(
     let (feed, mut inlet) = pipe::inlet();
     let (tell, told) = oneshot::channel();
     let root = path.clone();
-    thread(move || {
+    thread(context.place, move || {
         let owner = Owner::Ids(owner.0, owner.1);
         let options = Options { owner, mode: 0o777, hidden: UPLOAD_PREFIX };
         let unpacked = unpack(&mut inlet, &root, &options, |_| ());
@@ -131,9 +136,12 @@ async fn turn() -> SemaphorePermit<'static> {
     TURNS.acquire().await.expect("it is never closed")
 }
 
-fn thread(work: impl FnOnce() + Send + 'static) -> Result<(), HttpError> {
+fn thread(place: Place, work: impl FnOnce() + Send + 'static) -> Result<(), HttpError> {
     let thread = std::thread::Builder::new().name("archive".to_owned()).stack_size(STACK);
-    let started = thread.spawn(work);
+    let started = thread.spawn(move || {
+        stand_back(place);
+        work();
+    });
     started.map(drop).map_err(|error| HttpError::Io {
         verb: "cannot start a thread for",
         path: "an archive".into(),
@@ -146,7 +154,8 @@ impl From<ArchiveError> for HttpError {
         match error {
             ArchiveError::Stream(error) => Self::invalid(format!("body ended early: {error}")),
             ArchiveError::Disk { verb, path, source } => Self::from_io(verb, &path, source),
-            ArchiveError::Malformed(_)
+            ArchiveError::Incomplete(_)
+            | ArchiveError::Malformed(_)
             | ArchiveError::Refused { .. }
             | ArchiveError::Shrunk { .. } => Self::invalid(error.to_string()),
         }

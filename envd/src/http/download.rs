@@ -1,4 +1,7 @@
 //! `GET /files`: streams a file or a part of it, compressed if the caller wants it so.
+//!
+//! The first piece is read before the answer begins: files of drivers can be opened and then not read, and
+//! who asks is to hear why.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -11,7 +14,7 @@ use async_compression::tokio::bufread::GzipEncoder;
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
 use axum::response::Response;
-use futures::{Stream, stream};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tokio::io::BufReader;
 use tokio_util::io::ReaderStream;
@@ -48,10 +51,10 @@ pub async fn download(
         response = response.header(header::CONTENT_ENCODING, "gzip");
         let reader = BufReader::with_capacity(CHUNK, tokio::fs::File::from_std(file));
         let encoder = GzipEncoder::with_quality(reader, Level::Fastest);
-        Body::from_stream(ReaderStream::with_capacity(encoder, CHUNK))
+        begun(&path, ReaderStream::with_capacity(encoder, CHUNK)).await?
     } else if length == 0 {
         // Also the files of /proc, whose length nobody knows.
-        Body::from_stream(pieces(file, u64::MAX))
+        begun(&path, pieces(file, u64::MAX)).await?
     } else {
         let range = match part(&headers, length, &version) {
             Part::Whole => 0..length,
@@ -73,7 +76,7 @@ pub async fn download(
         file.seek(SeekFrom::Start(range.start))
             .map_err(|error| HttpError::from_io("cannot read", &path, error))?;
         // No more than was promised, should the file be growing.
-        Body::from_stream(pieces(file, range.end - range.start))
+        begun(&path, pieces(file, range.end - range.start)).await?
     };
     response.body(body).map_err(|error| HttpError::invalid(error.to_string()))
 }
@@ -115,6 +118,18 @@ fn pieces(file: File, most: u64) -> impl Stream<Item = io::Result<Bytes>> {
         let left = most - piece.len() as u64;
         Ok((!piece.is_empty()).then(|| (Bytes::from(piece), (file, left))))
     })
+}
+
+/// A body whose first piece is there, or why it is not. Whoever waits for a later one that does not
+/// come sees the answer break off.
+async fn begun(
+    path: &Path,
+    pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+) -> Result<Body, HttpError> {
+    let mut pieces = Box::pin(pieces);
+    let first = pieces.try_next().await;
+    let first = first.map_err(|error| HttpError::from_io("cannot read", path, error))?;
+    Ok(Body::from_stream(stream::iter(first.map(Ok)).chain(pieces)))
 }
 
 /// The file's name in ASCII; others are left out rather than misread.
