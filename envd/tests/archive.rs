@@ -11,7 +11,7 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -117,6 +117,7 @@ fn what_is_unpacked_belongs_to_the_user() {
     let agent = Agent::start();
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
     fs::create_dir_all(from.join("sub")).unwrap();
     fs::write(from.join("sub/f"), "x").unwrap();
     let query = format!("/files/archive?path={}&username=nobody", to.display());

@@ -200,6 +200,7 @@ fn what_is_uploaded_belongs_to_the_user() {
     }
     let agent = Agent::start();
     let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let query = format!("/files?path={}&username=nobody", dir.path().join("x/f").display());
     assert_eq!(agent.http("POST", &query, &[OCTETS], b"x").status, 200);
     let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap().uid.as_raw();

@@ -163,6 +163,7 @@ async fn what_is_unpacked_belongs_to_the_user() {
     let nest = Nest::start().await;
     let id = nest.create(json!({})).await;
     let (from, to) = (sample(&nest), nest.path("to"));
+    nest.sh(&id, &format!("chmod 777 {}", nest.dir.path().display())).await;
     let request = about(&nest, Method::PUT, &id, &to).query(&[("user", "nobody")]);
     let answer = Answer::of(request.body(tar(&from, &["."]))).await;
     assert_eq!(answer.status, 200, "{answer:?}");

@@ -243,6 +243,7 @@ async fn what_is_made_belongs_to_the_user() {
     }
     let nest = Nest::start().await;
     let id = nest.create(json!({})).await;
+    nest.sh(&id, &format!("chmod 777 {}", nest.dir.path().display())).await;
     let body = json!({"path": nest.path("mine/too"), "user": "nobody"});
     let answer = nest.post(&format!("/v1/sandboxes/{id}/files/mkdir"), body).await;
     assert_eq!(answer.json()["owner"], "nobody", "{answer:?}");

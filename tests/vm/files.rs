@@ -36,6 +36,45 @@ fn a_path_that_cannot_be_is_refused() {
         sandbox.try_read("/etc").await.is_error(400, "invalid_request");
         sandbox.try_write("/etc", "x").await.is_error(400, "invalid_request");
         sandbox.try_write("/etc/passwd/below", "x").await.is_error(400, "invalid_request");
+        let speed = sandbox.try_read("/sys/class/net/lo/speed").await;
+        let message = speed.is_error(400, "invalid_request").message();
+        assert!(message.contains("nvalid argument"), "{message}");
+        sandbox.destroy().await;
+        daemon.stop().await;
+    });
+}
+
+#[test]
+fn tmp_is_on_the_disk_and_files_are_reached_with_the_users_own_rights() {
+    in_a_lab(1, async |lab| {
+        let mut daemon = lab.daemon().await;
+        let sandbox = daemon.create().await;
+        let where_is = "stat -c %a /tmp; df --output=target /tmp | tail -n 1";
+        assert_eq!(sandbox.sh(where_is).await, "1777\n/");
+        // More than the guest has memory.
+        sandbox.sh("head -c 300M /dev/zero > /tmp/large && rm /tmp/large").await;
+
+        // The kernel follows such a link for its owner alone, not even for root.
+        sandbox.sh("echo mine > /tmp/orig; ln -s orig /tmp/link").await;
+        assert_eq!(sandbox.read("/tmp/link").await, b"mine\n");
+        sandbox.write("/tmp/link", "written").await;
+        assert_eq!(sandbox.sh("test -L /tmp/link && cat /tmp/orig").await, "written");
+
+        sandbox.sh_as_root("umask 077; echo secret > /tmp/secret").await;
+        let denied = [
+            sandbox.try_read("/tmp/secret").await,
+            sandbox.try_write("/tmp/secret", "x").await,
+            sandbox.try_write("/etc/cron.d/x", "x").await,
+            sandbox.try_write("/proc/sys/kernel/core_pattern", "x").await,
+            sandbox.delete("/files?path=/tmp/secret").await,
+            sandbox.get("/files/list?path=/root").await,
+        ];
+        for answer in denied {
+            let message = answer.is_error(400, "invalid_request").message();
+            let reasons = ["ermission denied", "not permitted"];
+            assert!(reasons.iter().any(|reason| message.contains(reason)), "{message}");
+        }
+        assert_eq!(sandbox.sh_as_root("cat /tmp/secret").await, "secret");
         sandbox.destroy().await;
         daemon.stop().await;
     });

@@ -2,6 +2,7 @@
 
 pub mod keepalive;
 pub mod paths;
+pub mod rights;
 pub mod settings;
 pub mod users;
 

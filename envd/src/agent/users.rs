@@ -4,6 +4,7 @@
 //! The tables are kept until one of the files changes, so that a look-up costs two `stat` calls.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -109,15 +110,22 @@ impl Users {
     fn tables(&self) -> Arc<Tables> {
         let stamps = (stamp(&self.passwd), stamp(&self.group));
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        if tables.stamps != stamps {
-            let passwd = std::fs::read(&self.passwd).unwrap_or_default();
-            let group = std::fs::read(&self.group).unwrap_or_default();
-            let mut fresh =
-                parse(&String::from_utf8_lossy(&passwd), &String::from_utf8_lossy(&group));
-            fresh.stamps = stamps;
-            *tables = Arc::new(fresh);
+        if tables.stamps != stamps
+            // With somebody's rights it may be that they cannot be read now.
+            && let (Some(passwd), Some(group)) = (text(&self.passwd), text(&self.group))
+        {
+            *tables = Arc::new(Tables { stamps, ..parse(&passwd, &group) });
         }
         Arc::clone(&tables)
+    }
+}
+
+/// What a file says, which is nothing if it is not there.
+fn text(path: &Path) -> Option<String> {
+    match std::fs::read(path) {
+        Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+        Err(_) => Some(String::new()),
     }
 }
 

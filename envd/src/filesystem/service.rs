@@ -17,6 +17,7 @@ use nestbox_proto::filesystem::{EntryInfo, EventType, FilesystemEvent};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::agent::keepalive;
+use crate::agent::rights;
 use crate::agent::settings::{Context, RequestError};
 use crate::agent::users::User;
 
@@ -82,6 +83,7 @@ impl From<WatchError> for ConnectError {
             WatchError::NotDirectory { .. } | WatchError::Network { .. } => {
                 ConnectError::invalid_argument(message)
             }
+            WatchError::Refused { .. } => ConnectError::failed_precondition(message),
             WatchError::TooMany => ConnectError::resource_exhausted(message),
             WatchError::Lost => ConnectError::data_loss(message),
             WatchError::Other { .. } => ConnectError::internal(message),
@@ -105,17 +107,19 @@ impl Files {
         Ok((user, path))
     }
 
-    /// Does what may wait for a disk, away from the runtime's thread.
-    async fn blocking<T, F>(&self, work: F) -> Result<T, ConnectError>
+    /// Does what may wait for a disk, away from the runtime's thread and with the user's rights.
+    async fn blocking<T, F>(&self, user: Arc<User>, work: F) -> Result<T, ConnectError>
     where
         T: Send + 'static,
         F: FnOnce(&Context) -> Result<T, TreeError> + Send + 'static,
     {
         let context = Arc::clone(&self.context);
-        tokio::task::spawn_blocking(move || work(&context))
-            .await
-            .map_err(|error| ConnectError::internal(error.to_string()))?
-            .map_err(ConnectError::from)
+        let work = move || rights::with(&user, || work(&context));
+        match tokio::task::spawn_blocking(work).await {
+            Ok(Ok(done)) => done.map_err(ConnectError::from),
+            Ok(Err(error)) => Err(ConnectError::internal(error.to_string())),
+            Err(error) => Err(ConnectError::internal(error.to_string())),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Watcher>> {
@@ -145,8 +149,13 @@ fn reach(recursive: bool) -> Reach {
 }
 
 /// Sets up a watch away from the runtime's thread: a tree may be large.
-async fn watch(path: PathBuf, reach: Reach, network: Network) -> Result<Watch, ConnectError> {
-    let watch = tokio::task::spawn_blocking(move || Watch::new(&path, reach, network)).await;
+async fn watch(
+    user: Arc<User>,
+    path: PathBuf,
+    reach: Reach,
+    network: Network,
+) -> Result<Watch, ConnectError> {
+    let watch = tokio::task::spawn_blocking(move || Watch::new(user, &path, reach, network)).await;
     Ok(watch.map_err(|error| ConnectError::internal(error.to_string()))??)
 }
 
@@ -176,8 +185,8 @@ impl wire::Filesystem for Files {
         context: RequestContext,
         request: ServiceRequest<'_, wire::StatRequest>,
     ) -> ServiceResult<impl Encodable<wire::StatResponse> + Send + use<'a>> {
-        let (_, path) = self.request(context.headers(), request.path)?;
-        let entry = self.blocking(move |context| describe(&path, context)).await?;
+        let (user, path) = self.request(context.headers(), request.path)?;
+        let entry = self.blocking(user, move |context| describe(&path, context)).await?;
         Response::ok(wire::StatResponse { entry: entry.into(), ..Default::default() })
     }
 
@@ -187,11 +196,12 @@ impl wire::Filesystem for Files {
         request: ServiceRequest<'_, wire::MakeDirRequest>,
     ) -> ServiceResult<impl Encodable<wire::MakeDirResponse> + Send + use<'a>> {
         let (user, path) = self.request(context.headers(), request.path)?;
+        let owner = owner(&user);
         let make = move |context: &Context| {
-            tree::make_dir(&path, owner(&user))?;
+            tree::make_dir(&path, owner)?;
             describe(&path, context)
         };
-        let entry = self.blocking(make).await?;
+        let entry = self.blocking(user, make).await?;
         Response::ok(wire::MakeDirResponse { entry: entry.into(), ..Default::default() })
     }
 
@@ -202,11 +212,12 @@ impl wire::Filesystem for Files {
     ) -> ServiceResult<impl Encodable<wire::MoveResponse> + Send + use<'a>> {
         let (user, source) = self.request(context.headers(), request.source)?;
         let destination = self.context.path(request.destination, &user)?;
+        let owner = owner(&user);
         let rename = move |context: &Context| {
-            tree::rename(&source, &destination, owner(&user))?;
+            tree::rename(&source, &destination, owner)?;
             describe(&destination, context)
         };
-        let entry = self.blocking(rename).await?;
+        let entry = self.blocking(user, rename).await?;
         Response::ok(wire::MoveResponse { entry: entry.into(), ..Default::default() })
     }
 
@@ -215,14 +226,14 @@ impl wire::Filesystem for Files {
         context: RequestContext,
         request: ServiceRequest<'_, wire::ListDirRequest>,
     ) -> ServiceResult<impl Encodable<wire::ListDirResponse> + Send + use<'a>> {
-        let (_, path) = self.request(context.headers(), request.path)?;
+        let (user, path) = self.request(context.headers(), request.path)?;
         let depth = request.depth;
         let list = move |context: &Context| {
             let paths = tree::list(&path, depth)?;
             // What is gone since it was listed is left out.
             Ok(paths.iter().filter_map(|path| describe(path, context).ok()).collect())
         };
-        let entries = self.blocking(list).await?;
+        let entries = self.blocking(user, list).await?;
         Response::ok(wire::ListDirResponse { entries, ..Default::default() })
     }
 
@@ -231,8 +242,8 @@ impl wire::Filesystem for Files {
         context: RequestContext,
         request: ServiceRequest<'_, wire::RemoveRequest>,
     ) -> ServiceResult<impl Encodable<wire::RemoveResponse> + Send + use<'a>> {
-        let (_, path) = self.request(context.headers(), request.path)?;
-        self.blocking(move |_| tree::remove(&path)).await?;
+        let (user, path) = self.request(context.headers(), request.path)?;
+        self.blocking(user, move |_| tree::remove(&path)).await?;
         Response::ok(wire::RemoveResponse::default())
     }
 
@@ -241,9 +252,9 @@ impl wire::Filesystem for Files {
         context: RequestContext,
         request: ServiceRequest<'_, wire::WatchDirRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<wire::WatchDirResponse> + Send + use<>>> {
-        let (_, path) = self.request(context.headers(), request.path)?;
+        let (user, path) = self.request(context.headers(), request.path)?;
         let network = network(request.allow_network_mounts);
-        let watch = watch(path, reach(request.recursive), network).await?;
+        let watch = watch(user, path, reach(request.recursive), network).await?;
         let interval = keepalive::interval(context.headers());
         let entries = request.include_entry.into();
         let shared = Arc::clone(&self.context);
@@ -259,12 +270,12 @@ impl wire::Filesystem for Files {
         context: RequestContext,
         request: ServiceRequest<'_, wire::CreateWatcherRequest>,
     ) -> ServiceResult<impl Encodable<wire::CreateWatcherResponse> + Send + use<'a>> {
-        let (_, path) = self.request(context.headers(), request.path)?;
+        let (user, path) = self.request(context.headers(), request.path)?;
         let network = network(request.allow_network_mounts);
         if self.lock().len() >= WATCHERS {
             return Err(WatchError::TooMany.into());
         }
-        let watch = Arc::new(watch(path, reach(request.recursive), network).await?);
+        let watch = Arc::new(watch(user, path, reach(request.recursive), network).await?);
         let collecting = CancellationToken::new();
         tokio::spawn(collecting.clone().run_until_cancelled_owned(collect(Arc::clone(&watch))));
         let watcher = Watcher {
@@ -289,12 +300,7 @@ impl wire::Filesystem for Files {
                 .ok_or_else(|| watcher_not_found(request.watcher_id))?;
             (Arc::clone(&watcher.watch), watcher.entries)
         };
-        let events = self
-            .blocking(move |context| {
-                let described = |change| event(change, watch.root(), entries, context);
-                Ok(watch.take().map(|changes| changes.into_iter().map(described).collect()))
-            })
-            .await??;
+        let events = described(watch, entries, Arc::clone(&self.context)).await?;
         Response::ok(wire::GetWatcherEventsResponse { events, ..Default::default() })
     }
 
@@ -349,8 +355,9 @@ async fn described(
     context: Arc<Context>,
 ) -> Result<Vec<FilesystemEvent>, ConnectError> {
     let look = move || {
+        let changes = watch.take()?;
         let described = |change| event(change, watch.root(), entries, &context);
-        Ok::<_, WatchError>(watch.take()?.into_iter().map(described).collect())
+        watch.with_rights(|| changes.into_iter().map(described).collect())
     };
     let looked = tokio::task::spawn_blocking(look).await;
     Ok(looked.map_err(|error| ConnectError::internal(error.to_string()))??)

@@ -243,14 +243,15 @@ pub fn rename(source: &Path, destination: &Path, owner: Owner) -> Result<(), Tre
 /// The most directories below each other that are copied: a thread's stack has an end.
 const COPY_DEPTH: usize = 128;
 
-/// Copies a tree with owners, modes, times, links and attributes.
+/// Copies a tree with owners (where the user may), modes, times, links and attributes.
 fn copy(source: &Path, destination: &Path, depth: usize) -> Result<(), TreeError> {
     let failed = |error| TreeError::from_io("cannot copy", source, error);
     let meta = fs::symlink_metadata(source).map_err(failed)?;
     if meta.is_symlink() {
         let target = fs::read_link(source).map_err(failed)?;
         symlink(target, destination).map_err(failed)?;
-        return lchown(destination, Some(meta.uid()), Some(meta.gid())).map_err(failed);
+        let owned = lchown(destination, Some(meta.uid()), Some(meta.gid()));
+        return allowed(owned).map(drop).map_err(failed);
     }
     if meta.is_dir() {
         fs::create_dir(destination).map_err(failed)?;
@@ -269,10 +270,29 @@ fn copy(source: &Path, destination: &Path, depth: usize) -> Result<(), TreeError
     keep_attributes(source, destination, &meta).map_err(failed)
 }
 
+/// Whether something could be given to its owner of before, which only root does.
+enum Allowed {
+    Yes,
+    No,
+}
+
+fn allowed(owned: io::Result<()>) -> io::Result<Allowed> {
+    match owned {
+        Ok(()) => Ok(Allowed::Yes),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Allowed::No),
+        Err(error) => Err(error),
+    }
+}
+
 fn keep_attributes(source: &Path, destination: &Path, meta: &Metadata) -> io::Result<()> {
-    chown(destination, Some(meta.uid()), Some(meta.gid()))?;
+    let owned = chown(destination, Some(meta.uid()), Some(meta.gid()));
+    let bits = match allowed(owned)? {
+        Allowed::Yes => 0o7777,
+        // It is the user's own now, and nobody is to run it as him for that.
+        Allowed::No => 0o777,
+    };
     // After the owner: changing it clears the set-user-id bit.
-    fs::set_permissions(destination, Permissions::from_mode(meta.mode() & 0o7777))?;
+    fs::set_permissions(destination, Permissions::from_mode(meta.mode() & bits))?;
     for name in xattr::list(source).into_iter().flatten() {
         if let Ok(Some(value)) = xattr::get(source, &name) {
             // The other file system may not keep this kind.

@@ -19,6 +19,9 @@ use tokio::io::unix::AsyncFd;
 
 use nestbox_proto::filesystem::EventType;
 
+use crate::agent::rights;
+use crate::agent::users::User;
+
 /// How names of files begin that are being uploaded and not yet in place.
 pub const UPLOAD_PREFIX: &str = ".envd-upload-";
 
@@ -83,6 +86,14 @@ pub enum WatchError {
         /// The path.
         path: PathBuf,
     },
+    /// Who watches may not look into it.
+    #[error("cannot watch {}: {}", .path.display(), .source.desc())]
+    Refused {
+        /// The path.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: Errno,
+    },
     /// The kernel allows no more of them.
     #[error("too many watches")]
     TooMany,
@@ -102,6 +113,8 @@ pub enum WatchError {
 /// A watch on one directory; changes pile up until they are taken.
 #[derive(Debug)]
 pub struct Watch {
+    /// Who watches, and with whose rights new directories are entered.
+    user: Arc<User>,
     root: PathBuf,
     reach: Reach,
     inotify: AsyncFd<Handle>,
@@ -139,7 +152,22 @@ impl Watch {
     /// # Errors
     ///
     /// [`WatchError`] when it is no directory, or one that may not be watched.
-    pub fn new(root: &Path, reach: Reach, network: Network) -> Result<Self, WatchError> {
+    pub fn new(
+        user: Arc<User>,
+        root: &Path,
+        reach: Reach,
+        network: Network,
+    ) -> Result<Self, WatchError> {
+        rights::with(&user, || Self::begin(Arc::clone(&user), root, reach, network))
+            .map_err(|error| kernel(root, errno(&error)))?
+    }
+
+    fn begin(
+        user: Arc<User>,
+        root: &Path,
+        reach: Reach,
+        network: Network,
+    ) -> Result<Self, WatchError> {
         let failed = |source| kernel(root, source);
         let meta = fs::metadata(root).map_err(|error| failed(errno(&error)))?;
         if !meta.is_dir() {
@@ -154,13 +182,13 @@ impl Watch {
         let inotify =
             unsafe { AsyncFd::register_with_interest(Handle(inotify), Interest::READABLE) };
         let inotify = inotify.map_err(|error| failed(errno(&error.into())))?;
-        let watch =
-            Self { root: root.to_owned(), reach, inotify, state: Mutex::new(State::default()) };
+        let root = root.to_owned();
+        let watch = Self { user, root, reach, inotify, state: Mutex::new(State::default()) };
         {
             let mut state = watch.state.lock().unwrap_or_else(PoisonError::into_inner);
-            watch.add(&mut state, root)?;
+            watch.add(&mut state, &watch.root)?;
             if reach == Reach::Below {
-                watch.add_below(&mut state, root, Existing::Known);
+                watch.add_below(&mut state, &watch.root, Existing::Known);
             }
             if let Some(error) = state.failed.take() {
                 return Err(error);
@@ -184,12 +212,12 @@ impl Watch {
             let watch = Arc::clone(self);
             // The lock as well is for other threads: who walks through a tree holds it.
             let collecting = tokio::task::spawn_blocking(move || {
-                let left = watch.collect();
+                let left = watch.with_rights(|| watch.collect());
                 let state = watch.state.lock().unwrap_or_else(PoisonError::into_inner);
                 (left, !state.changes.is_empty() || state.failed.is_some())
             });
-            let (left, something) = collecting.await.unwrap_or((Left::More, true));
-            match left {
+            let (left, something) = collecting.await.unwrap_or((Ok(Left::More), true));
+            match left.unwrap_or(Left::More) {
                 // What comes from now on makes it ready again.
                 Left::Nothing => ready.clear_ready(),
                 Left::More => ready.retain_ready(),
@@ -206,12 +234,21 @@ impl Watch {
     ///
     /// [`WatchError::Lost`], after which nothing more is reported.
     pub fn take(&self) -> Result<Vec<Change>, WatchError> {
-        self.collect();
+        self.with_rights(|| self.collect())?;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match &state.failed {
             Some(error) => Err(error.clone()),
             None => Ok(state.changes.drain(..).collect()),
         }
+    }
+
+    /// Does something with the rights of who watches. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`WatchError::Other`] when the kernel does not give them.
+    pub fn with_rights<T>(&self, work: impl FnOnce() -> T) -> Result<T, WatchError> {
+        rights::with(&self.user, work).map_err(|error| kernel(&self.root, errno(&error)))
     }
 
     /// Reads what has happened, but not for ever.
@@ -389,6 +426,7 @@ fn kernel(path: &Path, source: Errno) -> WatchError {
     match source {
         Errno::ENOENT => WatchError::NotFound { path },
         Errno::ENOTDIR => WatchError::NotDirectory { path },
+        Errno::EACCES | Errno::EPERM => WatchError::Refused { path, source },
         Errno::ENOSPC | Errno::EMFILE | Errno::ENFILE => WatchError::TooMany,
         source => WatchError::Other { path, source },
     }

@@ -18,7 +18,8 @@ use serde::Serialize;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 use crate::agent::settings::{Context, Place};
-use crate::agent::stand_back;
+use crate::agent::users::User;
+use crate::agent::{rights, stand_back};
 use crate::filesystem::{UPLOAD_PREFIX, make_dirs};
 
 use super::access::FileQuery;
@@ -48,9 +49,9 @@ pub async fn download(
     State(context): State<Arc<Context>>,
     query: Query<FileQuery>,
 ) -> Result<Response, HttpError> {
-    let path = resolve(&context, &query)?.0;
+    let (path, user) = resolve(&context, &query)?;
     let root = path.clone();
-    blocking(move || {
+    blocking(Arc::clone(&user), move || {
         let failed = |error| HttpError::from_io("cannot read", &root, error);
         std::fs::read_dir(&root).map(drop).map_err(|error| match error.kind() {
             io::ErrorKind::NotADirectory => {
@@ -62,7 +63,7 @@ pub async fn download(
     .await?;
     let turn = turn().await;
     let (mut outlet, mut pieces) = pipe::outlet();
-    thread(context.place, move || {
+    thread(context.place, user, move || {
         if let Err(error) = pack_and_explain(&path, &mut outlet, UPLOAD_PREFIX, |_| ()) {
             outlet.fail(error);
         }
@@ -91,18 +92,19 @@ pub async fn upload(
     query: Query<FileQuery>,
     body: Body,
 ) -> Result<Json<Unpacked>, HttpError> {
-    let (path, owner) = resolve(&context, &query)?;
+    let (path, user) = resolve(&context, &query)?;
+    let (uid, gid) = (user.uid, user.gid);
     let root = path.clone();
-    blocking(move || {
-        Ok(make_dirs(&root, crate::filesystem::Owner { uid: owner.0, gid: owner.1 })?)
+    blocking(Arc::clone(&user), move || {
+        Ok(make_dirs(&root, crate::filesystem::Owner { uid, gid })?)
     })
     .await?;
     let turn = turn().await;
     let (feed, mut inlet) = pipe::inlet();
     let (tell, told) = oneshot::channel();
     let root = path.clone();
-    thread(context.place, move || {
-        let owner = Owner::Ids(owner.0, owner.1);
+    thread(context.place, user, move || {
+        let owner = Owner::Ids(uid, gid);
         let options = Options { owner, mode: 0o777, hidden: UPLOAD_PREFIX };
         let unpacked = unpack(&mut inlet, &root, &options, |_| ());
         // The other end has to hear that nothing more is read.
@@ -126,21 +128,27 @@ pub async fn upload(
 }
 
 /// Where, and for whom.
-fn resolve(context: &Context, query: &FileQuery) -> Result<(PathBuf, (u32, u32)), HttpError> {
+fn resolve(context: &Context, query: &FileQuery) -> Result<(PathBuf, Arc<User>), HttpError> {
     let user = context.user(query.username.as_deref())?;
     let path = context.path(query.path.as_deref().unwrap_or_default(), &user)?;
-    Ok((path, (user.uid, user.gid)))
+    Ok((path, user))
 }
 
 async fn turn() -> SemaphorePermit<'static> {
     TURNS.acquire().await.expect("it is never closed")
 }
 
-fn thread(place: Place, work: impl FnOnce() + Send + 'static) -> Result<(), HttpError> {
+/// Does something on a thread of its own, with the user's rights. If the kernel does not give them,
+/// nobody hears of it but by what does not come.
+fn thread(
+    place: Place,
+    user: Arc<User>,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<(), HttpError> {
     let thread = std::thread::Builder::new().name("archive".to_owned()).stack_size(STACK);
     let started = thread.spawn(move || {
         stand_back(place);
-        work();
+        let _ = rights::with(&user, work);
     });
     started.map(drop).map_err(|error| HttpError::Io {
         verb: "cannot start a thread for",

@@ -20,10 +20,12 @@ use tokio::io::BufReader;
 use tokio_util::io::ReaderStream;
 
 use crate::agent::settings::Context;
+use crate::agent::users::User;
 
 use super::access::FileQuery;
 use super::error::HttpError;
 use super::range::{Part, Version, part};
+use super::upload::blocking;
 
 /// Read at once; what is in memory of a file at any time is a few of these. With less, threads take
 /// turns more often, which costs a guest in software as much as the reading.
@@ -41,7 +43,7 @@ pub async fn download(
 ) -> Result<Response, HttpError> {
     let user = context.user(query.username.as_deref())?;
     let path = context.path(query.path.as_deref().unwrap_or_default(), &user)?;
-    let (mut file, length, version) = open(path.clone()).await?;
+    let (mut file, length, version) = open(Arc::clone(&user), path.clone()).await?;
 
     let mut response = Response::builder()
         .header(header::CONTENT_TYPE, "application/octet-stream")
@@ -82,8 +84,8 @@ pub async fn download(
 }
 
 /// Opens a regular file; tells its length and which version it is.
-async fn open(path: PathBuf) -> Result<(File, u64, Version), HttpError> {
-    let opening = tokio::task::spawn_blocking(move || {
+async fn open(user: Arc<User>, path: PathBuf) -> Result<(File, u64, Version), HttpError> {
+    blocking(user, move || {
         let failed = |error| HttpError::from_io("cannot open", &path, error);
         // Looked at first: opening a device can do things.
         let kind = std::fs::metadata(&path).map_err(failed)?;
@@ -99,11 +101,11 @@ async fn open(path: PathBuf) -> Result<(File, u64, Version), HttpError> {
         let file = options.open(&path).map_err(failed)?;
         let meta = file.metadata().map_err(failed)?;
         Ok((file, meta.len(), Version::of(&meta)))
-    });
-    opening.await?
+    })
+    .await
 }
 
-/// A file in pieces, at most `most` bytes of it. Each is read into the memory that it is sent from: one
+/// A file in pieces, at most `most` bytes of it: whether it may be read was decided when it was opened. Each is read into the memory that it is sent from: one
 /// copy more is a good part of a download's time in a guest that runs in software.
 fn pieces(file: File, most: u64) -> impl Stream<Item = io::Result<Bytes>> {
     stream::try_unfold((Arc::new(file), most), async |(file, most)| {

@@ -79,6 +79,9 @@ pub enum HttpError {
     /// The disk or the user's share of it is full.
     #[error("not enough disk space")]
     Full,
+    /// The kernel does not give the agent the user's rights.
+    #[error("cannot act for the user: {0}")]
+    Rights(io::Error),
     /// The agent itself failed.
     #[error("internal error")]
     Internal(#[from] tokio::task::JoinError),
@@ -127,7 +130,9 @@ impl HttpError {
             Self::Refused { .. } => StatusCode::FORBIDDEN,
             Self::PortRefused { .. } => StatusCode::BAD_GATEWAY,
             Self::Full => StatusCode::INSUFFICIENT_STORAGE,
-            Self::Internal(_) | Self::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Internal(_) | Self::Rights(_) | Self::Io { .. } => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         }
     }
 }

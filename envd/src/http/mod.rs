@@ -8,6 +8,7 @@
 //! - `range`: a part of a file
 //! - `identity`: `POST /init`
 //! - `metrics`: what the guest uses
+//! - `pending`: a file that is not whole yet
 //! - `port`: connections to servers on the loopback
 
 mod access;
@@ -16,6 +17,7 @@ mod download;
 mod error;
 mod identity;
 mod metrics;
+mod pending;
 mod port;
 mod range;
 mod upload;

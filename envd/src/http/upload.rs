@@ -1,15 +1,12 @@
 //! `POST /files`: writes one file from a plain body, or several from a multipart one.
 //!
-//! A file is written under a hidden name beside its target and put in place when it is whole. If
-//! the caller vanishes halfway, what was there before is still there.
+//! A file is put in place when it is whole (`pending`). If the caller vanishes halfway, what was there
+//! before is still there.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
-use std::path::{Path, PathBuf};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_compression::tokio::bufread::GzipDecoder;
@@ -18,17 +15,17 @@ use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Multipart, Query, Request, State};
 use futures::{Stream, StreamExt, TryStreamExt};
 use http::{HeaderMap, header};
-use nix::sys::stat::{UtimensatFlags, utimensat};
-use nix::sys::time::TimeSpec;
 use serde::Serialize;
 use tokio_util::io::{ReaderStream, StreamReader};
 
+use crate::agent::rights;
 use crate::agent::settings::Context;
 use crate::agent::users::User;
-use crate::filesystem::{METADATA_PREFIX, Owner, UPLOAD_PREFIX, make_dirs};
+use crate::filesystem::METADATA_PREFIX;
 
 use super::access::FileQuery;
 use super::error::HttpError;
+use super::pending::Pending;
 
 /// Headers that become metadata begin with this.
 const METADATA_HEADER: &str = "x-metadata-";
@@ -172,11 +169,18 @@ impl Target {
         result
     }
 
+    async fn blocking<T, F>(&self, work: F) -> Result<T, HttpError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<T, HttpError> + Send + 'static,
+    {
+        blocking(Arc::clone(&self.user), work).await
+    }
+
     async fn write_whole(&self, path: &str, body: &mut Chunks<'_>) -> Result<Written, HttpError> {
         let path = self.context.path(path, &self.user)?;
-        let owner = Owner { uid: self.user.uid, gid: self.user.gid };
-        let preparing = path.clone();
-        let mut pending = blocking(move || Pending::new(&preparing, owner)).await?;
+        let (user, preparing) = (Arc::clone(&self.user), path.clone());
+        let mut pending = self.blocking(move || Pending::new(user, &preparing)).await?;
         let mut pieces = Vec::new();
         let mut held = 0;
         while let Some(piece) = body.next().await {
@@ -188,12 +192,12 @@ impl Target {
             if held >= CHUNK {
                 let pieces = std::mem::take(&mut pieces);
                 held = 0;
-                pending = blocking(move || pending.append(&pieces)).await?;
+                pending = self.blocking(move || pending.append(&pieces)).await?;
             }
         }
-        let pending = blocking(move || pending.append(&pieces)).await?;
+        let pending = self.blocking(move || pending.append(&pieces)).await?;
         let metadata = self.metadata.clone();
-        blocking(move || pending.put_in_place(&metadata)).await?;
+        self.blocking(move || pending.put_in_place(&metadata)).await?;
         Ok(Written {
             name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             path: path.to_string_lossy().into_owned(),
@@ -213,106 +217,14 @@ fn chunks(field: axum::extract::multipart::Field<'_>) -> Chunks<'_> {
     Box::pin(field.map_err(io::Error::other))
 }
 
-/// Does what may wait for a disk, away from the runtime's thread.
-pub(super) async fn blocking<T, F>(work: F) -> Result<T, HttpError>
+/// Does what may wait for a disk, away from the runtime's thread and with the user's rights.
+pub(super) async fn blocking<T, F>(user: Arc<User>, work: F) -> Result<T, HttpError>
 where
     T: Send + 'static,
     F: FnOnce() -> Result<T, HttpError> + Send + 'static,
 {
+    let work = move || rights::with(&user, work).map_err(HttpError::Rights)?;
     tokio::task::spawn_blocking(work).await?
-}
-
-/// A file that is not in place yet. Dropping it removes what was written.
-struct Pending {
-    file: std::fs::File,
-    hidden: PathBuf,
-    target: PathBuf,
-    owner: Owner,
-    /// Permission bits of the file that is there already.
-    mode: Option<u32>,
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        // Gone already if it was renamed.
-        let _ = std::fs::remove_file(&self.hidden);
-    }
-}
-
-impl Pending {
-    fn new(path: &Path, owner: Owner) -> Result<Self, HttpError> {
-        static MADE: AtomicU64 = AtomicU64::new(0);
-        let failed = |error| HttpError::from_io("cannot write", path, error);
-        // A link stays a link: what it leads to is written.
-        let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let mode = match std::fs::metadata(&target) {
-            Ok(meta) if meta.is_file() => Some(meta.mode() & 0o7777),
-            Ok(meta) if meta.is_dir() => return Err(HttpError::Directory { path: target }),
-            Ok(_) => return Err(HttpError::NotRegular { path: target }),
-            Err(_) => None,
-        };
-        let parent = target.parent().unwrap_or(Path::new("/"));
-        make_dirs(parent, owner)?;
-        let number = MADE.fetch_add(1, Ordering::Relaxed);
-        let hidden = parent.join(format!("{UPLOAD_PREFIX}{}-{number}", std::process::id()));
-        let file = std::fs::File::options().write(true).create_new(true).open(&hidden);
-        let file = file.map_err(failed)?;
-        Ok(Self { file, hidden, target, owner, mode })
-    }
-
-    /// Writes what has arrived, from the memory in which it did: a guest's processor feels each copy.
-    fn append(mut self, pieces: &[Bytes]) -> Result<Self, HttpError> {
-        for piece in pieces {
-            let written = self.file.write_all(piece);
-            written.map_err(|error| HttpError::from_io("cannot write", &self.target, error))?;
-        }
-        Ok(self)
-    }
-
-    /// Gives the file its owner, mode, metadata and name.
-    ///
-    /// A watcher of the directory sees what it would see of a file written in place: a new one is
-    /// created, changes its owner and is written; one that was there is written.
-    fn put_in_place(self, metadata: &BTreeMap<String, String>) -> Result<(), HttpError> {
-        let failed = |error| HttpError::from_io("cannot write", &self.target, error);
-        let mode = std::fs::Permissions::from_mode(self.mode.unwrap_or(0o644));
-        for (key, value) in metadata {
-            let name = format!("{METADATA_PREFIX}{key}");
-            xattr::set(&self.hidden, name, value.as_bytes()).map_err(|error| {
-                match error.raw_os_error() {
-                    Some(libc::EOPNOTSUPP) => HttpError::invalid(format!(
-                        "no metadata can be kept where '{}' is",
-                        self.target.display()
-                    )),
-                    _ => failed(error),
-                }
-            })?;
-        }
-        let own = |path| lchown(path, Some(self.owner.uid), Some(self.owner.gid));
-        if self.mode.is_none() && std::fs::hard_link(&self.hidden, &self.target).is_ok() {
-            std::fs::set_permissions(&self.hidden, mode).map_err(failed)?;
-            own(&self.target).map_err(failed)?;
-            return touch(&self.target).map_err(failed);
-        }
-        own(&self.hidden).map_err(failed)?;
-        // After the owner: changing it clears the set-user-id bit.
-        std::fs::set_permissions(&self.hidden, mode).map_err(failed)?;
-        match std::fs::rename(&self.hidden, &self.target) {
-            // Mounted, as a few files of `/etc` are: it can be written but not replaced.
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                own(&self.target).and_then(|()| std::fs::copy(&self.hidden, &self.target).map(drop))
-            }
-            renamed => renamed,
-        }
-        .map_err(failed)
-    }
-}
-
-/// Sets the time of modification alone, which watchers see as a write.
-fn touch(path: &Path) -> io::Result<()> {
-    let here = nix::fcntl::AT_FDCWD;
-    let (keep, now) = (TimeSpec::UTIME_OMIT, TimeSpec::UTIME_NOW);
-    Ok(utimensat(here, path, &keep, &now, UtimensatFlags::NoFollowSymlink)?)
 }
 
 #[cfg(test)]
