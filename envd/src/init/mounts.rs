@@ -1,7 +1,7 @@
 //! File systems that every program expects.
 
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -25,7 +25,7 @@ const KERNEL: [Virtual; 3] = [
     Virtual { fstype: "devtmpfs", target: "/dev", flags: MsFlags::MS_NOSUID, options: "mode=0755" },
 ];
 
-const GUEST: [Virtual; 5] = [
+const GUEST: [Virtual; 4] = [
     Virtual {
         fstype: "devpts",
         target: "/dev/pts",
@@ -35,7 +35,6 @@ const GUEST: [Virtual; 5] = [
     },
     Virtual { fstype: "tmpfs", target: "/dev/shm", flags: FILES, options: "mode=1777" },
     Virtual { fstype: "tmpfs", target: "/run", flags: FILES, options: "mode=0755" },
-    Virtual { fstype: "tmpfs", target: "/tmp", flags: FILES, options: "mode=1777" },
     Virtual { fstype: "cgroup2", target: "/sys/fs/cgroup", flags: SAFE, options: "nsdelegate" },
 ];
 
@@ -47,10 +46,23 @@ pub fn kernel_file_systems() -> Result<(), InitError> {
 /// Mounts the rest.
 pub fn guest_file_systems() -> Result<(), InitError> {
     GUEST.iter().try_for_each(ensure)?;
-    let _ = fs::create_dir("/run/lock");
-    let sticky = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
-    let _ = fs::set_permissions("/run/lock", sticky);
+    common("/run/lock");
+    // On the disk, which has more room than memory. It is not emptied: a guest is booted once, for all
+    // that come from its snapshot, and what an image has there it has on purpose.
+    common("/tmp");
     Ok(())
+}
+
+/// Makes a directory for everybody, if there is nothing yet, and sees that it is open to everybody. An
+/// image that was imported may have none, or a link to another one, which is left as it is.
+fn common(dir: &str) {
+    const EVERYBODY: u32 = 0o1777;
+    let _ = fs::create_dir(dir);
+    let closed = |meta: fs::Metadata| meta.is_dir() && meta.mode() & 0o7777 != EVERYBODY;
+    // Looked at first: a write would cost each guest a block of its own.
+    if fs::symlink_metadata(dir).is_ok_and(closed) {
+        let _ = fs::set_permissions(dir, Permissions::from_mode(EVERYBODY));
+    }
 }
 
 fn ensure(fs: &Virtual) -> Result<(), InitError> {
