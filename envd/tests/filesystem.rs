@@ -13,6 +13,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use support::{Agent, is_root, keeps_attributes};
 
@@ -200,4 +202,41 @@ fn what_is_removed_is_gone_and_may_be_gone_before() {
         assert!(fs::symlink_metadata(path).is_err());
     }
     assert!(target.exists(), "a link is removed, not what it leads to");
+}
+
+#[test]
+fn names_that_are_not_utf8_are_told_and_taken_as_bytes() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let agent = Agent::start();
+    let dir = tempfile::tempdir().unwrap();
+    let raw =
+        |name: &[u8]| STANDARD.encode([dir.path().as_os_str().as_bytes(), b"/", name].concat());
+    let mut events = agent.stream("filesystem.Filesystem/WatchDir", json!({ "path": dir.path() }));
+    events.next().unwrap().unwrap();
+    let file = dir.path().join(std::ffi::OsStr::from_bytes(b"bad\xff"));
+    fs::write(&file, "x").unwrap();
+    fs::write(dir.path().join("bad\u{fffd}"), "similar").unwrap();
+
+    let event = events.next().unwrap().unwrap();
+    let name = STANDARD.encode(b"bad\xff");
+    assert_eq!(event["filesystem"]["rawName"], name, "{event}");
+    let request = json!({ "path": dir.path() });
+    let list = agent.call("filesystem.Filesystem/ListDir", request).unwrap();
+    let entries = list["entries"].as_array().unwrap();
+    assert_eq!(entries[0]["name"], entries[1]["name"], "{list}");
+    let told: Vec<_> = entries.iter().filter(|entry| entry["rawName"] == name).collect();
+    assert_eq!((told.len(), &told[0]["rawPath"]), (1, &json!(raw(b"bad\xff"))));
+
+    // What does not know of bytes finds a zero byte in the text.
+    let at = |name: &[u8]| json!({ "path": "\0", "rawPath": raw(name) });
+    let stat = agent.call("filesystem.Filesystem/Stat", at(b"bad\xff")).unwrap();
+    assert_eq!(stat["entry"]["rawName"], name);
+    agent.call("filesystem.Filesystem/Remove", at(b"bad\xff")).unwrap();
+    assert!(!file.exists());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    let target = format!("/files?path={}/bad%EF%BF%BD", dir.path().display());
+    assert_eq!(agent.get(&target).body, b"similar");
+    let target = format!("/files?path={}/bad%FF", dir.path().display());
+    assert_eq!(agent.get(&target).refusal().0, 404);
 }

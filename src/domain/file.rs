@@ -2,6 +2,8 @@
 
 use chrono::{DateTime, Utc};
 
+use super::path::GuestPath;
+
 /// What something is; a symbolic link is what it leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
@@ -19,9 +21,9 @@ pub enum FileKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileEntry {
     /// The last part of its path.
-    pub name: String,
+    pub name: GuestPath,
     /// Where it is, from the root.
-    pub path: String,
+    pub path: GuestPath,
     /// What it is.
     pub kind: FileKind,
     /// In bytes; of a link, that of its text.
@@ -37,7 +39,7 @@ pub struct FileEntry {
     /// When its content was changed last.
     pub modified_at: DateTime<Utc>,
     /// Where a link leads.
-    pub symlink_target: Option<String>,
+    pub symlink_target: Option<GuestPath>,
 }
 
 /// What happened to a file.
@@ -61,7 +63,7 @@ pub struct FileChange {
     /// What.
     pub kind: ChangeKind,
     /// To what, from the directory; `.` is the directory itself.
-    pub name: String,
+    pub name: GuestPath,
     /// How it is now, if it is there.
     pub entry: Option<FileEntry>,
 }

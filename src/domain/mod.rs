@@ -8,6 +8,7 @@ pub mod file;
 pub mod id;
 pub mod name;
 pub mod object;
+pub mod path;
 pub mod port;
 pub mod process;
 pub mod rates;

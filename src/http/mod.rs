@@ -27,6 +27,7 @@ mod pieces;
 mod ports;
 mod processes;
 mod pty;
+mod query;
 mod sandboxes;
 mod session;
 mod snapshots;

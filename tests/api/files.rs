@@ -140,7 +140,7 @@ async fn a_form_says_the_path_before_the_file_and_nothing_else() {
         (Form::new().part("file", part()), "before"),
         (Form::new(), "needed"),
         (Form::new().text("mode", "0777").text("path", path.clone()).part("file", part()), "mode"),
-        (Form::new().part("path", Part::bytes(vec![0xff])).part("file", part()), "UTF-8"),
+        (Form::new().part("user", Part::bytes(vec![0xff])).part("file", part()), "UTF-8"),
     ] {
         let message = send(&nest, &id, form).await.error(400, "invalid_request");
         assert!(message.contains(word) || message.contains("multipart"), "{word}: {message}");

@@ -14,6 +14,7 @@ mod auth;
 mod bad_input;
 mod browser;
 mod budget;
+mod byte_names;
 mod capacity;
 mod cli;
 mod cli_remote;

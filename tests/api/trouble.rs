@@ -136,7 +136,7 @@ async fn a_sandbox_with_too_many_waiting_requests_asks_to_come_back() {
     let sandbox = id.parse().unwrap();
     let mut waiting = 0;
     // Each is queued when it is first polled, and is not un-sent when it is dropped.
-    while nest.control.stat(&sandbox, "/x", None).now_or_never().is_none() {
+    while nest.control.stat(&sandbox, &"/x".into(), None).now_or_never().is_none() {
         waiting += 1;
         assert!(waiting < 5000, "a mailbox has a limit");
     }

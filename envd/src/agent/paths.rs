@@ -1,6 +1,8 @@
-//! Turns a path from the wire into an absolute one. Knows no file system: `..` is resolved in the
+//! Turns a path from the wire, which is bytes, into an absolute one. Knows no file system: `..` is resolved in the
 //! text, as the SDKs expect, not along symbolic links.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
@@ -24,18 +26,20 @@ pub enum PathError {
 /// # Errors
 ///
 /// [`PathError::Nul`] and [`PathError::OtherHome`].
-pub fn resolve(path: &str, home: &Path, workdir: Option<&Path>) -> Result<PathBuf, PathError> {
-    if path.contains('\0') {
+pub fn resolve(path: &OsStr, home: &Path, workdir: Option<&Path>) -> Result<PathBuf, PathError> {
+    let bytes = path.as_bytes();
+    if bytes.contains(&0) {
         return Err(PathError::Nul);
     }
-    let joined = match path {
-        "" => workdir.unwrap_or(home).to_owned(),
-        "~" => home.to_owned(),
-        _ => match path.strip_prefix('~') {
-            Some(rest) if rest.starts_with('/') => home.join(rest.trim_start_matches('/')),
-            Some(_) => return Err(PathError::OtherHome { path: path.to_owned() }),
-            None => home.join(path),
-        },
+    let joined = match bytes {
+        b"" => workdir.unwrap_or(home).to_owned(),
+        b"~" => home.to_owned(),
+        // Whatever follows is below home, also behind more than one slash.
+        [b'~', b'/', ..] => home.join(OsStr::from_bytes(&[b".", &bytes[1..]].concat())),
+        [b'~', ..] => {
+            return Err(PathError::OtherHome { path: path.to_string_lossy().into_owned() });
+        }
+        _ => home.join(path),
     };
     Ok(clean(&joined))
 }
@@ -65,16 +69,27 @@ mod tests {
             ("", "/home/user"),
             ("~", "/home/user"),
             ("~/a", "/home/user/a"),
+            ("~//a", "/home/user/a"),
             ("a//b/./c/", "/home/user/a/b/c"),
             ("../x", "/home/x"),
             ("/etc/../../passwd", "/passwd"),
             ("/", "/"),
             ("a~b", "/home/user/a~b"),
         ] {
-            assert_eq!(resolve(given, home, None).unwrap(), Path::new(expected), "{given:?}");
+            assert_eq!(
+                resolve(given.as_ref(), home, None).unwrap(),
+                Path::new(expected),
+                "{given:?}"
+            );
         }
-        assert_eq!(resolve("", home, Some(Path::new("/srv"))).unwrap(), Path::new("/srv"));
-        assert_eq!(resolve("a\0b", home, None), Err(PathError::Nul));
-        assert!(matches!(resolve("~root/x", home, None), Err(PathError::OtherHome { .. })));
+        let bytes = OsStr::from_bytes(b"~/a\xff/..\xff");
+        let resolved = resolve(bytes, home, None).unwrap();
+        assert_eq!(resolved.as_os_str().as_bytes(), b"/home/user/a\xff/..\xff");
+        assert_eq!(resolve("".as_ref(), home, Some(Path::new("/srv"))).unwrap(), Path::new("/srv"));
+        assert_eq!(resolve("a\0b".as_ref(), home, None), Err(PathError::Nul));
+        assert!(matches!(
+            resolve("~root/x".as_ref(), home, None),
+            Err(PathError::OtherHome { .. })
+        ));
     }
 }

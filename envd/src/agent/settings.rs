@@ -1,6 +1,7 @@
 //! What the host told this guest about itself, and what follows from it for each request.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -142,9 +143,9 @@ impl Context {
     /// # Errors
     ///
     /// [`RequestError::Path`] when it is not a usable path.
-    pub fn path(&self, path: &str, user: &User) -> Result<PathBuf, RequestError> {
+    pub fn path(&self, path: impl AsRef<OsStr>, user: &User) -> Result<PathBuf, RequestError> {
         let settings = self.settings();
-        Ok(paths::resolve(path, &user.home, settings.default_workdir.as_deref())?)
+        Ok(paths::resolve(path.as_ref(), &user.home, settings.default_workdir.as_deref())?)
     }
 }
 

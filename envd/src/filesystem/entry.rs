@@ -1,9 +1,11 @@
 //! What is said about one file, directory or symbolic link.
 
+use std::ffi::OsStr;
 use std::fs::Metadata;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use buffa_types::google::protobuf::Timestamp;
 use nestbox_proto::filesystem::{EntryInfo, FileType};
@@ -27,8 +29,12 @@ pub fn describe(path: &Path, users: &Users) -> io::Result<EntryInfo> {
         (Some(_), Some(target)) => file_type(target),
         (Some(_), None) => FileType::FILE_TYPE_SYMLINK,
     };
+    let name = path.file_name().unwrap_or(path.as_os_str());
     Ok(EntryInfo {
-        name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+        raw_name: raw(name),
+        raw_path: raw(path.as_os_str()),
+        raw_symlink_target: link.as_ref().map_or_else(Vec::new, |link| raw(link.as_os_str())),
+        name: name.to_string_lossy().into_owned(),
         r#type: kind.into(),
         path: path.to_string_lossy().into_owned(),
         size: i64::try_from(meta.size()).unwrap_or(i64::MAX),
@@ -37,7 +43,7 @@ pub fn describe(path: &Path, users: &Users) -> io::Result<EntryInfo> {
         owner: users.user_name(meta.uid()),
         group: users.group_name(meta.gid()),
         modified_time: timestamp(&meta).into(),
-        symlink_target: link,
+        symlink_target: link.map(|link| link.to_string_lossy().into_owned()),
         metadata: metadata(path).collect(),
         ..Default::default()
     })
@@ -54,9 +60,13 @@ fn metadata(path: &Path) -> impl Iterator<Item = (String, String)> {
 }
 
 /// The final target of a link, or its text where it leads nowhere.
-fn follow(path: &Path) -> String {
-    let target = std::fs::canonicalize(path).or_else(|_| std::fs::read_link(path));
-    target.map(|target| target.to_string_lossy().into_owned()).unwrap_or_default()
+fn follow(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).or_else(|_| std::fs::read_link(path)).unwrap_or_default()
+}
+
+/// The bytes of a name that is not UTF-8, and so more than its text; nothing of another one.
+pub fn raw(name: &OsStr) -> Vec<u8> {
+    if name.to_str().is_some() { Vec::new() } else { name.as_bytes().to_vec() }
 }
 
 fn file_type(meta: &Metadata) -> FileType {

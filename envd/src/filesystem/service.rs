@@ -1,6 +1,8 @@
 //! The rpcs of `filesystem.Filesystem`.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -101,9 +103,10 @@ impl Files {
         &self,
         headers: &HeaderMap,
         path: &str,
+        raw: &[u8],
     ) -> Result<(Arc<User>, PathBuf), RequestError> {
         let user = self.context.user_of(headers)?;
-        let path = self.context.path(path, &user)?;
+        let path = self.context.path(name(path, raw), &user)?;
         Ok((user, path))
     }
 
@@ -125,6 +128,11 @@ impl Files {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Watcher>> {
         self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A name as bytes, which it also is where it is no text.
+fn name<'a>(text: &'a str, raw: &'a [u8]) -> &'a OsStr {
+    if raw.is_empty() { text.as_ref() } else { OsStr::from_bytes(raw) }
 }
 
 fn owner(user: &User) -> Owner {
@@ -161,8 +169,8 @@ async fn watch(
 
 fn event(change: Change, root: &Path, entries: Entries, context: &Context) -> FilesystemEvent {
     let name = match change.path.strip_prefix(root) {
-        Ok(rest) if !rest.as_os_str().is_empty() => rest.to_string_lossy().into_owned(),
-        _ => ".".to_owned(),
+        Ok(rest) if !rest.as_os_str().is_empty() => rest.as_os_str(),
+        _ => OsStr::new("."),
     };
     // After a removal or a move, whatever is at that path is something else.
     let still_there = match change.kind {
@@ -176,7 +184,13 @@ fn event(change: Change, root: &Path, entries: Entries, context: &Context) -> Fi
     let entry = (still_there && entries == Entries::Included)
         .then(|| entry::describe(&change.path, &context.users).ok())
         .flatten();
-    FilesystemEvent { name, r#type: change.kind.into(), entry: entry.into(), ..Default::default() }
+    FilesystemEvent {
+        name: name.to_string_lossy().into_owned(),
+        raw_name: entry::raw(name),
+        r#type: change.kind.into(),
+        entry: entry.into(),
+        ..Default::default()
+    }
 }
 
 impl wire::Filesystem for Files {
@@ -185,7 +199,7 @@ impl wire::Filesystem for Files {
         context: RequestContext,
         request: ServiceRequest<'_, wire::StatRequest>,
     ) -> ServiceResult<impl Encodable<wire::StatResponse> + Send + use<'a>> {
-        let (user, path) = self.request(context.headers(), request.path)?;
+        let (user, path) = self.request(context.headers(), request.path, request.raw_path)?;
         let entry = self.blocking(user, move |context| describe(&path, context)).await?;
         Response::ok(wire::StatResponse { entry: entry.into(), ..Default::default() })
     }
@@ -195,7 +209,7 @@ impl wire::Filesystem for Files {
         context: RequestContext,
         request: ServiceRequest<'_, wire::MakeDirRequest>,
     ) -> ServiceResult<impl Encodable<wire::MakeDirResponse> + Send + use<'a>> {
-        let (user, path) = self.request(context.headers(), request.path)?;
+        let (user, path) = self.request(context.headers(), request.path, request.raw_path)?;
         let owner = owner(&user);
         let make = move |context: &Context| {
             tree::make_dir(&path, owner)?;
@@ -210,8 +224,9 @@ impl wire::Filesystem for Files {
         context: RequestContext,
         request: ServiceRequest<'_, wire::MoveRequest>,
     ) -> ServiceResult<impl Encodable<wire::MoveResponse> + Send + use<'a>> {
-        let (user, source) = self.request(context.headers(), request.source)?;
-        let destination = self.context.path(request.destination, &user)?;
+        let (user, source) = self.request(context.headers(), request.source, request.raw_source)?;
+        let destination =
+            self.context.path(name(request.destination, request.raw_destination), &user)?;
         let owner = owner(&user);
         let rename = move |context: &Context| {
             tree::rename(&source, &destination, owner)?;
@@ -226,7 +241,7 @@ impl wire::Filesystem for Files {
         context: RequestContext,
         request: ServiceRequest<'_, wire::ListDirRequest>,
     ) -> ServiceResult<impl Encodable<wire::ListDirResponse> + Send + use<'a>> {
-        let (user, path) = self.request(context.headers(), request.path)?;
+        let (user, path) = self.request(context.headers(), request.path, request.raw_path)?;
         let depth = request.depth;
         let list = move |context: &Context| {
             let paths = tree::list(&path, depth)?;
@@ -242,7 +257,7 @@ impl wire::Filesystem for Files {
         context: RequestContext,
         request: ServiceRequest<'_, wire::RemoveRequest>,
     ) -> ServiceResult<impl Encodable<wire::RemoveResponse> + Send + use<'a>> {
-        let (user, path) = self.request(context.headers(), request.path)?;
+        let (user, path) = self.request(context.headers(), request.path, request.raw_path)?;
         self.blocking(user, move |_| tree::remove(&path)).await?;
         Response::ok(wire::RemoveResponse::default())
     }
@@ -252,7 +267,7 @@ impl wire::Filesystem for Files {
         context: RequestContext,
         request: ServiceRequest<'_, wire::WatchDirRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<wire::WatchDirResponse> + Send + use<>>> {
-        let (user, path) = self.request(context.headers(), request.path)?;
+        let (user, path) = self.request(context.headers(), request.path, request.raw_path)?;
         let network = network(request.allow_network_mounts);
         let watch = watch(user, path, reach(request.recursive), network).await?;
         let interval = keepalive::interval(context.headers());
@@ -270,7 +285,7 @@ impl wire::Filesystem for Files {
         context: RequestContext,
         request: ServiceRequest<'_, wire::CreateWatcherRequest>,
     ) -> ServiceResult<impl Encodable<wire::CreateWatcherResponse> + Send + use<'a>> {
-        let (user, path) = self.request(context.headers(), request.path)?;
+        let (user, path) = self.request(context.headers(), request.path, request.raw_path)?;
         let network = network(request.allow_network_mounts);
         if self.lock().len() >= WATCHERS {
             return Err(WatchError::TooMany.into());

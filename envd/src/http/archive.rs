@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::Response;
 use futures::{StreamExt, stream};
 use http::header;
@@ -22,8 +22,8 @@ use crate::agent::users::User;
 use crate::agent::{rights, stand_back};
 use crate::filesystem::{UPLOAD_PREFIX, make_dirs};
 
-use super::access::FileQuery;
 use super::error::HttpError;
+use super::query::FileQuery;
 use super::upload::{blocking, drain};
 
 /// Archives under way at a time; others wait.
@@ -35,7 +35,7 @@ const STACK: usize = 256 * 1024;
 /// What was unpacked.
 #[derive(Debug, Serialize)]
 pub struct Unpacked {
-    path: PathBuf,
+    path: String,
     entries: u64,
     bytes: u64,
 }
@@ -47,7 +47,7 @@ pub struct Unpacked {
 /// 400 for what is no directory, 401 for an unknown user, 404.
 pub async fn download(
     State(context): State<Arc<Context>>,
-    query: Query<FileQuery>,
+    query: FileQuery,
 ) -> Result<Response, HttpError> {
     let (path, user) = resolve(&context, &query)?;
     let root = path.clone();
@@ -89,7 +89,7 @@ pub async fn download(
 /// the disk is full.
 pub async fn upload(
     State(context): State<Arc<Context>>,
-    query: Query<FileQuery>,
+    query: FileQuery,
     body: Body,
 ) -> Result<Json<Unpacked>, HttpError> {
     let (path, user) = resolve(&context, &query)?;
@@ -124,6 +124,7 @@ pub async fn upload(
     // What comes after an archive's end is of no interest, but sent all the same.
     drain(body).await;
     let Summary { entries, bytes } = summary?;
+    let path = path.to_string_lossy().into_owned();
     Ok(Json(Unpacked { path, entries, bytes }))
 }
 

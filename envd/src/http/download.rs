@@ -12,7 +12,7 @@ use std::sync::Arc;
 use async_compression::Level;
 use async_compression::tokio::bufread::GzipEncoder;
 use axum::body::{Body, Bytes};
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::Response;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -22,8 +22,8 @@ use tokio_util::io::ReaderStream;
 use crate::agent::settings::Context;
 use crate::agent::users::User;
 
-use super::access::FileQuery;
 use super::error::HttpError;
+use super::query::FileQuery;
 use super::range::{Part, Version, part};
 use super::upload::blocking;
 
@@ -38,7 +38,7 @@ const CHUNK: usize = 256 * 1024;
 /// 400 for what is no file, 401 for an unknown user, 404, 416 for a range without a byte in it.
 pub async fn download(
     State(context): State<Arc<Context>>,
-    query: Query<FileQuery>,
+    query: FileQuery,
     headers: HeaderMap,
 ) -> Result<Response, HttpError> {
     let user = context.user(query.username.as_deref())?;

@@ -5,6 +5,7 @@
 //! - `archive`: directories
 //! - `error`: how refusals look
 //! - `download`, `upload`: contents
+//! - `query`: which file is meant
 //! - `range`: a part of a file
 //! - `identity`: `POST /init`
 //! - `metrics`: what the guest uses
@@ -19,6 +20,7 @@ mod identity;
 mod metrics;
 mod pending;
 mod port;
+mod query;
 mod range;
 mod upload;
 

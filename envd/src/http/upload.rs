@@ -4,6 +4,7 @@
 //! before is still there.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use async_compression::tokio::bufread::GzipDecoder;
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, Multipart, Query, Request, State};
+use axum::extract::{FromRequest, Multipart, Request, State};
 use futures::{Stream, StreamExt, TryStreamExt};
 use http::{HeaderMap, header};
 use serde::Serialize;
@@ -23,9 +24,9 @@ use crate::agent::settings::Context;
 use crate::agent::users::User;
 use crate::filesystem::METADATA_PREFIX;
 
-use super::access::FileQuery;
 use super::error::HttpError;
 use super::pending::Pending;
+use super::query::FileQuery;
 
 /// Headers that become metadata begin with this.
 const METADATA_HEADER: &str = "x-metadata-";
@@ -58,7 +59,7 @@ type Chunks<'a> = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send + 'a>>;
 /// 400 for a body or path that makes no sense, 401 for an unknown user, 507 when the disk is full.
 pub async fn upload(
     State(context): State<Arc<Context>>,
-    query: Query<FileQuery>,
+    query: FileQuery,
     request: Request,
 ) -> Result<Json<Vec<Written>>, HttpError> {
     let user = context.user(query.username.as_deref())?;
@@ -129,7 +130,7 @@ impl Target {
     async fn write_form(
         &self,
         mut form: Multipart,
-        path: Option<&str>,
+        path: Option<&OsStr>,
     ) -> Result<Vec<Written>, HttpError> {
         let mut written = Vec::new();
         loop {
@@ -142,7 +143,9 @@ impl Target {
             let result = match (path, field.file_name().map(str::to_owned), written.is_empty()) {
                 (Some(_), _, false) => Err(HttpError::invalid("one path for several files")),
                 (Some(path), _, true) => self.write(path, chunks(field)).await,
-                (None, Some(name), _) if !name.is_empty() => self.write(&name, chunks(field)).await,
+                (None, Some(name), _) if !name.is_empty() => {
+                    self.write(name.as_ref(), chunks(field)).await
+                }
                 (None, _, _) => Err(HttpError::invalid("file has neither path nor file name")),
             };
             match result {
@@ -161,7 +164,7 @@ impl Target {
         Ok(written)
     }
 
-    async fn write(&self, path: &str, mut body: Chunks<'_>) -> Result<Written, HttpError> {
+    async fn write(&self, path: &OsStr, mut body: Chunks<'_>) -> Result<Written, HttpError> {
         let result = self.write_whole(path, &mut body).await;
         if result.is_err() {
             drain(body).await;
@@ -177,7 +180,7 @@ impl Target {
         blocking(Arc::clone(&self.user), work).await
     }
 
-    async fn write_whole(&self, path: &str, body: &mut Chunks<'_>) -> Result<Written, HttpError> {
+    async fn write_whole(&self, path: &OsStr, body: &mut Chunks<'_>) -> Result<Written, HttpError> {
         let path = self.context.path(path, &self.user)?;
         let (user, preparing) = (Arc::clone(&self.user), path.clone());
         let mut pending = self.blocking(move || Pending::new(user, &preparing)).await?;

@@ -9,6 +9,7 @@ use super::{ControlError, ControlPlane, to_the_end};
 use crate::actors::sandbox::Lease;
 use crate::domain::file::{FileEntry, FileHead, FileRange, Unpacked};
 use crate::domain::id::SandboxId;
+use crate::domain::path::GuestPath;
 use crate::vmm::guest::{Agent, AgentError};
 
 /// The bytes of a file, in pieces.
@@ -31,7 +32,7 @@ impl ControlPlane {
     pub async fn read_file(
         &self,
         id: &SandboxId,
-        path: &str,
+        path: &GuestPath,
         user: Option<&str>,
         part: &FileRange,
     ) -> Result<FileContent, ControlError> {
@@ -51,7 +52,7 @@ impl ControlPlane {
     pub async fn write_file<S>(
         &self,
         id: &SandboxId,
-        path: &str,
+        path: &GuestPath,
         user: Option<&str>,
         length: Option<u64>,
         content: S,
@@ -72,7 +73,7 @@ impl ControlPlane {
     pub async fn read_archive(
         &self,
         id: &SandboxId,
-        path: &str,
+        path: &GuestPath,
         user: Option<&str>,
     ) -> Result<Bytestream, ControlError> {
         let mut lease = self.begin_work(id).await?;
@@ -89,7 +90,7 @@ impl ControlPlane {
     pub async fn write_archive<S>(
         &self,
         id: &SandboxId,
-        path: &str,
+        path: &GuestPath,
         user: Option<&str>,
         content: S,
     ) -> Result<Unpacked, ControlError>
@@ -109,7 +110,7 @@ impl ControlPlane {
     pub async fn stat(
         &self,
         id: &SandboxId,
-        path: &str,
+        path: &GuestPath,
         user: Option<&str>,
     ) -> Result<FileEntry, ControlError> {
         let mut lease = self.begin_work(id).await?;
@@ -125,7 +126,7 @@ impl ControlPlane {
     pub async fn list_files(
         &self,
         id: &SandboxId,
-        path: &str,
+        path: &GuestPath,
         depth: u32,
         user: Option<&str>,
     ) -> Result<Vec<FileEntry>, ControlError> {
@@ -142,7 +143,7 @@ impl ControlPlane {
     pub async fn make_dir(
         &self,
         id: &SandboxId,
-        path: String,
+        path: GuestPath,
         user: Option<String>,
     ) -> Result<FileEntry, ControlError> {
         let make = move |agent: Agent| async move { agent.make_dir(&path, user.as_deref()).await };
@@ -157,8 +158,8 @@ impl ControlPlane {
     pub async fn move_file(
         &self,
         id: &SandboxId,
-        source: String,
-        destination: String,
+        source: GuestPath,
+        destination: GuestPath,
         user: Option<String>,
     ) -> Result<FileEntry, ControlError> {
         let rename = move |agent: Agent| async move {
@@ -175,7 +176,7 @@ impl ControlPlane {
     pub async fn remove_file(
         &self,
         id: &SandboxId,
-        path: String,
+        path: GuestPath,
         user: Option<String>,
     ) -> Result<(), ControlError> {
         let remove = move |agent: Agent| async move { agent.remove(&path, user.as_deref()).await };

@@ -4,6 +4,7 @@ use super::{ControlError, ControlPlane};
 use crate::actors::sandbox::Lease;
 use crate::domain::file::{Reach, WatchNews};
 use crate::domain::id::SandboxId;
+use crate::domain::path::GuestPath;
 use crate::vmm::guest::Watching;
 
 /// A directory that is watched. Its sandbox is not idle meanwhile.
@@ -21,7 +22,7 @@ impl ControlPlane {
     pub async fn watch_files(
         &self,
         id: &SandboxId,
-        path: &str,
+        path: &GuestPath,
         reach: Reach,
         user: Option<&str>,
     ) -> Result<FileFeed, ControlError> {

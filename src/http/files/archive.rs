@@ -4,13 +4,14 @@ use actix_web::{HttpResponse, get, put, web};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{FileQuery, check_path, upload};
+use super::{FileQuery, check_path, shown, upload};
 use crate::actors::control_plane::ControlPlane;
 use crate::domain::id::SandboxId;
 use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::openapi::Routes;
 use crate::http::openapi::failures::Work;
+use crate::http::query::Query;
 
 /// What was unpacked.
 #[derive(Serialize, ToSchema)]
@@ -18,6 +19,9 @@ use crate::http::openapi::failures::Work;
 struct UnpackedView {
     /// The directory.
     path: String,
+    /// Its bytes in base64, if they are not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path_base64: Option<String>,
     /// Files, directories and links.
     entries: u64,
     /// Bytes of all files together.
@@ -39,8 +43,9 @@ async fn pack(
     _: Caller,
     control: web::Data<ControlPlane>,
     id: web::Path<SandboxId>,
-    query: web::Query<FileQuery>,
+    query: Query<FileQuery>,
 ) -> Result<HttpResponse, ApiError> {
+    let query = query.0;
     check_path(&query.path)?;
     let archive = control.read_archive(&id, &query.path, query.user.as_deref()).await?;
     Ok(HttpResponse::Ok().content_type("application/x-tar").streaming(archive))
@@ -59,16 +64,18 @@ async fn unpack(
     _: Caller,
     control: web::Data<ControlPlane>,
     id: web::Path<SandboxId>,
-    query: web::Query<FileQuery>,
+    query: Query<FileQuery>,
     body: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let FileQuery { path, user } = query.into_inner();
+    let FileQuery { path, user } = query.0;
     check_path(&path)?;
     let (_, unpacked) = upload::pass(body, async |pieces| {
         Ok(control.write_archive(&id, &path, user.as_deref(), pieces).await?)
     })
     .await?;
-    let view = UnpackedView { path, entries: unpacked.entries, size: unpacked.size };
+    let (path, path_base64) = shown(&path);
+    let (entries, size) = (unpacked.entries, unpacked.size);
+    let view = UnpackedView { path, path_base64, entries, size };
     Ok(HttpResponse::Ok().json(view))
 }
 

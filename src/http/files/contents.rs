@@ -8,15 +8,17 @@ use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
-use super::{FileQuery, MAX_PATH, check_path, upload};
+use super::{FileQuery, MAX_PATH, check_path, path_of, shown, upload};
 use crate::actors::control_plane::ControlPlane;
 use crate::domain::file::FileRange;
 use crate::domain::id::SandboxId;
+use crate::domain::path::GuestPath;
 use crate::http::auth::Caller;
 use crate::http::body::Json;
 use crate::http::error::{ApiError, Code};
 use crate::http::openapi::Routes;
 use crate::http::openapi::failures::{Reading, Work};
+use crate::http::query::Query;
 
 /// Body of `files/read`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -25,7 +27,9 @@ use crate::http::openapi::failures::{Reading, Work};
 struct ReadBody {
     /// From the root, or from the user's home.
     #[schema(min_length = 1, max_length = 4096)]
-    path: String,
+    path: Option<String>,
+    /// In its place: the bytes of a path that is not UTF-8, in base64.
+    path_base64: Option<String>,
     /// Who reads it.
     user: Option<String>,
 }
@@ -77,8 +81,18 @@ struct WriteForm {
 struct Written {
     /// The file.
     path: String,
+    /// Its bytes in base64, if they are not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path_base64: Option<String>,
     /// In bytes.
     size: u64,
+}
+
+impl Written {
+    fn new(path: &GuestPath, size: u64) -> Self {
+        let (path, path_base64) = shown(path);
+        Self { path, path_base64, size }
+    }
 }
 
 /// Reads a file, or a range of it.
@@ -92,10 +106,12 @@ async fn get_file(
     _: Caller,
     control: web::Data<ControlPlane>,
     id: web::Path<SandboxId>,
-    query: web::Query<FileQuery>,
+    query: Query<FileQuery>,
     request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
-    send(&control, &id, &query.path, query.user.as_deref(), &request).await
+    let FileQuery { path, user } = query.0;
+    check_path(&path)?;
+    send(&control, &id, &path, user.as_deref(), &request).await
 }
 
 /// Reads a file, or a range of it, whose path is in the body.
@@ -114,7 +130,9 @@ async fn read(
     Json(body): Json<ReadBody>,
     request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
-    send(&control, &id, &body.path, body.user.as_deref(), &request).await
+    let ReadBody { path, path_base64, user } = body;
+    let path = path_of("path", path, path_base64)?;
+    send(&control, &id, &path, user.as_deref(), &request).await
 }
 
 /// Writes a file of any size, as a whole or not at all.
@@ -130,11 +148,11 @@ async fn put_file(
     _: Caller,
     control: web::Data<ControlPlane>,
     id: web::Path<SandboxId>,
-    query: web::Query<FileQuery>,
+    query: Query<FileQuery>,
     request: HttpRequest,
     body: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let FileQuery { path, user } = query.into_inner();
+    let FileQuery { path, user } = query.0;
     check_path(&path)?;
     if request.headers().contains_key(header::CONTENT_RANGE) {
         return Err(ApiError::invalid("a file is written as a whole: Content-Range is not taken"));
@@ -144,7 +162,7 @@ async fn put_file(
         Ok(control.write_file(&id, &path, user.as_deref(), length, pieces).await?)
     })
     .await?;
-    Ok(HttpResponse::Ok().json(Written { path, size }))
+    Ok(HttpResponse::Ok().json(Written::new(&path, size)))
 }
 
 /// Writes a file of any size, from a form.
@@ -166,7 +184,7 @@ async fn write(
     let (mut path, mut user) = (None, None);
     while let Some(field) = form.try_next().await.map_err(malformed)? {
         match field.name() {
-            Some("path") => path = Some(text(field).await?),
+            Some("path") => path = Some(GuestPath::from(short(field).await?)),
             Some("user") => user = Some(text(field).await?),
             Some("file") => {
                 let path = path.ok_or_else(|| {
@@ -177,7 +195,7 @@ async fn write(
                     Ok(control.write_file(&id, &path, user.as_deref(), None, pieces).await?)
                 })
                 .await?;
-                return Ok(HttpResponse::Ok().json(Written { path, size }));
+                return Ok(HttpResponse::Ok().json(Written::new(&path, size)));
             }
             other => {
                 let name = other.unwrap_or_default();
@@ -199,11 +217,10 @@ pub fn routes(routes: &mut Routes) {
 async fn send(
     control: &ControlPlane,
     id: &SandboxId,
-    path: &str,
+    path: &GuestPath,
     user: Option<&str>,
     request: &HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
-    check_path(path)?;
     let part = FileRange {
         range: header_text(request, header::RANGE),
         condition: header_text(request, header::IF_RANGE),
@@ -242,7 +259,12 @@ fn malformed(error: MultipartError) -> ApiError {
     ApiError::invalid(format!("the body is no valid multipart form: {error}"))
 }
 
-async fn text(mut field: Field) -> Result<String, ApiError> {
+async fn text(field: Field) -> Result<String, ApiError> {
+    String::from_utf8(short(field).await?)
+        .map_err(|_| ApiError::invalid("a text field is not UTF-8"))
+}
+
+async fn short(mut field: Field) -> Result<Vec<u8>, ApiError> {
     let mut bytes = Vec::new();
     while let Some(piece) = field.try_next().await.map_err(malformed)? {
         bytes.extend_from_slice(&piece);
@@ -251,5 +273,5 @@ async fn text(mut field: Field) -> Result<String, ApiError> {
             return Err(ApiError::new(Code::InvalidRequest, message));
         }
     }
-    String::from_utf8(bytes).map_err(|_| ApiError::invalid("a text field is not UTF-8"))
+    Ok(bytes)
 }

@@ -5,16 +5,18 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{FileQuery, check_path};
+use super::{FileQuery, check_path, path_of, shown};
 use crate::actors::control_plane::ControlPlane;
 use crate::domain::file::{FileEntry, FileKind};
 use crate::domain::id::SandboxId;
+use crate::domain::path::GuestPath;
 use crate::http::auth::Caller;
 use crate::http::body::Json;
 use crate::http::error::ApiError;
 use crate::http::openapi::Routes;
 use crate::http::openapi::failures::{Listing, Work};
 use crate::http::pieces;
+use crate::http::query::Query;
 
 /// The most levels that a list may go down.
 const MAX_DEPTH: u32 = 64;
@@ -23,9 +25,9 @@ const MAX_DEPTH: u32 = 64;
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 struct ListQuery {
-    /// The directory.
-    #[param(min_length = 1, max_length = 4096, example = "/tmp")]
-    path: String,
+    /// The directory. Its bytes are percent-encoded, also those that are not UTF-8.
+    #[param(value_type = String, min_length = 1, max_length = 4096, example = "/tmp")]
+    path: GuestPath,
     /// Who looks.
     user: Option<String>,
     /// Levels to go down.
@@ -45,7 +47,9 @@ fn one() -> u32 {
 struct MkdirBody {
     /// From the root, or from the user's home.
     #[schema(min_length = 1, max_length = 4096)]
-    path: String,
+    path: Option<String>,
+    /// In its place: the bytes of a path that is not UTF-8, in base64.
+    path_base64: Option<String>,
     /// Who it belongs to.
     user: Option<String>,
 }
@@ -57,10 +61,14 @@ struct MkdirBody {
 struct MoveBody {
     /// What is moved.
     #[schema(min_length = 1, max_length = 4096)]
-    source: String,
+    source: Option<String>,
+    /// In its place: the bytes of a path that is not UTF-8, in base64.
+    source_base64: Option<String>,
     /// Its new name; a file that is there is replaced.
     #[schema(min_length = 1, max_length = 4096)]
-    destination: String,
+    destination: Option<String>,
+    /// In its place: the bytes of a path that is not UTF-8, in base64.
+    destination_base64: Option<String>,
     /// Who directories belong to that are made on the way.
     user: Option<String>,
 }
@@ -88,10 +96,16 @@ struct ListView {
     "modified_at": "2026-11-25T22:46:45.120394Z",
 })))]
 pub(super) struct EntryView {
-    /// The last part of its path.
+    /// The last part of its path; of one that is not UTF-8, what is similar.
     name: String,
-    /// From the root.
+    /// Its bytes in base64, if they are not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name_base64: Option<String>,
+    /// From the root; of one that is not UTF-8, what is similar.
     path: String,
+    /// Its bytes in base64, if they are not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path_base64: Option<String>,
     /// Of a link, that of what it leads to.
     r#type: KindView,
     /// In bytes.
@@ -109,6 +123,9 @@ pub(super) struct EntryView {
     /// Where a link leads.
     #[serde(skip_serializing_if = "Option::is_none")]
     symlink_target: Option<String>,
+    /// Its bytes in base64, if they are not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    symlink_target_base64: Option<String>,
 }
 
 /// What something is.
@@ -128,9 +145,20 @@ enum KindView {
 
 impl From<FileEntry> for EntryView {
     fn from(entry: FileEntry) -> Self {
+        let (name, name_base64) = shown(&entry.name);
+        let (path, path_base64) = shown(&entry.path);
+        let (symlink_target, symlink_target_base64) = match &entry.symlink_target {
+            Some(target) => {
+                let (text, base64) = shown(target);
+                (Some(text), base64)
+            }
+            None => (None, None),
+        };
         Self {
-            name: entry.name,
-            path: entry.path,
+            name,
+            name_base64,
+            path,
+            path_base64,
             r#type: match entry.kind {
                 FileKind::File => KindView::File,
                 FileKind::Directory => KindView::Directory,
@@ -143,7 +171,8 @@ impl From<FileEntry> for EntryView {
             owner: entry.owner,
             group: entry.group,
             modified_at: entry.modified_at,
-            symlink_target: entry.symlink_target,
+            symlink_target,
+            symlink_target_base64,
         }
     }
 }
@@ -159,8 +188,9 @@ async fn list(
     _: Caller,
     control: web::Data<ControlPlane>,
     id: web::Path<SandboxId>,
-    query: web::Query<ListQuery>,
+    query: Query<ListQuery>,
 ) -> Result<HttpResponse, ApiError> {
+    let query = query.0;
     check_path(&query.path)?;
     if !(1..=MAX_DEPTH).contains(&query.depth) {
         return Err(ApiError::invalid(format!("depth is from 1 to {MAX_DEPTH}")));
@@ -181,8 +211,9 @@ async fn stat(
     _: Caller,
     control: web::Data<ControlPlane>,
     id: web::Path<SandboxId>,
-    query: web::Query<FileQuery>,
+    query: Query<FileQuery>,
 ) -> Result<HttpResponse, ApiError> {
+    let query = query.0;
     check_path(&query.path)?;
     let entry = control.stat(&id, &query.path, query.user.as_deref()).await?;
     Ok(HttpResponse::Ok().json(EntryView::from(entry)))
@@ -201,8 +232,8 @@ async fn mkdir(
     id: web::Path<SandboxId>,
     body: Json<MkdirBody>,
 ) -> Result<HttpResponse, ApiError> {
-    let MkdirBody { path, user } = body.0;
-    check_path(&path)?;
+    let MkdirBody { path, path_base64, user } = body.0;
+    let path = path_of("path", path, path_base64)?;
     let entry = control.make_dir(&id, path, user).await?;
     Ok(HttpResponse::Created().json(EntryView::from(entry)))
 }
@@ -220,9 +251,9 @@ async fn rename(
     id: web::Path<SandboxId>,
     body: Json<MoveBody>,
 ) -> Result<HttpResponse, ApiError> {
-    let MoveBody { source, destination, user } = body.0;
-    check_path(&source)?;
-    check_path(&destination)?;
+    let MoveBody { source, source_base64, destination, destination_base64, user } = body.0;
+    let source = path_of("source", source, source_base64)?;
+    let destination = path_of("destination", destination, destination_base64)?;
     let entry = control.move_file(&id, source, destination, user).await?;
     Ok(HttpResponse::Ok().json(EntryView::from(entry)))
 }
@@ -238,9 +269,9 @@ async fn remove(
     _: Caller,
     control: web::Data<ControlPlane>,
     id: web::Path<SandboxId>,
-    query: web::Query<FileQuery>,
+    query: Query<FileQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    let FileQuery { path, user } = query.into_inner();
+    let FileQuery { path, user } = query.0;
     check_path(&path)?;
     control.remove_file(&id, path, user).await?;
     Ok(HttpResponse::NoContent().finish())

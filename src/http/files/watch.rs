@@ -5,24 +5,26 @@ use actix_web_actors::ws::CloseCode;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::check_path;
 use super::tree::EntryView;
+use super::{check_path, shown};
 use crate::actors::control_plane::{ControlPlane, FileFeed};
 use crate::domain::file::{ChangeKind, FileChange, Reach, WatchNews};
 use crate::domain::id::SandboxId;
+use crate::domain::path::GuestPath;
 use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::openapi::failures::Work;
 use crate::http::openapi::{Messages, Routes};
+use crate::http::query::Query;
 use crate::http::websocket::{Farewell, Gone, Lane, Sockets, frames, handshake, listen, upgraded};
 
 /// Query of `files/watch`.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 struct WatchQuery {
-    /// The directory.
-    #[param(min_length = 1, max_length = 4096, example = "/tmp")]
-    path: String,
+    /// The directory. Its bytes are percent-encoded, also those that are not UTF-8.
+    #[param(value_type = String, min_length = 1, max_length = 4096, example = "/tmp")]
+    path: GuestPath,
     /// Whose home a relative path starts at.
     user: Option<String>,
     /// Whether directories below are watched too, also those that are made later.
@@ -53,8 +55,11 @@ enum ServerMessage {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Change)]
 struct ChangeView {
-    /// From the directory; `.` is the directory itself.
+    /// From the directory; `.` is the directory itself. Of one that is not UTF-8, what is similar.
     name: String,
+    /// Its bytes in base64, if they are not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name_base64: Option<String>,
     /// How it is now, if it is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     entry: Option<EntryView>,
@@ -62,7 +67,8 @@ struct ChangeView {
 
 impl From<FileChange> for ServerMessage {
     fn from(FileChange { kind, name, entry }: FileChange) -> Self {
-        let view = ChangeView { name, entry: entry.map(EntryView::from) };
+        let (name, name_base64) = shown(&name);
+        let view = ChangeView { name, name_base64, entry: entry.map(EntryView::from) };
         match kind {
             ChangeKind::Create => Self::Create(view),
             ChangeKind::Write => Self::Write(view),
@@ -85,11 +91,12 @@ async fn watch(
     control: web::Data<ControlPlane>,
     sockets: web::Data<Sockets>,
     id: web::Path<SandboxId>,
-    query: web::Query<WatchQuery>,
+    query: Query<WatchQuery>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let answer = handshake(&request)?;
+    let query = query.0;
     check_path(&query.path)?;
     let reach = if query.recursive { Reach::Below } else { Reach::Here };
     // Before the upgrade: who may not, and what is no directory, is told so by a status.

@@ -3,11 +3,13 @@
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
 use http::header;
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use reqwest::Response;
 
 use super::answer::{self, expect_success};
 use super::{Agent, AgentError, QUICK};
 use crate::domain::file::{FileHead, FileRange, Unpacked};
+use crate::domain::path::GuestPath;
 
 /// A file on its way out of a guest.
 pub struct FileStream {
@@ -43,11 +45,11 @@ impl Agent {
     /// [`AgentError::OutOfRange`].
     pub async fn read_file(
         &self,
-        path: &str,
+        path: &GuestPath,
         user: Option<&str>,
         part: &FileRange,
     ) -> Result<FileStream, AgentError> {
-        let mut request = self.http.get(self.url("/files")).query(&file_query(path, user));
+        let mut request = self.http.get(self.about("/files", path, user));
         for (name, value) in [(header::RANGE, &part.range), (header::IF_RANGE, &part.condition)] {
             if let Some(value) = value {
                 request = request.header(name, value);
@@ -64,7 +66,7 @@ impl Agent {
     /// [`AgentError::NoSpace`] when the guest's disk is full; nothing is left under `path` then.
     pub async fn write_file<S>(
         &self,
-        path: &str,
+        path: &GuestPath,
         user: Option<&str>,
         length: Option<u64>,
         content: S,
@@ -74,8 +76,7 @@ impl Agent {
     {
         let mut request = self
             .http
-            .post(self.url("/files"))
-            .query(&file_query(path, user))
+            .post(self.about("/files", path, user))
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .body(reqwest::Body::wrap_stream(content));
         if let Some(length) = length {
@@ -100,10 +101,10 @@ impl Agent {
     /// [`AgentError::NotFound`], [`AgentError::Invalid`] for what is no directory.
     pub async fn read_archive(
         &self,
-        path: &str,
+        path: &GuestPath,
         user: Option<&str>,
     ) -> Result<FileStream, AgentError> {
-        let request = self.http.get(self.url("/files/archive")).query(&file_query(path, user));
+        let request = self.http.get(self.about("/files/archive", path, user));
         // Without a limit: an agent packs a few at a time, and others wait for their turn.
         Ok(FileStream::new(expect_success(self.send(request).await?).await?))
     }
@@ -116,7 +117,7 @@ impl Agent {
     /// [`AgentError::NoSpace`]; what came before stays.
     pub async fn write_archive<S>(
         &self,
-        path: &str,
+        path: &GuestPath,
         user: Option<&str>,
         content: S,
     ) -> Result<Unpacked, AgentError>
@@ -125,16 +126,25 @@ impl Agent {
     {
         let request = self
             .http
-            .put(self.url("/files/archive"))
-            .query(&file_query(path, user))
+            .put(self.about("/files/archive", path, user))
             .body(reqwest::Body::wrap_stream(content));
         let answer = expect_success(self.send(request).await?).await?;
         let body = answer::json::<UnpackedBody>(answer).await;
         let body = body.map_err(|error| self.unreachable(error))?;
         Ok(Unpacked { entries: body.entries, size: body.bytes })
     }
-}
 
-fn file_query<'a>(path: &'a str, user: Option<&'a str>) -> Vec<(&'a str, &'a str)> {
-    std::iter::once(("path", path)).chain(user.map(|user| ("username", user))).collect()
+    /// Where the agent answers about a file.
+    fn about(&self, route: &str, path: &GuestPath, user: Option<&str>) -> String {
+        let mut url = self.url(route);
+        for (name, value) in
+            [("?path=", Some(path.as_bytes())), ("&username=", user.map(str::as_bytes))]
+        {
+            if let Some(value) = value {
+                url.push_str(name);
+                url.extend(percent_encode(value, NON_ALPHANUMERIC));
+            }
+        }
+        url
+    }
 }

@@ -190,26 +190,26 @@ async fn call(agent: &Agent, name: &str) -> Result<(), AgentError> {
         "set_clock" => agent.set_clock().await,
         "sync" => agent.sync().await,
         "read_file" => {
-            drain(agent.read_file("/x", None, &FileRange::default()).await?).await;
+            drain(agent.read_file(&"/x".into(), None, &FileRange::default()).await?).await;
             Ok(())
         }
         "read_archive" => {
-            drain(agent.read_archive("/x", None).await?).await;
+            drain(agent.read_archive(&"/x".into(), None).await?).await;
             Ok(())
         }
-        "write_file" => agent.write_file("/x", None, None, nothing()).await,
-        "write_archive" => agent.write_archive("/x", None, nothing()).await.map(drop),
-        "stat" => agent.stat("/x", None).await.map(drop),
-        "list" => agent.list("/x", 1, None).await.map(drop),
-        "make_dir" => agent.make_dir("/x", None).await.map(drop),
-        "move_file" => agent.move_file("/x", "/y", None).await.map(drop),
-        "remove" => agent.remove("/x", None).await,
+        "write_file" => agent.write_file(&"/x".into(), None, None, nothing()).await,
+        "write_archive" => agent.write_archive(&"/x".into(), None, nothing()).await.map(drop),
+        "stat" => agent.stat(&"/x".into(), None).await.map(drop),
+        "list" => agent.list(&"/x".into(), 1, None).await.map(drop),
+        "make_dir" => agent.make_dir(&"/x".into(), None).await.map(drop),
+        "move_file" => agent.move_file(&"/x".into(), &"/y".into(), None).await.map(drop),
+        "remove" => agent.remove(&"/x".into(), None).await,
         "exec" => agent.exec(exec(), &CancellationToken::new()).await.map(drop),
         "start_background" => agent.start_background(exec(), None, None).await.map(drop),
         "list_background" => agent.list_background().await.map(drop),
         "stop_background" => agent.stop_background(&process).await,
         "listen" => agent.listen(&process, Begin::After(0)).await.map(drop),
-        "watch" => agent.watch("/x", Reach::Below, None).await.map(drop),
+        "watch" => agent.watch(&"/x".into(), Reach::Below, None).await.map(drop),
         // Nobody listens there, so it is the agent who is asked.
         "connect" => agent.connect("1".parse().expect("a port"), limit).await.map(drop),
         other => unreachable!("{other}"),

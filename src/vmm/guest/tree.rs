@@ -10,6 +10,7 @@ use nestbox_proto::filesystem::{
 use super::error::is_over_a_limit;
 use super::{Agent, AgentError, LONG, QUICK};
 use crate::domain::file::{FileEntry, FileKind};
+use crate::domain::path::GuestPath;
 
 /// Bytes of the longest list that is taken: some 15,000 entries. Here they may take as much again.
 const LIST_LIMIT: usize = 4 << 20;
@@ -20,8 +21,13 @@ impl Agent {
     /// # Errors
     ///
     /// [`AgentError::NotFound`], [`AgentError::Invalid`].
-    pub async fn stat(&self, path: &str, user: Option<&str>) -> Result<FileEntry, AgentError> {
-        let request = StatRequest { path: path.to_owned(), ..Default::default() };
+    pub async fn stat(
+        &self,
+        path: &GuestPath,
+        user: Option<&str>,
+    ) -> Result<FileEntry, AgentError> {
+        let (path, raw_path) = on_the_wire(path);
+        let request = StatRequest { path, raw_path, ..Default::default() };
         let answer = self.files.stat_with_options(request, acting_as(user));
         let answer = self.within(QUICK, answer).await?;
         self.one(answer.map_err(|error| self.refused(error))?.into_owned().entry.into_option())
@@ -36,11 +42,12 @@ impl Agent {
     /// [`AgentError::TooMuch`].
     pub async fn list(
         &self,
-        path: &str,
+        path: &GuestPath,
         depth: u32,
         user: Option<&str>,
     ) -> Result<Vec<FileEntry>, AgentError> {
-        let request = ListDirRequest { path: path.to_owned(), depth, ..Default::default() };
+        let (text, raw_path) = on_the_wire(path);
+        let request = ListDirRequest { path: text, raw_path, depth, ..Default::default() };
         let options =
             acting_as(user).with_max_message_size(LIST_LIMIT).with_element_memory_limit(LIST_LIMIT);
         let answer = self.files.list_dir_with_options(request, options);
@@ -61,8 +68,13 @@ impl Agent {
     /// # Errors
     ///
     /// [`AgentError::Conflict`], [`AgentError::Invalid`], [`AgentError::NoSpace`].
-    pub async fn make_dir(&self, path: &str, user: Option<&str>) -> Result<FileEntry, AgentError> {
-        let request = MakeDirRequest { path: path.to_owned(), ..Default::default() };
+    pub async fn make_dir(
+        &self,
+        path: &GuestPath,
+        user: Option<&str>,
+    ) -> Result<FileEntry, AgentError> {
+        let (path, raw_path) = on_the_wire(path);
+        let request = MakeDirRequest { path, raw_path, ..Default::default() };
         let answer = self.files.make_dir_with_options(request, acting_as(user));
         let answer = self.within(QUICK, answer).await?;
         self.one(answer.map_err(|error| self.refused(error))?.into_owned().entry.into_option())
@@ -77,15 +89,14 @@ impl Agent {
     /// [`AgentError::Invalid`], [`AgentError::NoSpace`].
     pub async fn move_file(
         &self,
-        source: &str,
-        destination: &str,
+        source: &GuestPath,
+        destination: &GuestPath,
         user: Option<&str>,
     ) -> Result<FileEntry, AgentError> {
-        let request = MoveRequest {
-            source: source.to_owned(),
-            destination: destination.to_owned(),
-            ..Default::default()
-        };
+        let (source, raw_source) = on_the_wire(source);
+        let (destination, raw_destination) = on_the_wire(destination);
+        let request =
+            MoveRequest { source, destination, raw_source, raw_destination, ..Default::default() };
         let answer = self.files.move_with_options(request, acting_as(user));
         let answer = self.within(LONG, answer).await?;
         self.one(answer.map_err(|error| self.refused(error))?.into_owned().entry.into_option())
@@ -96,8 +107,9 @@ impl Agent {
     /// # Errors
     ///
     /// [`AgentError::Invalid`].
-    pub async fn remove(&self, path: &str, user: Option<&str>) -> Result<(), AgentError> {
-        let request = RemoveRequest { path: path.to_owned(), ..Default::default() };
+    pub async fn remove(&self, path: &GuestPath, user: Option<&str>) -> Result<(), AgentError> {
+        let (path, raw_path) = on_the_wire(path);
+        let request = RemoveRequest { path, raw_path, ..Default::default() };
         let answer = self.files.remove_with_options(request, acting_as(user));
         let answer = self.within(LONG, answer).await?;
         answer.map(drop).map_err(|error| self.refused(error))
@@ -120,6 +132,20 @@ pub(super) fn acting_as(user: Option<&str>) -> CallOptions {
     }
 }
 
+/// A path as requests have it: a text, or bytes. An agent that does not know of bytes yet finds a
+/// zero byte in the text then and refuses it, where another text would be another file.
+pub(super) fn on_the_wire(path: &GuestPath) -> (String, Vec<u8>) {
+    match path.raw() {
+        None => (path.to_string(), Vec::new()),
+        Some(bytes) => ("\0".to_owned(), bytes.to_vec()),
+    }
+}
+
+/// A name as answers have it: bytes, where they are more than the text.
+pub(super) fn name(text: String, raw: Vec<u8>) -> GuestPath {
+    if raw.is_empty() { text.into() } else { raw.into() }
+}
+
 pub(super) fn entry(found: EntryInfo) -> FileEntry {
     let modified = found.modified_time.into_option().unwrap_or_default();
     let nanos = u32::try_from(modified.nanos).unwrap_or(0);
@@ -130,14 +156,14 @@ pub(super) fn entry(found: EntryInfo) -> FileEntry {
             Some(FileType::FILE_TYPE_SYMLINK) => FileKind::Symlink,
             Some(FileType::FILE_TYPE_UNSPECIFIED) | None => FileKind::Other,
         },
-        name: found.name,
-        path: found.path,
+        name: name(found.name, found.raw_name),
+        path: name(found.path, found.raw_path),
         size: u64::try_from(found.size).unwrap_or(0),
         mode: found.mode,
         permissions: found.permissions,
         owner: found.owner,
         group: found.group,
         modified_at: DateTime::from_timestamp(modified.seconds, nanos).unwrap_or_default(),
-        symlink_target: found.symlink_target,
+        symlink_target: found.symlink_target.map(|text| name(text, found.raw_symlink_target)),
     }
 }

@@ -8,9 +8,10 @@ use nestbox_proto::filesystem::{EventType, FilesystemEvent, WatchDirRequest};
 
 use super::error::is_over_a_limit;
 use super::transport::Messages;
-use super::tree::{acting_as, entry};
+use super::tree::{acting_as, entry, name, on_the_wire};
 use super::{Agent, AgentError, QUICK};
 use crate::domain::file::{ChangeKind, FileChange, Reach, WatchNews};
+use crate::domain::path::GuestPath;
 
 type Events = Messages<WatchDirResponseView<'static>>;
 
@@ -29,12 +30,14 @@ impl Agent {
     /// [`AgentError::TooMuch`] if the guest's kernel watches no more.
     pub async fn watch(
         &self,
-        path: &str,
+        path: &GuestPath,
         reach: Reach,
         user: Option<&str>,
     ) -> Result<Watching, AgentError> {
+        let (text, raw_path) = on_the_wire(path);
         let request = WatchDirRequest {
-            path: path.to_owned(),
+            path: text,
+            raw_path,
             recursive: reach == Reach::Below,
             include_entry: true,
             ..Default::default()
@@ -44,7 +47,7 @@ impl Agent {
 
     async fn watched(
         &self,
-        path: &str,
+        path: &GuestPath,
         request: WatchDirRequest,
         options: CallOptions,
     ) -> Result<Watching, AgentError> {
@@ -106,5 +109,6 @@ fn change(event: FilesystemEvent) -> Option<FileChange> {
         EventType::EVENT_TYPE_CHMOD => ChangeKind::Chmod,
         EventType::EVENT_TYPE_UNSPECIFIED => return None,
     };
-    Some(FileChange { kind, name: event.name, entry: event.entry.into_option().map(entry) })
+    let name = name(event.name, event.raw_name);
+    Some(FileChange { kind, name, entry: event.entry.into_option().map(entry) })
 }
