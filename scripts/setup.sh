@@ -9,11 +9,12 @@ set -eu
 #   qemu-system-x86  the hypervisor            mmdebstrap  the root filesystem's tree
 #   e2fsprogs        mke2fs, e2fsck            nftables    a sandbox's network rules
 #   iproute2         `ip`, for people and tests
+#   kmod, xz-utils   depmod and xz, which pack a kernel's modules for guests
 #   gcc, libc6-dev   the linker that Rust uses
 #   libdevmapper-dev, libclang-dev, pkg-config
 #                    what the crates of device-mapper and userfaultfd are built with; nothing of it
 #                    is needed when the daemon runs
-packages="qemu-system-x86 mmdebstrap e2fsprogs nftables iproute2 gcc libc6-dev"
+packages="qemu-system-x86 mmdebstrap e2fsprogs nftables iproute2 kmod xz-utils gcc libc6-dev"
 packages="$packages libdevmapper-dev libclang-dev pkg-config"
 if [ "${1:-}" = tests ]; then
     # postgresql: the same tests on it.

@@ -29,6 +29,7 @@ mod firecracker;
 mod floods;
 mod fork;
 mod full_disk;
+mod guest_kernel;
 mod hostile;
 mod identity;
 mod image;

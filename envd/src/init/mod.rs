@@ -6,7 +6,7 @@
 //! `/proc/self/exe` and reaps for the rest of its life.
 //!
 //! - `modules`, `device`, `root`: while the initramfs is the root
-//! - `mounts`, `etc`, `network`: the guest's surroundings
+//! - `mounts`, `nodes`, `etc`, `network`: the guest's surroundings
 //! - `reaper`: the rest of its life; the only place that calls `waitpid(-1)`
 
 mod cmdline;
@@ -15,6 +15,7 @@ mod etc;
 mod modules;
 mod mounts;
 mod network;
+mod nodes;
 mod reaper;
 mod root;
 
@@ -128,6 +129,7 @@ fn live() -> Result<(), InitError> {
     // 3. Make it look like a machine.
     mounts::guest_file_systems()?;
     mounts::device_links();
+    nodes::make_static();
     let _ = sethostname(HOSTNAME);
     etc::keep_in_memory();
     let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1);

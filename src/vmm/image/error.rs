@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::kernel::KernelError;
 use super::manifest::FORMAT;
+use super::module_tree::ModuleTreeError;
 use super::rootfs::RootfsError;
 use crate::domain::name::TemplateName;
 
@@ -65,6 +66,15 @@ pub enum ImageError {
         /// Why not.
         #[source]
         source: RootfsError,
+    },
+    /// The kernel's modules could not be put into the root filesystem.
+    #[error("cannot put the kernel's modules into image {name}")]
+    Modules {
+        /// The image.
+        name: TemplateName,
+        /// Why not.
+        #[source]
+        source: ModuleTreeError,
     },
 }
 

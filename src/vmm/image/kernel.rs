@@ -9,12 +9,15 @@ use chrono::Utc;
 use super::apt::{self, AptError};
 use super::bzimage::{self, KernelFileError};
 use super::manifest::{self, FORMAT, KernelManifest, Part};
+use super::module_tree::{self, ModuleTreeError};
 use super::modules::{self, Module, ModulesError};
 use super::{Progress, checksum};
 
 /// The package whose dependency is Debian's newest kernel for virtual machines.
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 const PACKAGE_PREFIX: &str = "linux-image-";
+/// File with all modules.
+const TREE: &str = "modules.tar";
 
 /// Why no kernel could be made.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +37,9 @@ pub enum KernelError {
     /// The package's modules are of no use.
     #[error("cannot use the kernel's modules")]
     Modules(#[source] ModulesError),
+    /// The package's modules could not be packed for guests.
+    #[error("cannot pack the kernel's modules for guests")]
+    Tree(#[source] ModuleTreeError),
     /// A file could not be read or written.
     #[error("cannot read or write {}", path.display())]
     Io {
@@ -50,6 +56,7 @@ struct Parts {
     version: String,
     vmlinux: Vec<u8>,
     modules: Vec<Module>,
+    tree: Option<Vec<u8>>,
 }
 
 /// Makes a kernel directory from Debian's package under `kernels` and returns its name.
@@ -74,11 +81,13 @@ pub fn from_debian(
     let dirs = ["lib/modules", "usr/lib/modules"].map(|dir| tree.join(dir).join(&version));
     let dir = dirs.iter().find(|dir| dir.exists()).unwrap_or(&dirs[0]);
     let modules = modules::choose(dir).map_err(KernelError::Modules)?;
-    store(kernels, work, Parts { version, vmlinux, modules })
+    progress.step("packing its modules for guests");
+    let tree = module_tree::pack(dir, &version, work).map_err(KernelError::Tree)?;
+    store(kernels, work, Parts { version, vmlinux, modules, tree: Some(tree) })
 }
 
-/// The name of the newest kernel from Debian's package that is stored already and whole, so that
-/// an image can be made without fetching one.
+/// The name of the newest kernel from Debian's package that is stored already, whole and with all
+/// modules, so that an image can be made without fetching one.
 pub fn stored_debian(kernels: &Path) -> Option<String> {
     let newest = fs::read_dir(kernels)
         .ok()?
@@ -87,7 +96,7 @@ pub fn stored_debian(kernels: &Path) -> Option<String> {
             let manifest: KernelManifest =
                 manifest::read(&entry.path().join("kernel.json")).ok()?;
             // One's own kernel has its drivers built in; Debian's always comes with modules.
-            let usable = manifest.format == FORMAT && !manifest.modules.is_empty();
+            let usable = manifest.format == FORMAT && manifest.tree.is_some();
             usable.then(|| (manifest.created_at, entry.path()))
         })
         .filter(|(_, dir)| verify(dir).is_ok_and(|damaged| damaged.is_empty()))
@@ -102,7 +111,7 @@ pub fn stored_debian(kernels: &Path) -> Option<String> {
 pub fn from_file(kernels: &Path, work: &Path, path: &Path) -> Result<String, KernelError> {
     let vmlinux = read_kernel(path)?;
     let version = bzimage::release(&vmlinux).unwrap_or_else(|| "unknown".to_owned());
-    store(kernels, work, Parts { version, vmlinux, modules: Vec::new() })
+    store(kernels, work, Parts { version, vmlinux, modules: Vec::new(), tree: None })
 }
 
 fn read_kernel(path: &Path) -> Result<Vec<u8>, KernelError> {
@@ -124,6 +133,7 @@ fn store(kernels: &Path, work: &Path, parts: Parts) -> Result<String, KernelErro
         created_at: Utc::now(),
         vmlinux: part("vmlinux", &parts.vmlinux),
         modules: parts.modules.iter().map(|m| part(&m.file_name, &m.object)).collect(),
+        tree: parts.tree.as_deref().map(|tree| part(TREE, tree)),
     };
     let name = directory_name(&manifest);
     let place = kernels.join(&name);
@@ -143,6 +153,9 @@ fn store(kernels: &Path, work: &Path, parts: Parts) -> Result<String, KernelErro
     write_part(&fresh.join("order"), order.as_bytes())?;
     for module in &parts.modules {
         write_part(&dir.join(&module.file_name), &module.object)?;
+    }
+    if let Some(tree) = &parts.tree {
+        write_part(&fresh.join(TREE), tree)?;
     }
     manifest::sync_dir(&dir).map_err(io(&dir))?;
     let file = fresh.join("kernel.json");
@@ -165,7 +178,8 @@ fn store(kernels: &Path, work: &Path, parts: Parts) -> Result<String, KernelErro
 pub fn verify(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let manifest: KernelManifest = manifest::read(&dir.join("kernel.json"))?;
     let modules = manifest.modules.iter().map(|m| (dir.join("modules").join(&m.file), m));
-    let parts = modules.chain([(dir.join("vmlinux"), &manifest.vmlinux)]);
+    let tree = manifest.tree.iter().map(|tree| (dir.join(&tree.file), tree));
+    let parts = modules.chain([(dir.join("vmlinux"), &manifest.vmlinux)]).chain(tree);
     let bad = |(path, part): &(PathBuf, &Part)| {
         checksum::of_file(path).ok().as_deref() != Some(part.sha256.as_str())
     };
@@ -183,7 +197,8 @@ fn write_part(path: &Path, bytes: &[u8]) -> Result<(), KernelError> {
 }
 
 fn directory_name(manifest: &KernelManifest) -> String {
-    let modules = manifest.modules.iter().map(|m| format!("{}={};", m.file, m.sha256));
+    let modules = manifest.modules.iter().chain(&manifest.tree);
+    let modules = modules.map(|m| format!("{}={};", m.file, m.sha256));
     let content: String = modules.chain([manifest.vmlinux.sha256.clone()]).collect();
     let sum = checksum::of_bytes(content.as_bytes());
     // A kernel of unknown make may call itself anything; a path may not.

@@ -45,6 +45,10 @@ pub struct KernelManifest {
     pub vmlinux: Part,
     /// Modules under `modules/`, in load order.
     pub modules: Vec<Part>,
+    /// All modules, to be put into root filesystems; none of a kernel that has its drivers built in, or
+    /// that a version stored which did not keep them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree: Option<Part>,
 }
 
 /// One file with what it must contain.

@@ -1,7 +1,8 @@
 //! Images: a kernel, an initramfs and a read-only root filesystem to boot a microVM from.
 //!
 //! ```text
-//! {dir}/kernels/{release}-{sum}/   vmlinux, modules/*.ko, order, kernel.json    never changes
+//! {dir}/kernels/{release}-{sum}/   vmlinux, modules/*.ko, order, kernel.json,   never changes
+//!                                  modules.tar: all of them, for guests
 //! {dir}/initramfs/{sum}.cpio       a kernel's modules with the embedded agent   made when asked for
 //! {dir}/{name}/                    rootfs-{sum}.ext4, image.json, warm/ (of `vmm::host`)
 //! {dir}/.lock  {dir}/.work/        one build at a time, and what it has not finished
@@ -15,10 +16,12 @@ mod apt;
 mod bzimage;
 pub mod checksum;
 mod command;
+mod debugfs;
 mod error;
 mod initramfs;
 mod kernel;
 mod manifest;
+mod module_tree;
 mod modules;
 mod rootfs;
 mod session;

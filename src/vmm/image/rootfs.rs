@@ -16,7 +16,7 @@ const DISK_BYTES: u64 = 4 << 30;
 const MIB: u64 = 1 << 20;
 
 /// What a sandbox for code needs besides Debian's essential packages and apt.
-const PACKAGES: &str = "bash,ca-certificates,curl,git,iproute2,netbase,procps,python3,sudo";
+const PACKAGES: &str = "bash,ca-certificates,curl,git,iproute2,kmod,netbase,procps,python3,sudo";
 
 /// Documentation that nobody reads in a sandbox; licences stay.
 const DPKG_OPTIONS: &[&str] = &[

@@ -10,6 +10,7 @@ use chrono::Utc;
 use super::error::{ImageError, io_at};
 use super::kernel;
 use super::manifest::{self, FORMAT, ImageManifest, KernelManifest, Part};
+use super::module_tree;
 use super::rootfs::{self, RootfsSource};
 use super::session::{Session, make_dir, remove_tree};
 use super::{ENVD, Image, Progress, checksum, initramfs};
@@ -122,6 +123,7 @@ impl ImageStore {
         rootfs::build_debian(session.work(), &disk, progress)
             .map_err(|source| ImageError::Rootfs { name: name.clone(), source })?;
         let source = format!("Debian {}", super::apt::SUITE);
+        self.add_modules(name, &kernel, &disk, session.work(), progress)?;
         self.publish(name, kernel, &disk, source, progress).map(Built::New)
     }
 
@@ -151,6 +153,7 @@ impl ImageStore {
             },
         };
         let kernel = kernel.map_err(|source| ImageError::Kernel { name: name.clone(), source })?;
+        self.add_modules(name, &kernel, &disk, session.work(), progress)?;
         self.publish(name, kernel, &disk, source.path().display().to_string(), progress)
     }
 
@@ -270,6 +273,24 @@ impl ImageStore {
         let session = Session::begin(&self.dir, progress)?;
         self.remove_leftovers()?;
         Ok(session)
+    }
+
+    /// Puts all modules of a stored kernel into a root filesystem.
+    fn add_modules(
+        &self,
+        name: &TemplateName,
+        kernel: &str,
+        disk: &Path,
+        work: &Path,
+        progress: &dyn Progress,
+    ) -> Result<(), ImageError> {
+        let dir = self.dir.join(KERNELS).join(kernel);
+        let path = dir.join("kernel.json");
+        let kernel: KernelManifest = manifest::read(&path).map_err(io_at(&path))?;
+        let Some(tree) = kernel.tree else { return Ok(()) };
+        progress.step("adding the kernel's modules");
+        module_tree::install(&dir.join(&tree.file), &kernel.version, disk, work, progress)
+            .map_err(|source| ImageError::Modules { name: name.clone(), source })
     }
 
     /// Gives a finished disk its final name; the manifest, renamed last, makes it an image.
