@@ -64,8 +64,8 @@ fn the_environment_is_a_fresh_login_with_what_was_asked_for() {
     let mut names: Vec<&str> =
         text.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
     names.sort_unstable();
-    assert_eq!(names, ["A", "B", "EMPTY", "HOME", "LOGNAME", "PATH", "SHELL", "USER"]);
-    for line in ["A=global", "B=own", "EMPTY=", "HOME=/root", "USER=root"] {
+    assert_eq!(names, ["A", "B", "EMPTY", "HOME", "LANG", "LOGNAME", "PATH", "SHELL", "USER"]);
+    for line in ["A=global", "B=own", "EMPTY=", "HOME=/root", "LANG=C.UTF-8", "USER=root"] {
         assert!(text.lines().any(|found| found == line), "{line} in {text}");
     }
     assert_eq!(agent.get("/envs").json(), json!({ "A": "global", "B": "global" }));

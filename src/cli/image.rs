@@ -13,7 +13,7 @@ use super::output::Format;
 use super::progress::Steps;
 use crate::config::Config;
 use crate::domain::name::TemplateName;
-use crate::vmm::image::{Built, Image, ImageStore, Rebuild, RootfsSource};
+use crate::vmm::image::{Built, Contents, Image, ImageStore, Rebuild, RootfsSource};
 
 /// Name of the default image.
 const DEBIAN: &str = "debian";
@@ -63,8 +63,27 @@ struct BuildArgs {
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Distribution {
-    /// Debian 12 with Python, git, curl and sudo.
+    /// Debian 12 with Python, pip, git, curl, ssh and sudo.
     Debian,
+    /// The same with compilers, Node, npm, CMake and tools to look into things.
+    Dev,
+}
+
+impl Distribution {
+    /// What its image is called unless the user says otherwise.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Debian => DEBIAN,
+            Self::Dev => "dev",
+        }
+    }
+
+    fn contents(self) -> Contents {
+        match self {
+            Self::Debian => Contents::Base,
+            Self::Dev => Contents::Development,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -136,13 +155,12 @@ async fn build(
     format: Format,
     warm_up: WarmUp,
 ) -> anyhow::Result<()> {
-    let Distribution::Debian = args.distribution;
     let name = match args.name {
         Some(name) => name,
-        None => DEBIAN.parse()?,
+        None => args.distribution.name().parse()?,
     };
     let rebuild = if args.force { Rebuild::Always } else { Rebuild::IfMissing };
-    match make_debian(config, &name, rebuild, warm_up).await? {
+    match make_debian(config, &name, args.distribution.contents(), rebuild, warm_up).await? {
         Built::New(image) => report(&image, "built", format),
         Built::Present(image) => report(&image, "already there", format),
     }
@@ -153,19 +171,22 @@ async fn build(
 /// # Errors
 /// What kept it from being made, as a chain of causes.
 pub(super) async fn ensure_debian(config: &Config, warm_up: WarmUp) -> anyhow::Result<()> {
-    make_debian(config, &DEBIAN.parse()?, Rebuild::IfMissing, warm_up).await.map(drop)
+    make_debian(config, &DEBIAN.parse()?, Contents::Base, Rebuild::IfMissing, warm_up)
+        .await
+        .map(drop)
 }
 
 async fn make_debian(
     config: &Config,
     name: &TemplateName,
+    contents: Contents,
     rebuild: Rebuild,
     warm_up: WarmUp,
 ) -> anyhow::Result<Built> {
     let files_of = name.clone();
     let (built, steps) = with_images(config, move |images| {
         let steps = Steps::start();
-        let built = images.build_debian(&files_of, rebuild, &steps)?;
+        let built = images.build_debian(&files_of, contents, rebuild, &steps)?;
         Ok((built, steps))
     })
     .await?;

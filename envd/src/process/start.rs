@@ -336,6 +336,8 @@ fn environment(
 ) -> BTreeMap<String, String> {
     let mut env = BTreeMap::from([
         ("PATH".to_owned(), PATH.to_owned()),
+        // Text is UTF-8 unless somebody says otherwise. Where an image lacks it, it is as none.
+        ("LANG".to_owned(), "C.UTF-8".to_owned()),
         ("HOME".to_owned(), user.home.to_string_lossy().into_owned()),
         ("USER".to_owned(), user.name.clone()),
         ("LOGNAME".to_owned(), user.name.clone()),

@@ -79,7 +79,7 @@ impl Mirrors {
 }
 
 /// A URI without the name and password that may stand before its host.
-fn without_login(uri: &str) -> String {
+pub fn without_login(uri: &str) -> String {
     let Some((scheme, rest)) = uri.split_once("://") else { return uri.to_owned() };
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     let host = host.rsplit_once('@').map_or(host, |(_, host)| host);

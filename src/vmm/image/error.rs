@@ -80,7 +80,7 @@ pub enum ImageError {
 
 fn hint(name: &TemplateName) -> String {
     match name.as_str() {
-        "debian" => "nestbox image build debian".to_owned(),
+        "debian" | "dev" => format!("nestbox image build {name}"),
         other => format!("nestbox image build debian --name {other}"),
     }
 }

@@ -23,6 +23,7 @@ mod kernel;
 mod manifest;
 mod module_tree;
 mod modules;
+mod registries;
 mod rootfs;
 mod session;
 mod store;
@@ -37,7 +38,7 @@ pub use command::CommandError;
 pub use error::ImageError;
 pub use kernel::KernelError;
 pub use manifest::Part;
-pub use rootfs::{RootfsError, RootfsSource};
+pub use rootfs::{Contents, RootfsError, RootfsSource};
 pub use store::{Built, ImageStore, Rebuild};
 
 /// The guest agent, a static binary: `/init` of every initramfs.

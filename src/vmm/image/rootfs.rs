@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::Progress;
 use super::apt::{AptError, Mirrors, SUITE};
 use super::command::{CommandError, Tool};
+use super::registries::{self, Registries};
 
 /// Apparent size of a root filesystem in bytes, unless its content needs more. It is sparse, so a
 /// sandbox pays only for what it writes.
@@ -16,7 +17,94 @@ const DISK_BYTES: u64 = 4 << 30;
 const MIB: u64 = 1 << 20;
 
 /// What a sandbox for code needs besides Debian's essential packages and apt.
-const PACKAGES: &str = "bash,ca-certificates,curl,git,iproute2,kmod,netbase,procps,python3,sudo";
+const PACKAGES: &[&str] = &[
+    "bash",
+    "ca-certificates",
+    "curl",
+    "git",
+    "iproute2",
+    "kmod",
+    "nano",
+    "netbase",
+    "openssh-client",
+    "procps",
+    "python3",
+    "python3-pip",
+    "python3-venv",
+    "sudo",
+    "unzip",
+    "wget",
+];
+
+/// What people build and look at software with, besides.
+const DEVELOPMENT: &[&str] = &[
+    "build-essential",
+    "cmake",
+    "fd-find",
+    "file",
+    "gdb",
+    "git-lfs",
+    "htop",
+    "jq",
+    "less",
+    "libffi-dev",
+    "libpq-dev",
+    "libsqlite3-dev",
+    "libssl-dev",
+    "lsof",
+    "nftables",
+    "ninja-build",
+    "nodejs",
+    "npm",
+    "patch",
+    "pkg-config",
+    "postgresql-client",
+    "python3-dev",
+    "ripgrep",
+    "rsync",
+    "sqlite3",
+    "strace",
+    "tmux",
+    "tree",
+    "vim-tiny",
+    "xz-utils",
+    "zip",
+    "zlib1g-dev",
+];
+
+/// How much an image of Debian holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contents {
+    /// What running code takes.
+    Base,
+    /// That, and what building software takes.
+    Development,
+}
+
+impl Contents {
+    fn packages(self) -> String {
+        match self {
+            Self::Base => PACKAGES.join(","),
+            Self::Development => [PACKAGES, DEVELOPMENT].concat().join(","),
+        }
+    }
+
+    /// What an image of it is made from, for people.
+    pub fn source(self) -> String {
+        match self {
+            Self::Base => format!("Debian {SUITE}"),
+            Self::Development => format!("Debian {SUITE} for development"),
+        }
+    }
+
+    /// Apparent size of its disk in bytes: room for what is built in it.
+    fn disk_bytes(self) -> u64 {
+        match self {
+            Self::Base => DISK_BYTES,
+            Self::Development => 2 * DISK_BYTES,
+        }
+    }
+}
 
 /// Documentation that nobody reads in a sandbox; licences stay.
 const DPKG_OPTIONS: &[&str] = &[
@@ -133,7 +221,12 @@ pub enum RootfsError {
 ///
 /// # Errors
 /// [`RootfsError`].
-pub fn build_debian(work: &Path, disk: &Path, progress: &dyn Progress) -> Result<(), RootfsError> {
+pub fn build_debian(
+    contents: Contents,
+    work: &Path,
+    disk: &Path,
+    progress: &dyn Progress,
+) -> Result<(), RootfsError> {
     let tree = work.join("tree");
     let mirrors = Mirrors::of_host().map_err(RootfsError::Sources)?;
     let sources = work.join("sources.list");
@@ -143,10 +236,15 @@ pub fn build_debian(work: &Path, disk: &Path, progress: &dyn Progress) -> Result
     fs::set_permissions(&hooks, fs::Permissions::from_mode(0o755))
         .map_err(|source| RootfsError::Io { path: hooks.clone(), source })?;
 
-    progress.step(&format!("installing Debian {SUITE} with Python, git, curl and sudo"));
+    progress.step(&match contents {
+        Contents::Base => format!("installing Debian {SUITE} with Python, git, curl and sudo"),
+        Contents::Development => {
+            format!("installing Debian {SUITE} with compilers, Python and Node")
+        }
+    });
     Tool::new("mmdebstrap", "mmdebstrap")
         .args(["--mode=root", "--variant=minbase", "--format=directory"])
-        .arg(format!("--include={PACKAGES}"))
+        .arg(format!("--include={}", contents.packages()))
         .arg("--aptopt=APT::Install-Recommends \"false\"")
         .args(DPKG_OPTIONS.iter().map(|option| format!("--dpkgopt={option}")))
         .arg(format!("--customize-hook={}", hooks.display()))
@@ -162,7 +260,21 @@ pub fn build_debian(work: &Path, disk: &Path, progress: &dyn Progress) -> Result
     let given = tree.join("etc/apt/sources.list.d/0000sources.list");
     fs::remove_file(&given).map_err(|source| RootfsError::Io { path: given, source })?;
     write(&tree.join("etc/apt/sources.list"), mirrors.guest_sources().as_bytes())?;
-    format_tree(&tree, disk, progress)
+    take_over_registries(&tree)?;
+    format_tree(&tree, contents.disk_bytes(), disk, progress)
+}
+
+/// Makes pip and npm in the guest look where they do on this machine.
+fn take_over_registries(tree: &Path) -> Result<(), RootfsError> {
+    let of_host = Registries::of_host();
+    registries::write(&of_host, tree).map_err(|(path, source)| RootfsError::Io { path, source })?;
+    if of_host.certificates.is_empty() {
+        return Ok(());
+    }
+    Tool::new("chroot", "coreutils")
+        .args([tree.as_os_str(), "update-ca-certificates".as_ref()])
+        .run()
+        .map_err(RootfsError::Install)
 }
 
 /// What turns Debian's base into a sandbox; runs on the host with the tree as its argument. The
@@ -175,6 +287,7 @@ echo 'user ALL=(ALL:ALL) NOPASSWD:ALL' > "$root/etc/sudoers.d/user"
 chmod 0440 "$root/etc/sudoers.d/user"
 echo sandbox > "$root/etc/hostname"
 printf '127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n' > "$root/etc/hosts"
+echo 'LANG=C.UTF-8' > "$root/etc/default/locale"
 rm -f "$root/etc/resolv.conf"
 : > "$root/etc/resolv.conf"
 : > "$root/etc/machine-id"
@@ -196,7 +309,7 @@ pub fn import(
     match source {
         RootfsSource::Dir(tree) => {
             require_tree(tree, tree)?;
-            format_tree(tree, disk, progress)
+            format_tree(tree, DISK_BYTES, disk, progress)
         }
         RootfsSource::Tar(archive) => {
             progress.step("unpacking the archive");
@@ -211,7 +324,7 @@ pub fn import(
                 .run()
                 .map_err(|e| RootfsError::Unpack { path: archive.clone(), source: e })?;
             require_tree(&tree, archive)?;
-            format_tree(&tree, disk, progress)
+            format_tree(&tree, DISK_BYTES, disk, progress)
         }
         RootfsSource::Ext4(file) => {
             progress.step("copying the disk");
@@ -250,12 +363,17 @@ fn require_tree(tree: &Path, given: &Path) -> Result<(), RootfsError> {
     Err(RootfsError::NoTree { path: given.to_owned() })
 }
 
-fn format_tree(tree: &Path, disk: &Path, progress: &dyn Progress) -> Result<(), RootfsError> {
+fn format_tree(
+    tree: &Path,
+    at_least: u64,
+    disk: &Path,
+    progress: &dyn Progress,
+) -> Result<(), RootfsError> {
     progress.step("making the ext4 filesystem");
     let io = |source| RootfsError::Io { path: tree.to_owned(), source };
     // Half as much again, for what ext4 needs itself and for work to be done in it.
     let wanted = tree_bytes(tree).map_err(io)?.saturating_mul(3) / 2 + 256 * MIB;
-    let bytes = wanted.max(DISK_BYTES).next_multiple_of(MIB);
+    let bytes = wanted.max(at_least).next_multiple_of(MIB);
     File::create_new(disk)
         .and_then(|file| file.set_len(bytes))
         .map_err(|source| RootfsError::Io { path: disk.to_owned(), source })?;

@@ -11,7 +11,7 @@ use super::error::{ImageError, io_at};
 use super::kernel;
 use super::manifest::{self, FORMAT, ImageManifest, KernelManifest, Part};
 use super::module_tree;
-use super::rootfs::{self, RootfsSource};
+use super::rootfs::{self, Contents, RootfsSource};
 use super::session::{Session, make_dir, remove_tree};
 use super::{ENVD, Image, Progress, checksum, initramfs};
 use crate::domain::name::TemplateName;
@@ -98,7 +98,7 @@ impl ImageStore {
         })
     }
 
-    /// Builds an image of Debian with Debian's kernel.
+    /// Builds an image of Debian with `contents` and Debian's kernel.
     ///
     /// Waits while another build runs in this directory. Takes about half a minute and needs root.
     ///
@@ -108,6 +108,7 @@ impl ImageStore {
     pub fn build_debian(
         &self,
         name: &TemplateName,
+        contents: Contents,
         rebuild: Rebuild,
         progress: &dyn Progress,
     ) -> Result<Built, ImageError> {
@@ -120,11 +121,10 @@ impl ImageStore {
         let kernel = kernel::from_debian(&self.dir.join(KERNELS), session.work(), progress)
             .map_err(|source| ImageError::Kernel { name: name.clone(), source })?;
         let disk = session.work().join("rootfs.ext4");
-        rootfs::build_debian(session.work(), &disk, progress)
+        rootfs::build_debian(contents, session.work(), &disk, progress)
             .map_err(|source| ImageError::Rootfs { name: name.clone(), source })?;
-        let source = format!("Debian {}", super::apt::SUITE);
         self.add_modules(name, &kernel, &disk, session.work(), progress)?;
-        self.publish(name, kernel, &disk, source, progress).map(Built::New)
+        self.publish(name, kernel, &disk, contents.source(), progress).map(Built::New)
     }
 
     /// Makes an image of somebody's root filesystem, with their kernel or else Debian's: the newest
