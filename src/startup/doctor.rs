@@ -16,11 +16,13 @@ use crate::vmm::image::ImageStore;
 use crate::vmm::kvm::{Check, Outcome};
 
 /// Programs that the daemon or `image build` calls, and the packages they come in.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("nft", "nftables"),
     ("mmdebstrap", "mmdebstrap"),
     ("mke2fs", "e2fsprogs"),
+    ("depmod", "kmod"),
+    ("xz", "xz-utils"),
     ("dpkg-deb", "dpkg"),
 ];
 

@@ -46,6 +46,10 @@ fn an_imported_tree_without_users_boots_and_runs_as_root() {
         let lines: Vec<String> = who.text().lines().map(str::to_owned).collect();
         assert_eq!(lines.first().map(String::as_str), Some("0"), "{who:?}");
         assert_eq!(lines.last(), Some(&sandbox.id), "{who:?}");
+        // It brings no modules, and gets those of its kernel all the same.
+        let modules = "cat /lib/modules/$(cat /proc/sys/kernel/osrelease)/modules.devname";
+        assert!(sandbox.sh(modules).await.contains("fuse c10:229"), "{modules}");
+        sandbox.sh("[ -c /dev/fuse ]").await;
         sandbox.write("/root/file", "content").await;
         assert_eq!(sandbox.sh("cat /root/file").await, "content");
         sandbox.destroy().await;

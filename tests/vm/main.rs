@@ -29,7 +29,7 @@ mod firecracker;
 mod floods;
 mod fork;
 mod full_disk;
-mod guest_kernel;
+mod guest;
 mod hostile;
 mod identity;
 mod image;

@@ -126,6 +126,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_kernel_of_a_version_that_kept_no_modules_for_guests_is_read() {
+        let part = serde_json::json!({ "file": "vmlinux", "bytes": 1, "sha256": "" });
+        let old = serde_json::json!({
+            "format": FORMAT, "version": "6.1", "created_at": Utc::now(), "vmlinux": part,
+            "modules": [part],
+        });
+        let kernel: KernelManifest = serde_json::from_value(old).unwrap();
+        assert_eq!((kernel.tree, kernel.modules.len()), (None, 1));
+    }
+
+    #[test]
     fn a_name_that_leads_elsewhere_is_refused_where_it_is_read() {
         let part = |file: &str| {
             let text = serde_json::json!({ "file": file, "bytes": 1, "sha256": "" }).to_string();

@@ -1,8 +1,20 @@
-//! What a guest's kernel can do beyond booting: its modules, loaded by hand and by need.
+//! What a guest can do beyond booting: the modules of its kernel, loaded by hand and by need, and the
+//! programs that one counts on.
 
 use serde_json::json;
 
 use crate::support::{Sandbox, in_a_lab};
+
+/// What the default image brings besides what every Debian has.
+const PROGRAMS: &str = "git curl wget unzip ssh nano sudo pip modprobe python3";
+
+/// Whether the kernel counts no time as suspended: two clocks, read one after the other, that are the
+/// same then. Between some two of many readings nothing else runs.
+const NEVER_SUSPENDED: &str = "
+import time
+def apart(): return abs(time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC))
+print(min(apart() for _ in range(100)) < 0.05)
+";
 
 /// Each with what it says when it has worked. Run as root, in one sandbox; none needs the internet.
 const WORKS: &[(&str, &str)] = &[
@@ -45,15 +57,20 @@ libc.umount2(b'/mnt/fuse', 2)
 ";
 
 #[test]
-fn a_guest_has_the_modules_of_its_kernel() {
+fn a_guest_has_the_modules_and_programs_that_real_work_takes() {
     in_a_lab(1, async |lab| {
         let mut daemon = lab.daemon().await;
         let sandbox = daemon.create().await;
+        let missing = format!("for p in {PROGRAMS}; do command -v $p > /dev/null || echo $p; done");
+        assert_eq!(sandbox.sh(&missing).await, "", "missing");
+        assert_eq!(sandbox.sh("python3 -c 'import ensurepip'; locale charmap").await, "UTF-8");
         let open = "exec 3<>/dev/fuse 4<>/dev/net/tun && stat -c '%a %n' /dev/fuse /dev/net/tun";
         assert_eq!(sandbox.sh(open).await, "666 /dev/fuse\n666 /dev/net/tun");
         works(&sandbox).await;
         sandbox.pause().await;
         sandbox.resume().await;
+        let clocks = json!({ "cmd": "python3", "args": ["-c", NEVER_SUSPENDED] });
+        assert_eq!(sandbox.exec(clocks).await.text(), "True", "as docs/operations.md says");
         let after = "echo more > /mnt/o/m/g && cat /mnt/o/u/g /mnt/d/f";
         assert_eq!(sandbox.sh_as_root(after).await, "more\nin", "after a pause");
         sandbox.destroy().await;
