@@ -140,8 +140,11 @@ fn global(mut records: &[u8]) -> Result<(), ArchiveError> {
     Ok(())
 }
 
-/// A record, and what comes after it.
-fn next_record<'a>(records: &mut &'a [u8]) -> Result<Option<(&'a [u8], &'a [u8])>, ArchiveError> {
+/// The key and the value of a record.
+type Pair<'a> = (&'a [u8], &'a [u8]);
+
+/// Takes the next record.
+fn next_record<'a>(records: &mut &'a [u8]) -> Result<Option<Pair<'a>>, ArchiveError> {
     if records.is_empty() {
         return Ok(None);
     }

@@ -73,6 +73,7 @@ fn what_floods_a_guest_leaves_its_host_in_control() {
         }
         // Ahead of others is the agent alone, not what it starts.
         assert_eq!(sandbox.sh("nice").await, "0");
+        assert!(sandbox.sh("chrt -p $$").await.contains("SCHED_OTHER"));
         sandbox.destroy().await;
         daemon.stop().await;
     });

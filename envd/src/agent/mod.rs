@@ -35,7 +35,9 @@ const DISK_THREADS: usize = 8;
 const DISK_THREAD_STAYS: Duration = Duration::from_secs(3600);
 
 /// How much earlier than others the agent's own thread runs: some nine times the usual weight. It sleeps
-/// nearly always, and whoever waits for it wants to know or to end something.
+/// nearly always, and whoever waits for it wants to know or to end something. It has its turn when the
+/// kernel next looks who is to run, milliseconds later (`SCHED_BATCH`), not at once: it would stop a
+/// program at each piece that it writes, which halves what gets through.
 const NICE: libc::c_int = -10;
 
 /// Why the agent could not run.
@@ -68,7 +70,7 @@ pub fn run(address: SocketAddr, place: Place) -> Result<(), AgentError> {
         let _ = set_name(c"envd");
         // The guest is of no use without its agent. Processes get their usual score back.
         let _ = fs::write("/proc/self/oom_score_adj", "-1000");
-        renice(NICE);
+        stand(NICE, libc::SCHED_BATCH);
     }
     // One thread: guests have one or two slow CPUs, and each thread has an arena of its own.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -130,16 +132,20 @@ fn find_out_who_vanished(listener: &TcpListener) -> nix::Result<()> {
 /// Gives the calling thread, which does what takes long, the priority of any other.
 pub fn stand_back(place: Place) {
     match place {
-        Place::Guest => renice(0),
+        Place::Guest => stand(0, libc::SCHED_OTHER),
         // There it has no other.
         Place::Host => {}
     }
 }
 
 /// Sets the priority of the calling thread alone, and of those that it starts.
-fn renice(nice: libc::c_int) {
-    // SAFETY: plain numbers; to Linux 0 is the calling thread.
-    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+fn stand(nice: libc::c_int, policy: libc::c_int) {
+    let none = libc::sched_param { sched_priority: 0 };
+    // SAFETY: plain numbers, and a pointer to what is read; to Linux 0 is the calling thread.
+    unsafe {
+        libc::sched_setscheduler(0, policy, &raw const none);
+        libc::setpriority(libc::PRIO_PROCESS, 0, nice);
+    }
 }
 
 /// Says that it listens: to the host that watches the console, or to who started it.

@@ -337,6 +337,8 @@ unsafe fn prepare_and_execute(task: &Task<'_>) -> (Stage, Errno) {
         }
         if program.standing == Standing::Usual {
             reset_oom_score();
+            let none = libc::sched_param { sched_priority: 0 };
+            libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const none);
             libc::setpriority(libc::PRIO_PROCESS, 0, 0);
         }
         if let Some(identity) = program.identity {
