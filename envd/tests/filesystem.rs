@@ -240,3 +240,16 @@ fn names_that_are_not_utf8_are_told_and_taken_as_bytes() {
     let target = format!("/files?path={}/bad%FF", dir.path().display());
     assert_eq!(agent.get(&target).refusal().0, 404);
 }
+
+#[test]
+fn a_list_has_an_end_before_it_is_put_together() {
+    let agent = Agent::start();
+    let dir = tempfile::tempdir().unwrap();
+    let long = "n".repeat(240);
+    for number in 0..16_000 {
+        fs::write(dir.path().join(format!("{number}{long}")), "").unwrap();
+    }
+    let (code, message) = call(&agent, "ListDir", json!({ "path": dir.path() })).unwrap_err();
+    // The words by which the host tells it from a full disk.
+    assert!(code == "resource_exhausted" && message.contains(" exceeds limit "), "{message}");
+}
