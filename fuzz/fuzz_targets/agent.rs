@@ -32,20 +32,22 @@ type Call = for<'a> fn(&'a Agent) -> futures::future::LocalBoxFuture<'a, Result<
 const CALLS: [Call; 11] = [
     |agent| Box::pin(agent.set_clock()),
     |agent| {
-        Box::pin(async { drain(agent.read_file("/x", None, &FileRange::default()).await?).await })
+        Box::pin(async {
+            drain(agent.read_file(&"/x".into(), None, &FileRange::default()).await?).await
+        })
     },
-    |agent| Box::pin(async { agent.write_archive("/x", None, nothing()).await.map(drop) }),
+    |agent| Box::pin(async { agent.write_archive(&"/x".into(), None, nothing()).await.map(drop) }),
     |agent| {
         Box::pin(async {
-            let found = agent.stat("/x", None).await?;
-            assert!(found.path.len() <= 256 << 10);
+            let found = agent.stat(&"/x".into(), None).await?;
+            assert!(found.path.as_bytes().len() <= 256 << 10);
             Ok(())
         })
     },
     |agent| {
         Box::pin(async {
-            let found = agent.list("/x", 1, None).await?;
-            assert!(found.iter().map(|entry| entry.path.len()).sum::<usize>() <= LIST);
+            let found = agent.list(&"/x".into(), 1, None).await?;
+            assert!(found.iter().map(|entry| entry.path.as_bytes().len()).sum::<usize>() <= LIST);
             Ok(())
         })
     },
@@ -68,7 +70,7 @@ const CALLS: [Call; 11] = [
     |agent| Box::pin(async { agent.listen(&ProcessRef::Pid(1), Begin::After(0)).await.map(drop) }),
     |agent| {
         Box::pin(async {
-            let mut watching = agent.watch("/x", Reach::Below, None).await?;
+            let mut watching = agent.watch(&"/x".into(), Reach::Below, None).await?;
             while !matches!(watching.next().await?, WatchNews::Lost) {}
             Ok(())
         })
