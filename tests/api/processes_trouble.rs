@@ -40,6 +40,8 @@ async fn a_tag_names_one_process_that_runs_and_else_the_last_one() {
     let nest = Nest::start().await;
     let id = nest.create(json!({})).await;
     let first = start_tagged(&nest, &id, "echo first; sleep 1000", Some("a")).await;
+    // On a busy machine it may take its time to get there, and it is ended below.
+    follow(&nest, &id, first, None).await.stdout("first\n").await;
     let body = json!({"cmd": "true", "background": true, "tag": "a"});
     let message = nest.try_exec(&id, body).await.error(409, "conflict");
     assert!(message.contains(&first.to_string()), "{message}");
