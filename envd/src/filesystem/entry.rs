@@ -45,7 +45,6 @@ pub fn describe(path: &Path, users: &Users) -> io::Result<EntryInfo> {
         modified_time: timestamp(&meta).into(),
         symlink_target: link.map(|link| link.to_string_lossy().into_owned()),
         metadata: metadata(path).collect(),
-        ..Default::default()
     })
 }
 

@@ -189,7 +189,6 @@ fn event(change: Change, root: &Path, entries: Entries, context: &Context) -> Fi
         raw_name: entry::raw(name),
         r#type: change.kind.into(),
         entry: entry.into(),
-        ..Default::default()
     }
 }
 
@@ -201,7 +200,7 @@ impl wire::Filesystem for Files {
     ) -> ServiceResult<impl Encodable<wire::StatResponse> + Send + use<'a>> {
         let (user, path) = self.request(context.headers(), request.path, request.raw_path)?;
         let entry = self.blocking(user, move |context| describe(&path, context)).await?;
-        Response::ok(wire::StatResponse { entry: entry.into(), ..Default::default() })
+        Response::ok(wire::StatResponse { entry: entry.into() })
     }
 
     async fn make_dir<'a>(
@@ -216,7 +215,7 @@ impl wire::Filesystem for Files {
             describe(&path, context)
         };
         let entry = self.blocking(user, make).await?;
-        Response::ok(wire::MakeDirResponse { entry: entry.into(), ..Default::default() })
+        Response::ok(wire::MakeDirResponse { entry: entry.into() })
     }
 
     async fn r#move<'a>(
@@ -233,7 +232,7 @@ impl wire::Filesystem for Files {
             describe(&destination, context)
         };
         let entry = self.blocking(user, rename).await?;
-        Response::ok(wire::MoveResponse { entry: entry.into(), ..Default::default() })
+        Response::ok(wire::MoveResponse { entry: entry.into() })
     }
 
     async fn list_dir<'a>(
@@ -249,7 +248,7 @@ impl wire::Filesystem for Files {
             Ok(paths.iter().filter_map(|path| describe(path, context).ok()).collect())
         };
         let entries = self.blocking(user, list).await?;
-        Response::ok(wire::ListDirResponse { entries, ..Default::default() })
+        Response::ok(wire::ListDirResponse { entries })
     }
 
     async fn remove<'a>(
@@ -274,9 +273,8 @@ impl wire::Filesystem for Files {
         let entries = request.include_entry.into();
         let shared = Arc::clone(&self.context);
         Response::stream_ok(
-            events(watch, entries, shared, interval).map(|event| {
-                Ok(wire::WatchDirResponse { event: Some(event?), ..Default::default() })
-            }),
+            events(watch, entries, shared, interval)
+                .map(|event| Ok(wire::WatchDirResponse { event: Some(event?) })),
         )
     }
 
@@ -300,7 +298,7 @@ impl wire::Filesystem for Files {
         };
         let watcher_id = format!("w{}", self.made.fetch_add(1, Ordering::Relaxed));
         self.lock().insert(watcher_id.clone(), watcher);
-        Response::ok(wire::CreateWatcherResponse { watcher_id, ..Default::default() })
+        Response::ok(wire::CreateWatcherResponse { watcher_id })
     }
 
     async fn get_watcher_events<'a>(
@@ -316,7 +314,7 @@ impl wire::Filesystem for Files {
             (Arc::clone(&watcher.watch), watcher.entries)
         };
         let events = described(watch, entries, Arc::clone(&self.context)).await?;
-        Response::ok(wire::GetWatcherEventsResponse { events, ..Default::default() })
+        Response::ok(wire::GetWatcherEventsResponse { events })
     }
 
     async fn remove_watcher<'a>(

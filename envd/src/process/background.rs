@@ -123,7 +123,7 @@ impl wire::Background for Background {
             ended.cancelled().await;
             keep.forget();
         });
-        Response::ok(wire::StartResponse { pid, ..Default::default() })
+        Response::ok(wire::StartResponse { pid })
     }
 
     async fn list<'a>(
@@ -132,7 +132,7 @@ impl wire::Background for Background {
         _request: ServiceRequest<'_, wire::ListRequest>,
     ) -> ServiceResult<impl Encodable<wire::ListResponse> + Send + use<'a>> {
         let processes = self.keep.all().iter().map(|kept| info(kept)).collect();
-        Response::ok(wire::ListResponse { processes, ..Default::default() })
+        Response::ok(wire::ListResponse { processes })
     }
 
     async fn follow(
@@ -144,11 +144,7 @@ impl wire::Background for Background {
         let kept = self.select(request.process.into_option())?;
         let reader = kept.record.read(first(&kept, request.begin)?);
         let events = follow(&kept, reader, keepalive::interval(context.headers()));
-        Response::stream_ok(
-            events.map(|event| {
-                Ok(wire::FollowResponse { event: event.into(), ..Default::default() })
-            }),
-        )
+        Response::stream_ok(events.map(|event| Ok(wire::FollowResponse { event: event.into() })))
     }
 
     async fn stop<'a>(
@@ -199,7 +195,6 @@ fn info(kept: &Kept) -> wire::Info {
         first_seq: extent.dropped + 1,
         next_seq: extent.written + 1,
         end: extent.end.map(|end| service::end(end.outcome)).into(),
-        ..Default::default()
     }
 }
 
@@ -225,8 +220,8 @@ fn follow(
     interval: Duration,
 ) -> impl Stream<Item = FollowEvent> + Send + use<> {
     let (pid, tag, terminal) = (kept.pid, kept.tag.clone(), kept.terminal);
-    let start = StartEvent { pid, tag, terminal, ..Default::default() };
-    let start = FollowEvent { event: Some(start.into()), ..Default::default() };
+    let start = StartEvent { pid, tag, terminal };
+    let start = FollowEvent { event: Some(start.into()) };
     let rest = futures::stream::unfold(Some(reader), move |reader| async move {
         let mut reader = reader?;
         let (event, reader) = match timeout(interval, reader.next()).await {
@@ -234,17 +229,17 @@ fn follow(
             Ok(seen @ (Seen::Lost(_) | Seen::Output(_))) => (encode(seen), Some(reader)),
             Err(_) => (KeepAlive::default().into(), Some(reader)),
         };
-        Some((FollowEvent { event: Some(event), ..Default::default() }, reader))
+        Some((FollowEvent { event: Some(event) }, reader))
     });
     futures::stream::once(std::future::ready(start)).chain(rest)
 }
 
 fn encode(seen: Seen) -> Event {
     match seen {
-        Seen::Lost(bytes) => LostEvent { bytes, ..Default::default() }.into(),
+        Seen::Lost(bytes) => LostEvent { bytes }.into(),
         Seen::Output(piece) => {
             let data = service::data(piece.kind, piece.bytes).into();
-            OutputEvent { seq: piece.seq, data, ..Default::default() }.into()
+            OutputEvent { seq: piece.seq, data }.into()
         }
         Seen::Ended(outcome) => service::end(outcome).into(),
     }

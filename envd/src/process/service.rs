@@ -178,10 +178,9 @@ impl wire::Process for Processes {
             config: process.config.clone().into(),
             pid: process.pid.cast_unsigned(),
             tag: process.tag.clone(),
-            ..Default::default()
         };
         let processes = self.lock().values().map(info).collect();
-        Response::ok(wire::ListResponse { processes, ..Default::default() })
+        Response::ok(wire::ListResponse { processes })
     }
 
     async fn start(
@@ -194,10 +193,7 @@ impl wire::Process for Processes {
         let (process, events) = self.launch(request.to_owned_message(), &user, deadline, None)?;
         let pid = process.pid.cast_unsigned();
         let events = follow(pid, events, keepalive::interval(context.headers()));
-        Response::stream_ok(
-            events
-                .map(|event| Ok(wire::StartResponse { event: event.into(), ..Default::default() })),
-        )
+        Response::stream_ok(events.map(|event| Ok(wire::StartResponse { event: event.into() })))
     }
 
     async fn connect(
@@ -208,11 +204,7 @@ impl wire::Process for Processes {
         let process = self.select(request.to_owned_message().process.into_option())?;
         let pid = process.pid.cast_unsigned();
         let events = follow(pid, process.follow(), keepalive::interval(context.headers()));
-        Response::stream_ok(
-            events.map(|event| {
-                Ok(wire::ConnectResponse { event: event.into(), ..Default::default() })
-            }),
-        )
+        Response::stream_ok(events.map(|event| Ok(wire::ConnectResponse { event: event.into() })))
     }
 
     async fn update<'a>(
@@ -355,14 +347,14 @@ fn follow(
     events: Events,
     interval: Duration,
 ) -> impl Stream<Item = ProcessEvent> + Send + use<> {
-    let start = StartEvent { pid, ..Default::default() };
-    let start = ProcessEvent { event: Some(start.into()), ..Default::default() };
+    let start = StartEvent { pid };
+    let start = ProcessEvent { event: Some(start.into()) };
     let rest = futures::stream::unfold(events, move |mut events| async move {
         let event = match tokio::time::timeout(interval, events.next()).await {
             Ok(event) => encode(event?),
             Err(_) => KeepAlive::default().into(),
         };
-        Some((ProcessEvent { event: Some(event), ..Default::default() }, events))
+        Some((ProcessEvent { event: Some(event) }, events))
     });
     futures::stream::once(std::future::ready(start)).chain(rest)
 }
@@ -381,7 +373,7 @@ pub(super) fn data(kind: Kind, bytes: Bytes) -> DataEvent {
         Kind::Stderr => Output::Stderr(bytes.into()),
         Kind::Terminal => Output::Pty(bytes.into()),
     };
-    DataEvent { output: Some(output), ..Default::default() }
+    DataEvent { output: Some(output) }
 }
 
 /// The end of a process, as both services tell it.
@@ -391,7 +383,7 @@ pub(super) fn end(outcome: Outcome) -> EndEvent {
         Outcome::Killed(signal) => (-1, false, format!("signal: {}", describe(signal))),
     };
     let error = (outcome != Outcome::Exited(0)).then(|| status.clone());
-    EndEvent { exit_code, exited, status, error, ..Default::default() }
+    EndEvent { exit_code, exited, status, error }
 }
 
 fn describe(signal: Number) -> String {

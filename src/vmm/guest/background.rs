@@ -80,7 +80,6 @@ impl Agent {
             process: config(exec).into(),
             pty: terminal.map(pty).into(),
             tag: tag.map(ToString::to_string),
-            ..Default::default()
         };
         let started = self.background.start_with_options(request, options);
         match self.within(QUICK, started).await? {
@@ -117,7 +116,7 @@ impl Agent {
     ///
     /// [`AgentError::NotFound`], [`AgentError::Silent`].
     pub async fn stop_background(&self, process: &ProcessRef) -> Result<(), AgentError> {
-        let request = StopRequest { process: selector(process).into(), ..Default::default() };
+        let request = StopRequest { process: selector(process).into() };
         let stopped = self.within(STOP_LIMIT, self.background.stop(request)).await?;
         stopped.map(drop).map_err(|error| self.refused(error))
     }
@@ -136,11 +135,7 @@ impl Agent {
             Begin::After(seq) => WireBegin::After(seq),
             Begin::Tail(bytes) => WireBegin::Tail(bytes),
         };
-        let request = FollowRequest {
-            process: selector(process).into(),
-            begin: Some(begin),
-            ..Default::default()
-        };
+        let request = FollowRequest { process: selector(process).into(), begin: Some(begin) };
         self.within(QUICK, self.followed(request)).await?
     }
 
@@ -194,7 +189,7 @@ fn selector(process: &ProcessRef) -> ProcessSelector {
         ProcessRef::Pid(pid) => Selector::Pid(*pid),
         ProcessRef::Tag(tag) => Selector::Tag(tag.to_string()),
     };
-    ProcessSelector { selector: Some(selector), ..Default::default() }
+    ProcessSelector { selector: Some(selector) }
 }
 
 fn info(info: Info) -> ProcessInfo {

@@ -92,6 +92,7 @@ fn successes() -> Vec<Said> {
     let block = [b'x'; 1 << 16];
     let extension = format!("1;{}", "x".repeat(1 << 20));
     let entries = [0x0a_u8, 0].repeat(2_000_000);
+    let unknown = [0xa0_u8, 0x06, 0].repeat(1_000_000);
     let end = format!("{{\"metadata\":{{\"a\":[{}\"\"]}}}}", "\"\",".repeat(60_000));
     let many = envelope(2, u32::try_from(end.len()).expect("short"), end.as_bytes());
     vec![
@@ -115,6 +116,7 @@ fn successes() -> Vec<Said> {
             chunk(&[0x1f; 1 << 16]),
         ),
         whole("millions of empty entries", OK, UNARY, &entries),
+        whole("a million fields that nobody knows", OK, UNARY, &unknown),
         whole("a page", OK, "text/html", b"<html>"),
         whole("an end with much to say", OK, STREAM, &many),
         whole("half a message", OK, STREAM, &envelope(0, 10, b"half")),

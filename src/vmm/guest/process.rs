@@ -223,11 +223,7 @@ impl Control {
             Signal::User2 => WireSignal::SIGNAL_SIGUSR2,
             Signal::Terminate => WireSignal::SIGNAL_SIGTERM,
         };
-        let request = SendSignalRequest {
-            process: self.selector().into(),
-            signal: signal.into(),
-            ..Default::default()
-        };
+        let request = SendSignalRequest { process: self.selector().into(), signal: signal.into() };
         let sent = self.agent.processes.send_signal(request);
         match self.agent.within(SIGNAL_LIMIT, sent).await? {
             Err(error) if error.code != ErrorCode::NotFound => Err(failed(&error)),
@@ -241,11 +237,7 @@ impl Control {
     ///
     /// [`AgentError::Failed`] if it has none.
     pub async fn resize(&self, size: TerminalSize) -> Result<(), AgentError> {
-        let request = UpdateRequest {
-            process: self.selector().into(),
-            pty: pty(size).into(),
-            ..Default::default()
-        };
+        let request = UpdateRequest { process: self.selector().into(), pty: pty(size).into() };
         let resized = self.agent.processes.update(request);
         match self.agent.within(QUICK, resized).await? {
             Err(error) if error.code != ErrorCode::NotFound => Err(failed(&error)),
@@ -267,13 +259,12 @@ impl Control {
                     Channel::Pipe => Input::Stdin(data.into()),
                     Channel::Terminal => Input::Pty(data.into()),
                 };
-                let input = ProcessInput { input: Some(input), ..Default::default() };
-                let request =
-                    SendInputRequest { process, input: input.into(), ..Default::default() };
+                let input = ProcessInput { input: Some(input) };
+                let request = SendInputRequest { process, input: input.into() };
                 self.agent.processes.send_input(request).await.map(drop)
             }
             ExecInput::End => {
-                let request = CloseStdinRequest { process, ..Default::default() };
+                let request = CloseStdinRequest { process };
                 self.agent.processes.close_stdin(request).await.map(drop)
             }
         };
@@ -289,7 +280,7 @@ impl Control {
     }
 
     fn selector(&self) -> ProcessSelector {
-        ProcessSelector { selector: Some(Selector::Pid(self.pid)), ..Default::default() }
+        ProcessSelector { selector: Some(Selector::Pid(self.pid)) }
     }
 }
 
@@ -300,14 +291,13 @@ pub(super) fn config(exec: Exec) -> ProcessConfig {
         args: exec.args,
         envs: exec.envs.into_iter().collect(),
         cwd: exec.cwd,
-        ..Default::default()
     }
 }
 
 /// A terminal of this size.
 pub(super) fn pty(size: TerminalSize) -> PTY {
-    let size = Size { cols: size.cols().into(), rows: size.rows().into(), ..Default::default() };
-    PTY { size: size.into(), ..Default::default() }
+    let size = Size { cols: size.cols().into(), rows: size.rows().into() };
+    PTY { size: size.into() }
 }
 
 /// Some output, if it is any that we know.

@@ -27,7 +27,7 @@ impl Agent {
         user: Option<&str>,
     ) -> Result<FileEntry, AgentError> {
         let (path, raw_path) = on_the_wire(path);
-        let request = StatRequest { path, raw_path, ..Default::default() };
+        let request = StatRequest { path, raw_path };
         let answer = self.files.stat_with_options(request, acting_as(user));
         let answer = self.within(QUICK, answer).await?;
         self.one(answer.map_err(|error| self.refused(error))?.into_owned().entry.into_option())
@@ -47,7 +47,7 @@ impl Agent {
         user: Option<&str>,
     ) -> Result<Vec<FileEntry>, AgentError> {
         let (text, raw_path) = on_the_wire(path);
-        let request = ListDirRequest { path: text, raw_path, depth, ..Default::default() };
+        let request = ListDirRequest { path: text, raw_path, depth };
         let options =
             acting_as(user).with_max_message_size(LIST_LIMIT).with_element_memory_limit(LIST_LIMIT);
         let answer = self.files.list_dir_with_options(request, options);
@@ -74,7 +74,7 @@ impl Agent {
         user: Option<&str>,
     ) -> Result<FileEntry, AgentError> {
         let (path, raw_path) = on_the_wire(path);
-        let request = MakeDirRequest { path, raw_path, ..Default::default() };
+        let request = MakeDirRequest { path, raw_path };
         let answer = self.files.make_dir_with_options(request, acting_as(user));
         let answer = self.within(QUICK, answer).await?;
         self.one(answer.map_err(|error| self.refused(error))?.into_owned().entry.into_option())
@@ -95,8 +95,7 @@ impl Agent {
     ) -> Result<FileEntry, AgentError> {
         let (source, raw_source) = on_the_wire(source);
         let (destination, raw_destination) = on_the_wire(destination);
-        let request =
-            MoveRequest { source, destination, raw_source, raw_destination, ..Default::default() };
+        let request = MoveRequest { source, destination, raw_source, raw_destination };
         let answer = self.files.move_with_options(request, acting_as(user));
         let answer = self.within(LONG, answer).await?;
         self.one(answer.map_err(|error| self.refused(error))?.into_owned().entry.into_option())
@@ -109,7 +108,7 @@ impl Agent {
     /// [`AgentError::Invalid`].
     pub async fn remove(&self, path: &GuestPath, user: Option<&str>) -> Result<(), AgentError> {
         let (path, raw_path) = on_the_wire(path);
-        let request = RemoveRequest { path, raw_path, ..Default::default() };
+        let request = RemoveRequest { path, raw_path };
         let answer = self.files.remove_with_options(request, acting_as(user));
         let answer = self.within(LONG, answer).await?;
         answer.map(drop).map_err(|error| self.refused(error))
