@@ -27,7 +27,7 @@ pub const ANY_SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
 /// A network near the host, with a server in it.
 const NEAR: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
 
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(15);
 
 /// An internet with names, web servers and a server near by; and the questions it was asked.
 pub struct Internet {
@@ -75,6 +75,11 @@ fn zone(name: &str) -> Vec<(String, u32, RData)> {
     let a = |owner: &str, ttl, address| (owner.to_owned(), ttl, RData::A(A(address)));
     match name {
         "good.example." | "evil.example." => vec![a(name, 30, Outside::ADDRESS)],
+        "slow.example." => {
+            // Longer than a name server may take before others are asked as well; there is no other.
+            std::thread::sleep(Duration::from_secs(3));
+            vec![a(name, 30, Outside::ADDRESS)]
+        }
         "long.example." => vec![a(name, 7200, Outside::ADDRESS)],
         "other.example." => vec![a(name, 30, ELSEWHERE)],
         "near.example." => vec![a(name, 30, NEAR)],
@@ -191,6 +196,19 @@ fn an_allowed_name_is_answered_and_its_address_is_reached_from_then_on() {
         {
             assert_eq!(look_up(&guest, name, kind, false), Ok(Vec::new()), "{kind}");
         }
+    });
+}
+
+#[test]
+fn a_slow_name_server_is_waited_for_as_the_guest_itself_would() {
+    on_own_machine(|| async {
+        let net = Internet::new().await;
+        let (_slot, guest) = net.guest(json!({ "allow": ["slow.example"] })).await;
+        for stream in [false, true] {
+            let found = look_up(&guest, "slow.example.", RecordType::A, stream);
+            assert_eq!(found, Ok(vec![Outside::ADDRESS]));
+        }
+        speak(&guest, (Outside::ADDRESS, 443), client_hello(Some("slow.example"))).expect("TLS");
     });
 }
 

@@ -32,8 +32,10 @@ pub(super) const MOST_CONNECTIONS: usize = 256;
 /// first byte on.
 const NAME_LIMIT: Duration = Duration::from_secs(3);
 
-/// How long a server may take to accept.
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// How long a server may take to accept: as long as a guest's own kernel would wait for it, which is 127 s
+/// with six retries (tcp_syn_retries in tcp(7)). Guests need not wait that long, and their places are
+/// given to others if those are needed.
+const CONNECT_LIMIT: Duration = Duration::from_secs(130);
 
 /// How long a connection may be silent. Longer than programs that keep connections alive are.
 const IDLE_LIMIT: Duration = Duration::from_secs(60 * 60);

@@ -5,6 +5,8 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use hickory_proto::op::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -21,8 +23,15 @@ pub(super) const MOST_QUESTIONS: usize = 64;
 /// Connections at a time, of one guest.
 const MOST_STREAMS: usize = 16;
 
-/// How long a name server may take before the next one is asked.
-const SERVER_LIMIT: Duration = Duration::from_secs(2);
+/// How long a name server may take before the next one is asked as well.
+const SERVER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long they all may take: longer than any resolver in a guest waits (30 s in glibc, RES_MAXRETRANS),
+/// so that a slow server is as slow for it as if it had asked itself.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// How many are asked, as in glibc (MAXNS).
+const MOST_SERVERS: usize = 3;
 
 /// How long a connection may be silent.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
@@ -104,25 +113,48 @@ async fn resolve(shared: &Shared, question: &[u8], way: Way) -> Option<Vec<u8>> 
         Judged::Answer(answer) => return Some(answer),
         Judged::Ignore => return None,
     };
-    for server in &shared.reach().servers {
-        let answer = timeout(SERVER_LIMIT, ask(*server, &asked, question, way)).await;
-        let Ok(Ok((bytes, message))) = answer else { continue };
-        // First the rules know the addresses, then the guest.
-        let learn = || {
-            let policy = &shared.reach().policy;
-            let mut found = asked.addresses(&message);
-            found.retain(|(address, _)| policy.opens(&asked.name, *address));
-            let ports: Vec<_> = policy.ports_of(&asked.name).cloned().collect();
-            let found = found.into_iter();
-            found.map(|(address, valid)| Found { address, valid, ports: ports.clone() }).collect()
-        };
-        if let Err(error) = shared.learned.learn(learn).await {
-            tracing::warn!(error = %crate::chain(&error), "addresses of a name were not learned");
-            return Some(asked.failed());
-        }
-        return Some(asked.restored(&bytes));
+    let servers = shared.reach().servers.clone();
+    let answer = timeout(ANSWER_LIMIT, first_answer(&servers, &asked, question, way)).await;
+    let Ok(Some((bytes, message))) = answer else { return Some(asked.failed()) };
+    // First the rules know the addresses, then the guest.
+    let learn = || {
+        let policy = &shared.reach().policy;
+        let mut found = asked.addresses(&message);
+        found.retain(|(address, _)| policy.opens(&asked.name, *address));
+        let ports: Vec<_> = policy.ports_of(&asked.name).cloned().collect();
+        let found = found.into_iter();
+        found.map(|(address, valid)| Found { address, valid, ports: ports.clone() }).collect()
+    };
+    if let Err(error) = shared.learned.learn(learn).await {
+        tracing::warn!(error = %crate::chain(&error), "addresses of a name were not learned");
+        return Some(asked.failed());
     }
-    Some(asked.failed())
+    Some(asked.restored(&bytes))
+}
+
+/// The first answer of any server. They are asked in order, the next one once those before have failed or
+/// are slow; a slow one may still be the first.
+async fn first_answer(
+    servers: &[Ipv4Addr],
+    asked: &Asked,
+    question: &[u8],
+    way: Way,
+) -> Option<(Vec<u8>, Message)> {
+    let mut left = servers.iter().take(MOST_SERVERS);
+    let mut under_way = FuturesUnordered::new();
+    loop {
+        match left.next() {
+            Some(server) => under_way.push(ask(*server, asked, question, way)),
+            None if under_way.is_empty() => return None,
+            None => {}
+        }
+        tokio::select! {
+            answer = under_way.next() => if let Some(Ok(answer)) = answer {
+                return Some(answer);
+            },
+            () = sleep(SERVER_PATIENCE), if left.len() > 0 => {}
+        }
+    }
 }
 
 async fn ask(
