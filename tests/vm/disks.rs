@@ -165,6 +165,34 @@ fn what_one_child_writes_no_other_sees() {
     });
 }
 
+/// Under QEMU. Firecracker's disks take no discards.
+#[test]
+fn what_a_guest_frees_comes_back_to_the_host() {
+    in_a_lab(1, async |lab| {
+        let mut daemon = lab.daemon().await;
+        let sandbox = daemon.create().await;
+        if sandbox.look().await["hypervisor"] == "qemu" {
+            const WRITTEN: u64 = 64 << 20;
+            let used = async || sandbox.storage().await["disk_bytes"].as_u64().expect("a number");
+            let before = used().await;
+            sandbox.sh("head -c 64M /dev/urandom > large && sync").await;
+            assert!(used().await >= before + WRITTEN);
+            sandbox.sh("rm large && sync").await;
+            sandbox.sh_as_root("fstrim /").await;
+            let now = used().await;
+            assert!(now < before + WRITTEN / 4, "{before} bytes before, {now} now");
+            // It is as whole as before, in a snapshot too.
+            sandbox.sh("head -c 8M /dev/urandom > other && sync && sha256sum other > sum").await;
+            sandbox.pause().await;
+            sandbox.resume().await;
+            sandbox.sh_as_root("echo 3 > /proc/sys/vm/drop_caches").await;
+            sandbox.sh("sha256sum -c sum").await;
+        }
+        sandbox.destroy().await;
+        daemon.stop().await;
+    });
+}
+
 #[test]
 fn a_resume_that_fails_leaves_what_was_paused_as_it_was() {
     in_a_lab(1, async |lab| {

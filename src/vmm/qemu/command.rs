@@ -241,10 +241,11 @@ pub fn command_line(
     // QEMU picks by mode: to write while it may, to read while it may not.
     add("-add-fd", format!("fd={},set={top}", inherited.reading.as_raw_fd()));
     add("-add-fd", format!("fd={},set={top},opaque={name}", overlay.as_raw_fd()));
+    // Both nodes take discards: what a guest frees comes back to the host.
     add(
         "-blockdev",
         format!(
-            "driver=file,node-name=file-{name},filename={},auto-read-only=on,{UNLOCKED}",
+            "driver=file,node-name=file-{name},filename={},auto-read-only=on,discard=unmap,{UNLOCKED}",
             set(top)
         ),
     );

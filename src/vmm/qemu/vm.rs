@@ -102,7 +102,7 @@ impl QemuVm {
             let node = json!({
                 "driver": "file", "node-name": file_name, "filename": format!("/dev/fdset/{set}"),
                 // As in the command line: see there.
-                "auto-read-only": true, "locking": "off",
+                "auto-read-only": true, "locking": "off", "discard": "unmap",
             });
             self.qmp.execute("blockdev-add", node).await?;
             let node = json!({
