@@ -32,6 +32,17 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
     }
 }
 
+/// A field that may be left out, or null, which means the same: its default value.
+///
+/// # Errors
+///
+/// That there is something else.
+pub fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,7 +50,7 @@ mod tests {
     #[derive(Debug, Deserialize, PartialEq)]
     #[serde(deny_unknown_fields)]
     struct Fork {
-        #[serde(default)]
+        #[serde(default, deserialize_with = "or_default")]
         count: u32,
     }
 
@@ -50,6 +61,7 @@ mod tests {
             read.map(|Object(fork)| fork.count).map_err(|error| error.to_string())
         };
         assert_eq!((read("{}"), read(r#"{"count": 3}"#)), (Ok(0), Ok(3)));
+        assert_eq!(read(r#"{"count": null}"#), Ok(0));
         for text in ["[]", "[3]", "3", "null", "\"count\""] {
             assert!(read(text).unwrap_err().contains("expected an object"), "{text}");
         }

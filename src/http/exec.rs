@@ -17,6 +17,7 @@ use super::sandboxes::check_environment;
 use crate::actors::control_plane::ControlPlane;
 use crate::domain::exec::{Exec, ExecEnd, ExecOutput};
 use crate::domain::id::SandboxId;
+use crate::domain::object::or_default;
 use crate::domain::process::Tag;
 
 /// Bytes of both outputs up to which an answer is made at once.
@@ -45,7 +46,8 @@ pub(super) struct ExecBody {
     /// Arguments of the program.
     pub args: Option<Vec<String>>,
     /// Variables beside those of the sandbox.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
+    #[schema(nullable)]
     pub envs: BTreeMap<String, String>,
     /// Where it runs; the user's home if absent.
     pub cwd: Option<String>,
@@ -55,7 +57,8 @@ pub(super) struct ExecBody {
     #[schema(minimum = 1, maximum = 604_800)]
     pub timeout_sec: Option<u64>,
     /// Whether it runs on while nobody waits for it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
+    #[schema(nullable)]
     pub background: bool,
     /// Names what runs in the background.
     pub tag: Option<Tag>,

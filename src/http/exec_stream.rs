@@ -16,6 +16,7 @@ use super::websocket::{Sockets, frames, handshake, upgraded};
 use crate::actors::control_plane::ControlPlane;
 use crate::domain::exec::{Exec, ExecControl};
 use crate::domain::id::SandboxId;
+use crate::domain::object::or_default;
 
 static LANGUAGE: Language<Exec> = Language { hear, say: speech::event, first: "start" };
 
@@ -31,7 +32,8 @@ enum ClientMessage {
         /// Arguments of the program.
         args: Option<Vec<String>>,
         /// Variables beside those of the sandbox.
-        #[serde(default)]
+        #[serde(default, deserialize_with = "or_default")]
+        #[schema(nullable)]
         envs: BTreeMap<String, String>,
         /// Where it runs; the user's home if absent.
         cwd: Option<String>,
@@ -41,12 +43,14 @@ enum ClientMessage {
     /// Is written to standard input.
     Stdin {
         /// What is written.
-        #[serde(default)]
+        #[serde(default, deserialize_with = "or_default")]
+        #[schema(nullable)]
         data: String,
         /// How `data` is written here; as it is if absent.
         encoding: Option<Encoding>,
         /// Whether standard input is closed after `data`.
-        #[serde(default)]
+        #[serde(default, deserialize_with = "or_default")]
+        #[schema(nullable)]
         eof: bool,
     },
     /// Sends a signal to the process.

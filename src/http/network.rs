@@ -23,10 +23,10 @@ pub struct NetworkPolicy {
     /// What goes for all that no rule names; if absent, `deny` if there are only rules in `allow`.
     default: Option<Verdict>,
     /// What may be reached.
-    #[schema(required = false, max_items = 128)]
+    #[schema(required = false, max_items = 128, nullable)]
     allow: Vec<Rule>,
     /// What may not be reached.
-    #[schema(required = false, max_items = 128)]
+    #[schema(required = false, max_items = 128, nullable)]
     deny: Vec<Rule>,
 }
 

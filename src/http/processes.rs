@@ -18,6 +18,7 @@ use super::websocket::{Sockets, frames, handshake, upgraded};
 use crate::actors::control_plane::ControlPlane;
 use crate::domain::exec::ExecControl;
 use crate::domain::id::SandboxId;
+use crate::domain::object::or_default;
 use crate::domain::process::{ProcessInfo, ProcessRef, Tag};
 
 static LANGUAGE: Language<Infallible> = Language { hear, say: speech::event, first: "any" };
@@ -30,12 +31,14 @@ enum ClientMessage {
     /// Is written to standard input.
     Stdin {
         /// What is written.
-        #[serde(default)]
+        #[serde(default, deserialize_with = "or_default")]
+        #[schema(nullable)]
         data: String,
         /// How `data` is written here; as it is if absent.
         encoding: Option<Encoding>,
         /// Whether standard input is closed after `data`.
-        #[serde(default)]
+        #[serde(default, deserialize_with = "or_default")]
+        #[schema(nullable)]
         eof: bool,
     },
     /// Sends a signal to the process.

@@ -16,6 +16,7 @@ use super::websocket::{Sockets, frames, handshake, upgraded};
 use crate::actors::control_plane::ControlPlane;
 use crate::domain::exec::{Exec, ExecControl, ExecEvent};
 use crate::domain::id::SandboxId;
+use crate::domain::object::or_default;
 use crate::domain::process::{ProcessRef, Tag, TerminalSize, TerminalStart};
 
 static LANGUAGE: Language<TerminalStart> = Language { hear, say, first: "start or connect" };
@@ -66,7 +67,8 @@ struct Start {
     /// Arguments of `cmd`.
     args: Option<Vec<String>>,
     /// Variables beside those of the sandbox.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
+    #[schema(nullable)]
     envs: BTreeMap<String, String>,
     /// Where it runs; the user's home if absent.
     cwd: Option<String>,

@@ -16,6 +16,7 @@ use super::page;
 use crate::actors::control_plane::{ControlPlane, Existing};
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
+use crate::domain::object::or_default;
 use crate::entity::Cursor;
 use crate::entity::snapshots::Snapshot;
 
@@ -33,7 +34,8 @@ struct CreateBody {
     /// What it is to be called.
     name: TemplateName,
     /// Whether it may take the place of another one of this name.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
+    #[schema(nullable)]
     overwrite: bool,
 }
 

@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 pub use self::near::{Lan, NEAR};
 use self::near::{is_near, lies_near};
 pub use self::rule::{InvalidRule, Names, Rule};
-use super::object::Object;
+use super::object::{Object, or_default};
 use super::slot::Network;
 
 /// How many rules a list has at most.
@@ -53,9 +53,9 @@ pub struct Policy {
 #[serde(deny_unknown_fields)]
 struct Wanted {
     default: Option<Verdict>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     allow: BTreeSet<Rule>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     deny: BTreeSet<Rule>,
 }
 
