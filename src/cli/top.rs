@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 use super::client::{Client, ClientError, ListQuery, Sample, Sandbox};
 use super::output::{Format, age, mebibytes, printable, table, write};
-use super::resolve::live_states;
+use crate::domain::sandbox::SandboxState;
 
 /// Sandboxes that are asked about at a time.
 const AT_ONCE: usize = 8;
@@ -66,7 +66,7 @@ pub(super) async fn run(client: &Client, format: Format, args: TopArgs) -> Resul
 
 /// All that live, the busiest first.
 async fn look(client: &Client) -> Result<Vec<Row>, ClientError> {
-    let query = ListQuery { states: live_states(), metadata: BTreeMap::new() };
+    let query = ListQuery { states: SandboxState::living(), metadata: BTreeMap::new() };
     let sandboxes = client.list(&query).await?;
     let asked = futures::stream::iter(sandboxes).map(|sandbox| async move {
         let metrics = match client.usage(&sandbox.id).await {

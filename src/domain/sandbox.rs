@@ -45,6 +45,9 @@ pub enum SandboxState {
     Error,
 }
 
+/// Stands for all states in which a sandbox has ended.
+pub const ENDED: &str = "ended";
+
 /// The text names no state.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("no state is called {0:?}")]
@@ -94,6 +97,23 @@ impl SandboxState {
             | Self::Stopping
             | Self::Missing => false,
         }
+    }
+
+    /// The states that a word names: one by its name, `ended` all that are final.
+    ///
+    /// # Errors
+    ///
+    /// [`UnknownState`].
+    pub fn group(word: &str) -> Result<Vec<Self>, UnknownState> {
+        match word {
+            ENDED => Ok(Self::ALL.into_iter().filter(|state| state.is_final()).collect()),
+            one => one.parse().map(|state| vec![state]),
+        }
+    }
+
+    /// Those in which a sandbox has not ended.
+    pub fn living() -> Vec<Self> {
+        Self::ALL.into_iter().filter(|state| !state.is_final()).collect()
     }
 
     /// Whether a sandbox's time runs out in this state, unless work is done in it.

@@ -1,9 +1,11 @@
 // The list of sandboxes with their states.
 
+import { call } from "./api.js";
 import { byId, make, reconcile, setText } from "./dom.js";
+import { complain, say } from "./notice.js";
 import { chosen, hashOf } from "./route.js";
-import { askForMore, hasMore, isKnown, sandboxes } from "./store.js";
-import { age, shape } from "./words.js";
+import { askForMore, hasMore, isKnown, refresh, sandboxes, showEnded } from "./store.js";
+import { age, isEnded, shape } from "./words.js";
 
 /** Shows the sandboxes as they are known now. */
 export function showList() {
@@ -11,6 +13,7 @@ export function showList() {
     reconcile(byId("list"), all, (it) => it.id, create, update);
     byId("list-empty").hidden = all.length > 0 || !isKnown();
     byId("list-more").hidden = !hasMore();
+    byId("list-clear").hidden = !all.some((it) => isEnded(it.state));
     setText(byId("list-count"), all.length > 0 ? `${all.length}${hasMore() ? "+" : ""}` : "");
 }
 
@@ -38,3 +41,15 @@ export function showState(element, { state }) {
 }
 
 byId("list-more").addEventListener("click", () => askForMore());
+
+byId("list-ended").addEventListener("change", (event) => showEnded(event.target.checked));
+
+byId("list-clear").addEventListener("click", async () => {
+    try {
+        const { cleared } = await call("DELETE", "/v1/sandboxes?state=ended");
+        say(`${cleared} that had ended were taken off the list.`);
+    } catch (error) {
+        complain(error.message);
+    }
+    refresh();
+});

@@ -2,11 +2,12 @@
 // often while one of them is changing.
 
 import { call, sandboxPath } from "./api.js";
-import { isTransitional } from "./words.js";
+import { isEnded, isTransitional } from "./words.js";
 
 const PERIOD_MS = 2000;
 const CHANGING_MS = 250;
 const PAGE = 100;
+const STATES = "pending,starting,running,pausing,paused,resuming,stopping,missing,ended";
 
 const changes = new EventTarget();
 
@@ -14,6 +15,7 @@ let known = new Map();
 let order = [];
 let limit = PAGE;
 let more = false;
+let ended = false;
 let timer = 0;
 let looking = null;
 let running = false;
@@ -50,10 +52,17 @@ export function askForMore() {
     return refresh();
 }
 
+/** Shows those that have ended as well, or no more. */
+export function showEnded(on) {
+    ended = on;
+    return refresh();
+}
+
 /** Takes what an answer has shown of a sandbox. */
 export function learn(view) {
-    if (!known.has(view.id) && view.state !== "stopped") order.unshift(view.id);
-    if (view.state === "stopped") order = order.filter((id) => id !== view.id);
+    const listed = ended || !isEnded(view.state);
+    if (listed && !order.includes(view.id)) order.unshift(view.id);
+    if (!listed) order = order.filter((id) => id !== view.id);
     known.set(view.id, view);
     changes.dispatchEvent(new CustomEvent("looked"));
 }
@@ -80,7 +89,8 @@ export async function refresh() {
     looking = mine;
     let failed;
     try {
-        const page = await call("GET", `/v1/sandboxes?limit=${limit}`);
+        const states = ended ? `&state=${STATES}` : "";
+        const page = await call("GET", `/v1/sandboxes?limit=${limit}${states}`);
         if (looking !== mine) return;
         await take(page);
     } catch (error) {
@@ -102,7 +112,7 @@ async function take(page) {
     // One that is not listed any more is asked for once more: it says why it has ended.
     for (const id of before.filter((id) => !order.includes(id))) {
         const state = known.get(id)?.state;
-        if (more || state === "stopped") continue;
+        if (more || ended || isEnded(state)) continue;
         try {
             known.set(id, await call("GET", sandboxPath(id)));
         } catch {

@@ -53,6 +53,11 @@ export function isTransitional(state) {
     return TRANSITIONAL.has(state);
 }
 
+/** Whether a sandbox in this state has ended. */
+export function isEnded(state) {
+    return state === "stopped" || state === "error";
+}
+
 /** A sentence with its first letter large and a full stop: the API's messages have neither. */
 export function sentence(text) {
     if (!text) return "";

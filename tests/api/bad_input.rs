@@ -246,7 +246,7 @@ async fn a_wrong_method_is_refused_in_the_same_form() {
     let nest = Nest::start().await;
     for (method, path) in [
         (Method::PUT, "/v1/sandboxes".to_owned()),
-        (Method::DELETE, "/v1/sandboxes".to_owned()),
+        (Method::PATCH, "/v1/sandboxes".to_owned()),
         (Method::POST, format!("/v1/sandboxes/{UNKNOWN}")),
         (Method::GET, format!("/v1/sandboxes/{UNKNOWN}/exec")),
         (Method::GET, format!("/v1/sandboxes/{UNKNOWN}/files/read")),

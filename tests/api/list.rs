@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use nestbox::vmm::simulated::{Fault, Mode, Step};
 use serde_json::json;
 
 use crate::nest::Nest;
@@ -35,6 +36,35 @@ async fn those_that_live_are_listed_newest_first_and_stopped_ones_when_asked_for
     assert_eq!(ids(&nest, "?state=stopped,running").await, all);
     assert_eq!(ids(&nest, "?state=stopped&state=running").await, all);
     assert!(ids(&nest, "?state=error").await.is_empty());
+}
+
+#[actix_web::test]
+async fn those_that_have_ended_are_listed_apart_and_forgotten_together() {
+    let nest = Nest::start().await;
+    let (living, stopped) = (nest.create(json!({})).await, nest.create(json!({})).await);
+    nest.destroy(&stopped).await;
+    nest.machines.set_mode(Step::Boot, Mode::SingleStep);
+    let creating = nest.begin_create();
+    let boot = nest.machines.held(Step::Boot).await;
+    let failed = boot.id.to_string();
+    boot.fail(Fault::EndedEarly);
+    creating.await.unwrap();
+    nest.becomes(&failed, "error").await;
+    assert_eq!(ids(&nest, "").await, [living.as_str()]);
+    assert_eq!(ids(&nest, "?state=ended").await, [failed.clone(), stopped.clone()]);
+    let all = [failed.as_str(), stopped.as_str(), living.as_str()];
+    assert_eq!(ids(&nest, "?state=running,ended").await, all);
+
+    for query in ["", "?state=running", "?state=ended&state=running", "?state=ended&x=y"] {
+        nest.delete(&format!("/v1/sandboxes{query}")).await.error(400, "invalid_request");
+    }
+    let cleared = nest.delete("/v1/sandboxes?state=ended").await;
+    assert_eq!((cleared.status, cleared.json()), (200, json!({"cleared": 2})));
+    assert!(ids(&nest, "?state=ended").await.is_empty());
+    assert_eq!(ids(&nest, "").await, [living]);
+    nest.get(&format!("/v1/sandboxes/{failed}")).await.error(404, "not_found");
+    let again = nest.delete("/v1/sandboxes?state=ended").await;
+    assert_eq!(again.json(), json!({"cleared": 0}));
 }
 
 #[actix_web::test]

@@ -2,7 +2,7 @@
 //! arbitrary requests: `contract`.
 
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::nest::{Answer, Nest};
 
@@ -122,4 +122,57 @@ async fn the_pages_for_people_load_nothing_from_elsewhere() {
     let start = std::str::from_utf8(&start.body).unwrap().to_owned();
     assert!(start.contains("../openapi.json") && !start.contains("://"), "{start}");
     load(&nest, "/docs/none.js").await.error(404, "not_found");
+}
+
+/// A schema in the place of a reference to one.
+fn resolved<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
+    match schema["$ref"].as_str() {
+        Some(path) => document.pointer(path.trim_start_matches('#')).unwrap(),
+        None => schema,
+    }
+}
+
+fn takes_null(schema: &Value) -> bool {
+    let is_null = |kind: &Value| kind == "null";
+    let kinds = &schema["type"];
+    let among = |key: &str| schema[key].as_array().into_iter().flatten().any(takes_null);
+    is_null(kinds)
+        || kinds.as_array().into_iter().flatten().any(is_null)
+        || among("oneOf")
+        || among("anyOf")
+}
+
+#[actix_web::test]
+async fn a_field_that_may_be_left_out_may_be_null() {
+    let nest = Nest::start().await;
+    let document = document(&nest).await;
+    let mut optional = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let body = &operation["requestBody"]["content"]["application/json"]["schema"];
+            let mut schemas = vec![resolved(&document, body)];
+            schemas.extend(body["oneOf"].as_array().into_iter().flatten());
+            for schema in schemas {
+                let schema = resolved(&document, schema);
+                let required = schema["required"].as_array();
+                for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+                    if required.is_some_and(|required| required.contains(&json!(name))) {
+                        continue;
+                    }
+                    optional += 1;
+                    let property = resolved(&document, property);
+                    assert!(takes_null(property), "{method} {path}: {name} is {property}");
+                }
+            }
+        }
+    }
+    assert!(optional > 20, "{optional}");
+    let create = json!({"template": null, "vcpus": null, "envs": null, "metadata": null,
+        "public_ports": null, "timeout_sec": null, "lease_sec": null, "rate_limits": null,
+        "network": {"default": null, "allow": null, "deny": ["192.0.2.0/24"]}});
+    let id = nest.create(create).await;
+    let exec = json!({"cmd": "echo out", "args": null, "envs": null, "cwd": null, "user": null,
+        "timeout_sec": null, "background": null, "tag": null});
+    let answer = nest.post(&format!("/v1/sandboxes/{id}/exec"), exec).await;
+    assert_eq!(answer.json()["stdout"], "out\n", "{answer:?}");
 }

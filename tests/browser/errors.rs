@@ -95,6 +95,17 @@ fn what_the_api_refuses_is_shown_in_its_words() {
         let reason = sandbox.becomes("error").await;
         page.says(&reason[1..]).await;
         page.is_content().await;
+
+        // It lies over the list.
+        page.click("Dismiss").await;
+        let row = format!("//ul[@id='list']//*[text()='{}']", sandbox.id);
+        page.click_on("//input[@id='list-ended']").await;
+        page.click_on(&row).await;
+        page.is_content().await;
+        page.keep_picture("ended").await;
+        page.click("Clear those that have ended").await;
+        page.says("1 that had ended").await;
+        daemon.get(&format!("/v1/sandboxes/{}", sandbox.id)).await.is_error(404, "not_found");
     });
 }
 

@@ -138,6 +138,15 @@ impl ControlPlane {
         Ok(self.database.sandboxes().list(filter, &Window { limit, after }).await?)
     }
 
+    /// Forgets the sandboxes that have ended; gives their number.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Store`].
+    pub async fn forget_ended(&self) -> Result<u64, ControlError> {
+        Ok(self.database.sandboxes().delete_over_before(Utc::now()).await?)
+    }
+
     /// Ends a sandbox and gives back all it holds; idempotent, from every state. A caller that goes
     /// away does not cancel it.
     ///

@@ -126,7 +126,9 @@ impl Api {
 
     /// The ids of sandboxes that are not stopped.
     pub async fn ids(&self) -> Vec<String> {
-        let body = self.get("/v1/sandboxes?limit=1000").await.expect(200);
+        let states = "pending,starting,running,pausing,paused,resuming,stopping,missing,error";
+        let list = format!("/v1/sandboxes?limit=1000&state={states}");
+        let body = self.get(&list).await.expect(200);
         let list = body["sandboxes"].as_array().expect("a list").iter();
         list.map(|sandbox| sandbox["id"].as_str().expect("an id").to_owned()).collect()
     }

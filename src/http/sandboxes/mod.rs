@@ -1,13 +1,16 @@
 //! `/v1/sandboxes`: create, list, look at, destroy.
 
+mod query;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroU32;
 
 use actix_web::{HttpRequest, HttpResponse, delete, get, post, web};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
+
+use query::{ClearQuery, Ended, ListQuery, StateFilter};
 
 use super::auth::Caller;
 use super::body::Json;
@@ -22,11 +25,11 @@ use crate::actors::control_plane::{ControlPlane, CreateSandbox, Storage, Trace};
 use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
+use crate::domain::object::or_default;
 use crate::domain::port::GuestPort;
 use crate::domain::rates::RateLimits;
 use crate::domain::sandbox::SandboxState;
-use crate::entity::Cursor;
-use crate::entity::sandboxes::{Filter, Idempotency, Sandbox};
+use crate::entity::sandboxes::{Idempotency, Sandbox};
 
 /// The header by which a repeated create is known.
 const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
@@ -69,14 +72,16 @@ struct CreateBody {
     #[schema(minimum = 1, maximum = 86_400)]
     lease_sec: Option<u32>,
     /// Variables of all that runs in it: at most 128 and 32 KiB.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
+    #[schema(nullable)]
     envs: BTreeMap<String, String>,
     /// Labels, to find it by: at most 128 and 32 KiB.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
+    #[schema(nullable)]
     metadata: BTreeMap<String, String>,
     /// Ports of servers in it that anybody may reach.
-    #[schema(value_type = Vec<GuestPort>, max_items = 128)]
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(value_type = Vec<GuestPort>, max_items = 128, nullable)]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeSet::is_empty")]
     public_ports: BTreeSet<GuestPort>,
     /// What it may reach; everything if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -262,8 +267,8 @@ async fn create(
 #[utoipa::path(
     operation_id = "listSandboxes",
     params(
-        ("state" = Option<Vec<SandboxState>>, Query, style = Form,
-         description = "Only those in one of these states; those not stopped if absent."),
+        ("state" = inline(Option<Vec<StateFilter>>), Query, style = Form,
+         description = "Only those in one of these states; those that have not ended if absent."),
         ("metadata" = Option<Vec<String>>, Query, style = Form, explode,
          description = "Only those with this label, as `key=value`; can be repeated."),
         page::Window,
@@ -317,9 +322,34 @@ async fn destroy(
     Ok(HttpResponse::NoContent().finish())
 }
 
+/// What was forgotten.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Cleared, examples(json!({"cleared": 3})))]
+struct ClearedView {
+    /// How many sandboxes.
+    cleared: u64,
+}
+
+/// Forgets the sandboxes that have ended. They would be forgotten a week after their end.
+#[utoipa::path(
+    operation_id = "clearSandboxes",
+    params(ClearQuery),
+    responses((status = 200, description = "They are not listed any more.", body = ClearedView)),
+)]
+#[delete("/sandboxes")]
+async fn clear(
+    _: Caller,
+    control: web::Data<ControlPlane>,
+    query: web::Query<ClearQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let ClearQuery { state: Ended::Ended } = query.into_inner();
+    let cleared = control.forget_ended().await?;
+    Ok(HttpResponse::Ok().json(ClearedView { cleared }))
+}
+
 /// The routes of this file.
 pub fn routes(routes: &mut Routes) {
-    routes.section(Section::Sandboxes).add(list).add(create).add(get).add(destroy);
+    routes.section(Section::Sandboxes).add(list).add(create).add(clear).add(get).add(destroy);
 }
 
 fn create_sandbox(
@@ -387,45 +417,4 @@ fn idempotency(request: &HttpRequest, body: &CreateBody) -> Result<Option<Idempo
     let text = serde_json::to_vec(body).expect("a body has only string keys");
     let request_digest = hex::encode(Sha256::digest(text));
     Ok(Some(Idempotency { key: key.to_owned(), request_digest }))
-}
-
-struct ListQuery {
-    filter: Filter,
-    limit: NonZeroU32,
-    after: Option<Cursor>,
-}
-
-impl ListQuery {
-    /// `state` (repeatable, or several separated by commas), `metadata` (`key=value`, repeatable),
-    /// `limit`, `cursor`. Without `state`, those that are not stopped.
-    fn parse(pairs: Vec<(String, String)>) -> Result<Self, ApiError> {
-        let mut query = Self { filter: Filter::default(), limit: page::DEFAULT, after: None };
-        for (name, value) in pairs {
-            match name.as_str() {
-                "state" => {
-                    for state in value.split(',') {
-                        let state: Result<SandboxState, _> = state.parse();
-                        query
-                            .filter
-                            .states
-                            .push(state.map_err(|e| ApiError::invalid(e.to_string()))?);
-                    }
-                }
-                "metadata" => {
-                    let (key, value) = value
-                        .split_once('=')
-                        .ok_or_else(|| ApiError::invalid("metadata is given as key=value"))?;
-                    query.filter.metadata.insert(key.to_owned(), value.to_owned());
-                }
-                "limit" => query.limit = page::limit(&value)?,
-                "cursor" => query.after = Some(page::cursor(&value)?),
-                _ => return Err(ApiError::invalid(format!("unknown parameter {name:?}"))),
-            }
-        }
-        if query.filter.states.is_empty() {
-            let living = |state: &SandboxState| *state != SandboxState::Stopped;
-            query.filter.states = SandboxState::ALL.into_iter().filter(living).collect();
-        }
-        Ok(query)
-    }
 }
