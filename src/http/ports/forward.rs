@@ -29,6 +29,9 @@ use crate::http::websocket::Sockets;
 /// one, in bytes.
 const BUFFER: usize = 128 << 10;
 
+/// Lines of an answer's head at most.
+const MAX_HEADERS: usize = 512;
+
 /// Marks an answer that is not the daemon's own.
 pub struct Proxied;
 
@@ -98,6 +101,9 @@ pub async fn forward(
         },
         () = idle(&progress, ports.answer_limit) => return Err(too_late(door.target, ports)),
     };
+    if headers::has_other_coding(answer.headers()) {
+        return Err(bad_answer(door.target, "used a transfer coding other than chunked"));
+    }
     let mut response = match (answer.status(), payload) {
         (http::StatusCode::SWITCHING_PROTOCOLS, Some(payload)) if websocket => {
             upgrade::pass_on(answer, payload, connection, sockets).await?
@@ -150,7 +156,8 @@ fn upload(payload: web::Payload, progress: Rc<Cell<Instant>>) -> StreamBody<Piec
 
 async fn connection(stream: PortStream) -> Result<(http1::SendRequest<Upload>, Task), ApiError> {
     let mut builder = http1::Builder::new();
-    let handshake = builder.max_buf_size(BUFFER).handshake(TokioIo::new(stream)).await;
+    builder.max_buf_size(BUFFER).max_headers(MAX_HEADERS);
+    let handshake = builder.handshake(TokioIo::new(stream)).await;
     let (sender, connection) = handshake
         .map_err(|error| ApiError::new(Code::Internal, format!("no HTTP is spoken: {error}")))?;
     let task = Task::start(async move {

@@ -88,6 +88,15 @@ pub fn inwards(request: &HttpRequest, length: &BodyLength, prefix: Option<&str>)
     headers
 }
 
+/// Whether a body has a transfer coding beside `chunked`: it would have to be undone here, or named to the
+/// client, and neither is done.
+pub fn has_other_coding(from: &HeaderMap) -> bool {
+    let mut codings = from.get_all(header::TRANSFER_ENCODING).iter();
+    let first = codings.next();
+    let other = first.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    other || codings.next().is_some()
+}
+
 /// The headers that a client gets.
 pub fn outwards(from: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
     let options = from.get_all(header::CONNECTION).iter().map(HeaderValue::as_bytes);
