@@ -26,8 +26,8 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use names::Refusal;
-pub use pack::{pack, pack_and_explain};
-pub use unpack::{Options, Owner, unpack};
+pub use pack::{About, pack, pack_and_explain, pack_file};
+pub use unpack::{LinksOut, Options, Owner, unpack};
 
 /// The most directories that may lie above a file: each costs a descriptor meanwhile.
 pub const MAX_DEPTH: usize = 256;
@@ -40,12 +40,30 @@ const TROUBLE: &str = "NESTBOX.trouble";
 const TROUBLE_LIMIT: usize = 1024;
 
 /// What was packed or unpacked.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Files, directories and links.
     pub entries: u64,
     /// Bytes of all files together.
     pub bytes: u64,
+    /// Links that were not made.
+    pub left_out: LeftOut,
+}
+
+/// Links that were not made because they lead out of the directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// How many.
+    pub count: u64,
+    /// The first of them, from the directory on.
+    pub first: Option<PathBuf>,
+}
+
+impl LeftOut {
+    fn add(&mut self, path: PathBuf) {
+        self.count += 1;
+        self.first.get_or_insert(path);
+    }
 }
 
 /// Why an archive could not be made or taken apart.

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{File, Metadata, ReadDir};
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -53,6 +54,50 @@ pub fn pack_and_explain(
     })
 }
 
+/// Writes an archive of one file alone, as `name`. Of `content` as much is read as `about` says.
+///
+/// Blocks. `seen` is as for [`pack`].
+///
+/// # Errors
+///
+/// [`ArchiveError::Disk`], [`ArchiveError::Stream`], [`ArchiveError::Shrunk`].
+pub fn pack_file(
+    mut content: impl Read,
+    about: &About,
+    name: &Path,
+    sink: &mut impl Write,
+    seen: impl FnMut(u64),
+) -> Result<Summary, ArchiveError> {
+    let mut packer = Packer::new(sink, seen, 0);
+    packer.file(&mut content, name, name, about)?;
+    write::end(packer.sink).map_err(ArchiveError::Stream)?;
+    Ok(packer.summary)
+}
+
+/// What an archive says about an entry beside its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct About {
+    /// In bytes; of what is no file, 0.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// When it was last written, in seconds since 1970.
+    pub modified: i64,
+    /// User and group.
+    pub owner: (u32, u32),
+}
+
+impl From<&Metadata> for About {
+    fn from(meta: &Metadata) -> Self {
+        Self {
+            size: if meta.is_file() { meta.len() } else { 0 },
+            mode: meta.mode() & 0o7777,
+            modified: meta.mtime(),
+            owner: (meta.uid(), meta.gid()),
+        }
+    }
+}
+
 /// Tells with an error where in the archive it came.
 fn packed(
     root: &Path,
@@ -62,9 +107,7 @@ fn packed(
 ) -> Result<Summary, (ArchiveError, Place)> {
     let meta = std::fs::metadata(root);
     let meta = meta.map_err(|error| (cannot("cannot read", root, error), Place::Between))?;
-    let buffer = vec![0; CHUNK];
-    let (device, summary) = (meta.dev(), Summary::default());
-    let mut packer = Packer { sink, seen, buffer, device, summary, place: Place::Between };
+    let mut packer = Packer::new(sink, seen, meta.dev());
     let packed = packer.all(root, hidden).and_then(|()| {
         packer.place = Place::Within;
         write::end(packer.sink).map_err(ArchiveError::Stream)
@@ -79,6 +122,39 @@ fn packed(
 enum Entered {
     Below,
     Not,
+}
+
+/// A directory whose entries are packed. It is held open, and they are reached by that: the way to them
+/// may be longer than the longest path, and somebody may put a link into it meanwhile.
+struct Level {
+    /// Held for the paths of the entries.
+    _open: File,
+    entries: ReadDir,
+}
+
+impl Level {
+    fn open(at: &Path, flags: OFlag) -> io::Result<Self> {
+        let flags = OFlag::O_DIRECTORY | flags;
+        let open = File::options().read(true).custom_flags(flags.bits()).open(at)?;
+        let entries = std::fs::read_dir(format!("/proc/self/fd/{}", open.as_raw_fd()))?;
+        Ok(Self { _open: open, entries })
+    }
+}
+
+/// Something in the tree.
+struct Member {
+    /// Where it is reached while its directory is open.
+    at: PathBuf,
+    /// Where it is, for messages.
+    path: PathBuf,
+    /// Where it is below the root.
+    name: PathBuf,
+}
+
+impl Member {
+    fn cannot_be_read(&self, error: io::Error) -> ArchiveError {
+        cannot("cannot read", &self.path, error)
+    }
 }
 
 /// Where in the archive it is.
@@ -98,27 +174,34 @@ struct Packer<'a, W, S> {
     place: Place,
 }
 
-impl<W: Write, S: FnMut(u64)> Packer<'_, W, S> {
+impl<'a, W: Write, S: FnMut(u64)> Packer<'a, W, S> {
+    fn new(sink: &'a mut W, seen: S, device: u64) -> Self {
+        let (buffer, summary) = (vec![0; CHUNK], Summary::default());
+        Self { sink, seen, buffer, device, summary, place: Place::Between }
+    }
+
     fn all(&mut self, root: &Path, hidden: &str) -> Result<(), ArchiveError> {
-        let open =
-            |path: &Path| path.read_dir().map_err(|error| cannot("cannot read", path, error));
         // A loop with a list of its own: a tree may be deeper than a stack.
-        let mut levels: Vec<(ReadDir, PathBuf)> = vec![(open(root)?, PathBuf::new())];
+        let top = Level::open(root, OFlag::empty());
+        let top = top.map_err(|error| cannot("cannot read", root, error))?;
+        let mut levels = vec![(top, PathBuf::new())];
         while let Some((level, name)) = levels.last_mut() {
-            let Some(entry) = level.next() else {
+            let Some(entry) = level.entries.next() else {
                 levels.pop();
                 continue;
             };
-            let entry = entry.map_err(|error| cannot("cannot read", root, error))?;
+            let cannot_list = |error| cannot("cannot read", &root.join(&*name), error);
+            let entry = entry.map_err(cannot_list)?;
             if entry.file_name().as_bytes().starts_with(hidden.as_bytes()) {
                 continue;
             }
-            let (path, name) = (entry.path(), name.join(entry.file_name()));
-            match self.add(&path, &name, levels.len()) {
-                Ok(Entered::Below) => match open(&path) {
-                    Ok(below) => levels.push((below, name)),
-                    Err(error) if is_gone(&error) => {}
-                    Err(error) => return Err(error),
+            let name = name.join(entry.file_name());
+            let member = Member { at: entry.path(), path: root.join(&name), name };
+            match self.add(&member, levels.len()) {
+                Ok(Entered::Below) => match Level::open(&member.at, OFlag::O_NOFOLLOW) {
+                    Ok(below) => levels.push((below, member.name)),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(member.cannot_be_read(error)),
                 },
                 Ok(Entered::Not) => {}
                 Err(error) if is_gone(&error) => {}
@@ -128,32 +211,38 @@ impl<W: Write, S: FnMut(u64)> Packer<'_, W, S> {
         Ok(())
     }
 
-    fn add(&mut self, path: &Path, name: &Path, depth: usize) -> Result<Entered, ArchiveError> {
-        let failed = |error| cannot("cannot read", path, error);
-        let meta = std::fs::symlink_metadata(path).map_err(failed)?;
+    fn add(&mut self, member: &Member, depth: usize) -> Result<Entered, ArchiveError> {
+        let failed = |error| member.cannot_be_read(error);
+        let meta = std::fs::symlink_metadata(&member.at).map_err(failed)?;
         if meta.is_file() {
             // It may have become something else, which is not followed and not waited for.
             let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
             let mut options = File::options();
-            let file = options.read(true).custom_flags(flags.bits()).open(path).map_err(failed)?;
+            options.read(true).custom_flags(flags.bits());
+            let mut file = options.open(&member.at).map_err(failed)?;
             let meta = file.metadata().map_err(failed)?;
             if meta.is_file() {
-                self.file(file, path, name, &meta)?;
+                self.file(&mut file, &member.path, &member.name, &About::from(&meta))?;
             }
             return Ok(Entered::Not);
         }
         if meta.is_symlink() {
-            let target = std::fs::read_link(path).map_err(failed)?;
-            self.head(name, Kind::Symlink, target.as_os_str().as_bytes(), &meta)?;
+            let target = std::fs::read_link(&member.at).map_err(failed)?;
+            self.head(
+                &member.name,
+                Kind::Symlink,
+                target.as_os_str().as_bytes(),
+                &About::from(&meta),
+            )?;
             return Ok(Entered::Not);
         }
         if meta.is_dir() {
             if depth > MAX_DEPTH {
-                let path = path.to_owned();
+                let path = member.path.clone();
                 return Err(ArchiveError::Refused { path, why: Refusal::TooDeep });
             }
             // So that every reader knows it for one.
-            self.head(&name.join(""), Kind::Directory, b"", &meta)?;
+            self.head(&member.name.join(""), Kind::Directory, b"", &About::from(&meta))?;
             return Ok(if meta.dev() == self.device { Entered::Below } else { Entered::Not });
         }
         Ok(Entered::Not)
@@ -164,35 +253,33 @@ impl<W: Write, S: FnMut(u64)> Packer<'_, W, S> {
         name: &Path,
         kind: Kind,
         target: &[u8],
-        meta: &Metadata,
+        about: &About,
     ) -> Result<(), ArchiveError> {
-        let size = if kind == Kind::File { meta.len() } else { 0 };
         let header = Header {
             kind,
             name: OsStr::as_bytes(name.as_os_str()).to_vec(),
             target: target.to_vec(),
-            mode: meta.mode() & 0o7777,
-            size,
-            modified: meta.mtime(),
+            mode: about.mode,
+            size: about.size,
+            modified: about.modified,
         };
         self.summary.entries += 1;
-        write::head(self.sink, &header, (meta.uid(), meta.gid())).map_err(ArchiveError::Stream)
+        write::head(self.sink, &header, about.owner).map_err(ArchiveError::Stream)
     }
 
     /// Writes as much as the head has promised, should the file be growing. The first of it is read
     /// before the head is written: a file that cannot be read at all leaves the archive whole so far.
     fn file(
         &mut self,
-        mut file: File,
+        file: &mut impl Read,
         path: &Path,
         name: &Path,
-        meta: &Metadata,
+        about: &About,
     ) -> Result<(), ArchiveError> {
-        let size = meta.len();
-        let mut left = size;
-        let mut piece = self.read(&mut file, path, left)?;
+        let mut left = about.size;
+        let mut piece = self.read(file, path, left)?;
         self.place = Place::Within;
-        self.head(name, Kind::File, b"", meta)?;
+        self.head(name, Kind::File, b"", about)?;
         while left > 0 {
             if piece == 0 {
                 return Err(ArchiveError::Shrunk { path: path.to_owned() });
@@ -201,14 +288,19 @@ impl<W: Write, S: FnMut(u64)> Packer<'_, W, S> {
             left -= piece as u64;
             self.summary.bytes += piece as u64;
             (self.seen)(self.summary.bytes);
-            piece = self.read(&mut file, path, left)?;
+            piece = self.read(file, path, left)?;
         }
-        write::padding(self.sink, size).map_err(ArchiveError::Stream)?;
+        write::padding(self.sink, about.size).map_err(ArchiveError::Stream)?;
         self.place = Place::Between;
         Ok(())
     }
 
-    fn read(&mut self, file: &mut File, path: &Path, left: u64) -> Result<usize, ArchiveError> {
+    fn read(
+        &mut self,
+        file: &mut impl Read,
+        path: &Path,
+        left: u64,
+    ) -> Result<usize, ArchiveError> {
         let wanted = usize::try_from(left).map_or(CHUNK, |left| left.min(CHUNK));
         let read = file.read(&mut self.buffer[..wanted]);
         read.map_err(|error| cannot("cannot read", path, error))

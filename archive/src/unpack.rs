@@ -39,6 +39,17 @@ pub struct Options {
     pub mode: u32,
     /// How names of files begin that are not whole yet.
     pub hidden: &'static str,
+    /// What becomes of symbolic links that lead out of the directory.
+    pub links_out: LinksOut,
+}
+
+/// What becomes of symbolic links that lead out of the directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinksOut {
+    /// They are made: whoever reads the directory lives beside whoever sent it.
+    Keep,
+    /// They are left out, and counted: whoever follows them later must not be led astray.
+    LeaveOut,
 }
 
 /// Unpacks an archive into the directory `root`, which is there. Files and links replace what is in
@@ -163,7 +174,15 @@ impl<S: FnMut(u64)> Unpacker<S> {
             }
             Kind::File => self.file(&path, parent, name, header, content),
             Kind::Symlink => {
-                leads_inside(&path, &header.target).map_err(refused)?;
+                match leads_inside(&path, &header.target) {
+                    Err(Refusal::LinkOut) if self.way.options.links_out == LinksOut::Keep => {}
+                    Err(Refusal::LinkOut) => {
+                        self.summary.entries -= 1;
+                        self.summary.left_out.add(path);
+                        return Ok(());
+                    }
+                    other => other.map_err(refused)?,
+                }
                 self.beside(&path, parent, name, |way, here, hidden| {
                     symlinkat(OsStr::from_bytes(&header.target), here, hidden)
                         .map_err(|error| cannot("cannot make", &path, error))?;

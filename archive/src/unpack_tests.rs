@@ -8,9 +8,14 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::header::BLOCK;
-use crate::{pack, write};
+use crate::{LeftOut, pack, write};
 
-const OPTIONS: Options = Options { owner: Owner::Unpacker, mode: 0o777, hidden: ".hidden-" };
+const OPTIONS: Options = Options {
+    owner: Owner::Unpacker,
+    mode: 0o777,
+    hidden: ".hidden-",
+    links_out: LinksOut::LeaveOut,
+};
 
 /// A directory to unpack into, in one that shows what leaves it.
 struct Pit {
@@ -223,12 +228,25 @@ fn names_that_leave_the_directory_are_refused() {
 }
 
 #[test]
-fn links_that_lead_out_are_refused_and_nothing_passes_through_a_link() {
+fn links_that_lead_out_are_left_out_or_kept_and_nothing_passes_through_a_link() {
     for (name, target) in
         [("l", "/etc/passwd"), ("l", "../outside"), ("d/l", "../../outside"), ("l", "d/../..")]
     {
+        let archive = Made::default().link(name, target).file("f", "x").end();
         let to = Pit::new();
-        assert_eq!(to.refusal(&Made::default().link(name, target).end()), Refusal::LinkOut);
+        let summary = to.unpack(&archive).unwrap();
+        let first = Some(PathBuf::from(name));
+        assert_eq!((summary.entries, summary.left_out), (1, LeftOut { count: 1, first }));
+        assert_eq!(names(&to.root), ["f"]);
+
+        let to = Pit::new();
+        let options = Options { links_out: LinksOut::Keep, ..OPTIONS };
+        let summary = unpack(&archive[..], &to.root, &options, |_| ()).unwrap();
+        assert_eq!((summary.entries, summary.left_out), (2, LeftOut::default()));
+        assert_eq!(fs::read_link(to.path(name)).unwrap(), PathBuf::from(target));
+        // It is there, and still leads nowhere for what comes after it.
+        let through = Made::default().file(&format!("{name}/new"), "x").end();
+        assert_eq!(to.refusal(&through), Refusal::InTheWay);
     }
     let to = Pit::new();
     let through = Made::default().file("d/f", "x").link("l", "d").file("l/g", "x").end();
@@ -385,6 +403,24 @@ fn what_is_said_about_an_entry_is_bounded_whatever_it_claims() {
     }
 }
 
+/// Found by fuzzing.
+#[test]
+fn a_way_that_is_longer_than_any_path_is_unpacked_and_packed_again() {
+    let name = format!("{}f", format!("{}/", "d".repeat(255)).repeat(15));
+    let to = Pit::new();
+    assert!(to.root.as_os_str().len() + name.len() < 4096);
+    to.unpack(&Made::default().file(&name, "x").end()).unwrap();
+    // So deep that its whole path cannot be said, and the one from the directory can.
+    let deep = to.path(&format!("{}/", "d".repeat(255)).repeat(15));
+    let before = Made::default().file(&format!("{}/g", "e".repeat(250)), "deep").end();
+    unpack(&before[..], &deep, &OPTIONS, |_| ()).unwrap();
+    let mut archive = Vec::new();
+    pack(&to.root, &mut archive, ".hidden-", |_| ()).unwrap();
+    let again = Pit::new();
+    let summary = again.unpack(&archive).unwrap();
+    assert_eq!(summary.bytes, 5);
+}
+
 #[test]
 fn long_names_in_both_ways_are_taken_up_to_the_limit() {
     let name = format!("{}/f", "d".repeat(200));
@@ -479,9 +515,11 @@ fn a_directory_of_somebody_hostile_is_packed_as_what_it_is() {
     nix::unistd::mkfifo(&path("pipe"), Mode::S_IRWXU).unwrap();
     let mut archive = Vec::new();
     pack(from.path(), &mut archive, ".hidden-", |_| ()).unwrap();
-    // Nothing was followed: the links are links, and one who takes them apart refuses what leads out.
+    // Nothing was followed: the links are links, and who unpacks them leaves out what leads out.
     assert!(!archive.windows(5).any(|text| text == b"root:"));
-    assert_eq!(Pit::new().refusal(&archive), Refusal::LinkOut);
+    let to = Pit::new();
+    assert_eq!(to.unpack(&archive).unwrap().left_out.count, 2);
+    assert_eq!(names(&to.root), ["d", "loop", "sparse"]);
 
     let mut deep = from.path().join("deep");
     for _ in 0..crate::MAX_DEPTH + 10 {

@@ -10,12 +10,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use libfuzzer_sys::fuzz_target;
-use nestbox_archive::{Options, Owner, pack, unpack};
+use nestbox_archive::{LinksOut, Options, Owner, pack, unpack};
 use nestbox_fuzz::measure;
 
 const BLOCK: usize = 512;
 
-const OPTIONS: Options = Options { owner: Owner::Unpacker, mode: 0o777, hidden: ".hidden-" };
+const OPTIONS: Options = Options { owner: Owner::Unpacker, mode: 0o777, hidden: ".hidden-", links_out: LinksOut::LeaveOut };
 
 /// What is said about one entry at most, twice while it is read, and a buffer.
 const MEMORY: usize = 3 << 20;

@@ -15,14 +15,22 @@ use super::several::each;
 #[derive(Debug, Args)]
 pub struct RmArgs {
     /// Ids, or beginnings of ids that no other sandbox has; one that is gone already is no error
-    #[arg(required_unless_present = "all", value_name = "ID")]
+    #[arg(required_unless_present_any = ["all", "ended"], value_name = "ID")]
     ids: Vec<String>,
     /// Destroy every sandbox
     #[arg(long, short, conflicts_with = "ids")]
     all: bool,
+    /// Forget the sandboxes that have ended, a week after which they are forgotten anyway
+    #[arg(long, conflicts_with_all = ["ids", "all"])]
+    ended: bool,
 }
 
 pub(super) async fn run(client: &Client, format: Format, args: RmArgs) -> Result<ExitCode> {
+    if args.ended {
+        let cleared = client.clear().await?;
+        format.print(&serde_json::json!({ "cleared": cleared }), || format!("{cleared}\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let ids = targets(client, args).await?;
     let (removed, code) =
         each(ids, "cannot destroy", |id| async move { client.destroy(&id).await.map(|()| id) })

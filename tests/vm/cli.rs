@@ -165,17 +165,27 @@ fn a_copy_out_of_a_sandbox_stays_in_its_directory() {
         let mut daemon = lab.daemon().await;
         let sandbox = daemon.create().await;
         let id = &sandbox.id;
-        for (make, word) in
-            [("ln -s /etc/passwd d/abs", "leads out"), ("ln -s ../../up d/up", "leads out")]
-        {
-            sandbox.sh(&format!("rm -rf d; mkdir d; {make}")).await;
+        for make in ["ln -s /etc/passwd d/link", "ln -s ../../up d/link"] {
+            sandbox.sh(&format!("rm -rf d; mkdir d; echo x > d/z; {make}")).await;
             let to = lab.path("to");
-            let refused = lab.cli(&["cp", "-r", &format!("{id}:d"), &to.display().to_string()]);
-            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-            assert!(refused.status.code() == Some(125) && said.contains(word), "{said}");
-            assert_eq!(fs::read_dir(&to).expect("a directory").count(), 0);
-            fs::remove_dir(&to).expect("it is empty");
+            let copied = lab.cli(&["cp", "-r", &format!("{id}:d"), &to.display().to_string()]);
+            let said = String::from_utf8_lossy(&copied.stderr).into_owned();
+            assert!(copied.status.success() && said.contains("left out 1 links"), "{said}");
+            let names = fs::read_dir(&to).expect("a directory").flatten();
+            assert_eq!(names.map(|entry| entry.file_name()).collect::<Vec<_>>(), ["z"]);
+            fs::remove_dir_all(&to).expect("it is there");
         }
+        // `ID:` is the home, and a script can be run as it was here.
+        let script = lab.path("script");
+        fs::write(&script, "#!/bin/sh\necho ran\n").expect("a file");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("a mode");
+        let here = script.display().to_string();
+        lab.cli_ok(&["cp", &here, &format!("{id}:")]);
+        assert_eq!(sandbox.sh("/home/user/script").await, "ran");
+        let denied = lab.cli(&["cp", &here, &format!("{id}:/etc/script")]);
+        assert_eq!(denied.status.code(), Some(125));
+        lab.cli_ok(&["cp", "--user", "root", &here, &format!("{id}:/etc/script")]);
+        assert_eq!(sandbox.sh("stat -c '%U %a' /etc/script").await, "root 755");
         sandbox.destroy().await;
         daemon.stop().await;
     });

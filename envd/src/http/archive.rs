@@ -13,7 +13,9 @@ use axum::extract::State;
 use axum::response::Response;
 use futures::{StreamExt, stream};
 use http::header;
-use nestbox_archive::{ArchiveError, Options, Owner, Summary, pack_and_explain, pipe, unpack};
+use nestbox_archive::{
+    ArchiveError, LinksOut, Options, Owner, Summary, pack_and_explain, pipe, unpack,
+};
 use serde::Serialize;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
@@ -105,7 +107,9 @@ pub async fn upload(
     let root = path.clone();
     thread(context.place, user, move || {
         let owner = Owner::Ids(uid, gid);
-        let options = Options { owner, mode: 0o777, hidden: UPLOAD_PREFIX };
+        // Here a link is only a link: whoever follows it lives here, too.
+        let links_out = LinksOut::Keep;
+        let options = Options { owner, mode: 0o777, hidden: UPLOAD_PREFIX, links_out };
         let unpacked = unpack(&mut inlet, &root, &options, |_| ());
         // The other end has to hear that nothing more is read.
         drop(inlet);
@@ -123,7 +127,7 @@ pub async fn upload(
     let summary = told.await.map_err(|_| HttpError::invalid("the archive was given up"))?;
     // What comes after an archive's end is of no interest, but sent all the same.
     drain(body).await;
-    let Summary { entries, bytes } = summary?;
+    let Summary { entries, bytes, .. } = summary?;
     let path = path.to_string_lossy().into_owned();
     Ok(Json(Unpacked { path, entries, bytes }))
 }

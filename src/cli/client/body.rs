@@ -355,8 +355,14 @@ pub struct Unpacked {
 /// What is at a path. The type is a text, so that a newer daemon's types show too.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Entry {
+    /// From the root.
     pub path: String,
+    /// Of a link, that of what it leads to.
     pub r#type: String,
+    pub mode: u32,
+    pub modified_at: DateTime<Utc>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub symlink_target: Option<String>,
     /// Everything else, to be passed on.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
@@ -384,6 +390,12 @@ pub struct Key {
 #[derive(Serialize, Deserialize)]
 pub struct Keys {
     pub api_keys: Vec<Key>,
+}
+
+/// How many sandboxes were forgotten.
+#[derive(Deserialize)]
+pub struct Cleared {
+    pub cleared: u64,
 }
 
 /// The body of an error.

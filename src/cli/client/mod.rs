@@ -1,6 +1,7 @@
 //! The REST API as the command line uses it.
 
 mod body;
+mod files;
 mod session;
 mod stream;
 mod tls;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::HeaderValue;
-use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, Url};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use rustls::ClientConfig;
 use serde::de::DeserializeOwned;
 
@@ -19,15 +20,17 @@ use super::discover::{Daemon, Way};
 use super::peer::PeerError;
 use super::url::{self, UrlError};
 use crate::domain::egress::Policy;
-use body::{Envelope, Inner, Page, Processes};
+use crate::domain::sandbox::ENDED;
+use body::{Cleared, Envelope, Inner, Page, Processes};
 use tls::TlsError;
 
 pub(super) use body::{
     BackgroundRequest, CreateRequest, Entry, Event, EventMessage, EventNotice, EventPage,
     EventQuery, ExecAnswer, ExecRequest, Forked, Keys, ListQuery, NetworkRequest, NewKey, Process,
     RateLimitsRequest, Sample, Sandbox, Snapshot, SnapshotRequest, Span, Started, Storage, Tracing,
-    Unpacked, Usage, Written,
+    Usage,
 };
+pub(super) use files::There;
 pub(super) use session::{
     Closing, Data, Heard, Listener, SessionMessage, SessionRequest, Size, Speaker, StartRequest,
 };
@@ -141,6 +144,12 @@ impl Client {
         let mut filter = vec![("state", states.join(","))];
         filter.extend(query.metadata.iter().map(|(k, v)| ("metadata", format!("{k}={v}"))));
         self.all_pages("sandboxes", &filter).await
+    }
+
+    /// Has the daemon forget the sandboxes that have ended; gives their number.
+    pub async fn clear(&self) -> Result<u64, ClientError> {
+        let request = self.request(Method::DELETE, &["sandboxes"]).query(&[("state", ENDED)]);
+        self.json::<Cleared>(request).await.map(|cleared| cleared.cleared)
     }
 
     /// Gives one sandbox.
@@ -294,46 +303,6 @@ impl Client {
         self.send(self.request(Method::DELETE, &path)).await.map(drop)
     }
 
-    /// Opens a file of a sandbox; the response's body is its content.
-    pub async fn read_file(&self, id: &str, path: &str) -> Result<Response, ClientError> {
-        self.send(self.file_request(Method::GET, id, &[], path)).await
-    }
-
-    /// Writes a file of a sandbox.
-    pub async fn write_file(
-        &self,
-        id: &str,
-        path: &str,
-        content: Body,
-    ) -> Result<Written, ClientError> {
-        self.json(self.file_request(Method::PUT, id, &[], path).body(content)).await
-    }
-
-    /// Opens a directory of a sandbox; the response's body is a tar archive.
-    pub async fn read_archive(&self, id: &str, path: &str) -> Result<Response, ClientError> {
-        self.send(self.file_request(Method::GET, id, &["archive"], path)).await
-    }
-
-    /// Unpacks a tar archive into a directory of a sandbox.
-    pub async fn write_archive(
-        &self,
-        id: &str,
-        path: &str,
-        content: Body,
-    ) -> Result<Unpacked, ClientError> {
-        self.json(self.file_request(Method::PUT, id, &["archive"], path).body(content)).await
-    }
-
-    /// Says what is at a path of a sandbox.
-    pub async fn stat(&self, id: &str, path: &str) -> Result<Entry, ClientError> {
-        self.json(self.file_request(Method::GET, id, &["stat"], path)).await
-    }
-
-    fn file_request(&self, method: Method, id: &str, rest: &[&str], path: &str) -> RequestBuilder {
-        let request = self.request(method, &[&["sandboxes", id, "files"], rest].concat());
-        request.query(&[("path", path)])
-    }
-
     /// Makes an API key.
     pub async fn create_key(&self, name: &str) -> Result<NewKey, ClientError> {
         let body = serde_json::json!({ "name": name });
@@ -382,13 +351,21 @@ impl Client {
     }
 
     fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
+        self.request_at(method, self.url_of(path))
+    }
+
+    fn request_at(&self, method: Method, url: Url) -> RequestBuilder {
+        self.http.request(method, url).header("x-api-key", self.key.clone())
+    }
+
+    fn url_of(&self, path: &[&str]) -> Url {
         let mut url = self.base.clone();
         // Each part is encoded by itself: an id from the command line cannot leave its place.
         url.path_segments_mut()
             .expect("the base was checked when it was parsed")
             .pop_if_empty()
             .extend(path);
-        self.http.request(method, url).header("x-api-key", self.key.clone())
+        url
     }
 
     async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {

@@ -1,102 +1,91 @@
 //! A directory with all in it, as a tar archive on the way. The sandbox is not trusted: what it
-//! sends stays below the directory that it is copied to, or is refused.
+//! sends stays below the directory that it is copied to, or is left out.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
-use nestbox_archive::{Options, Owner, pack, pipe, unpack};
+use nestbox_archive::{LinksOut, Options, Owner, Summary, pack, pipe, unpack};
 use reqwest::{Body, Response};
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
-use super::Place;
-use super::file::{copy, seen, stdin, target_here, target_there};
-use crate::cli::client::Client;
-use crate::cli::output::Format;
+use super::Copying;
+use super::file::{copy, seen, stdin};
+use super::place::Spot;
+use super::target::{is_all_of, target_here};
+use crate::cli::output::{printable, tell};
 use crate::cli::progress::Transfer;
 
 /// How names of files begin that are not whole yet.
-const HIDDEN: &str = ".nestbox-cp-";
+pub(super) const HIDDEN: &str = ".nestbox-cp-";
 
-/// Whether a copy from there is one of a directory. Stdin is an archive then.
-pub(super) fn is_one_here(from: &Place) -> bool {
-    match from {
-        Place::Here(path) => path.is_dir(),
-        Place::Stream => true,
-        Place::Sandbox { .. } => false,
-    }
-}
-
-/// Whether there is a directory at a path in a sandbox.
-pub(super) async fn is_one_there(client: &Client, id: &str, path: &str) -> Result<bool> {
-    Ok(client.stat(id, path).await?.r#type == "directory")
-}
-
-/// Copies a directory, or an archive from stdin, into a sandbox.
-pub(super) async fn upload(
-    client: &Client,
-    format: Format,
-    from: &Place,
-    id: &str,
-    path: &str,
-) -> Result<()> {
-    let (body, target) = match from {
-        Place::Here(dir) => {
-            let target = match is_all_of(&dir.display().to_string()) {
-                true => path.to_owned(),
-                false => below(client, id, dir, path).await?,
-            };
-            (packed(dir.clone()), target)
+impl Copying<'_> {
+    /// Copies a directory, or an archive from stdin.
+    pub(super) async fn directory(&self, from: &Spot, to: &Spot) -> Result<()> {
+        match (from, to) {
+            (Spot::There { id, path }, Spot::There { id: other, path: to }) => {
+                let target = self.directory_there(other, to, path).await?;
+                let archive = self.client.read_archive(self.there(id, path)).await?;
+                self.upload_archive(Body::from(archive), other, &target).await
+            }
+            (Spot::Here(dir), Spot::There { id, path }) => {
+                let target = self.directory_there(id, path, dir).await?;
+                self.upload_archive(packed(dir.clone()), id, &target).await
+            }
+            (_, Spot::There { id, path }) => {
+                let body = Body::wrap_stream(seen(stdin(), Transfer::begin(None)));
+                self.upload_archive(body, id, path).await
+            }
+            (Spot::There { id, path }, to) => self.download_directory(id, path, to).await,
+            (Spot::Stream | Spot::Here(_), _) => unreachable!("one end is in a sandbox"),
         }
-        Place::Stream | Place::Sandbox { .. } => {
-            (Body::wrap_stream(seen(stdin(), Transfer::begin(None))), path.to_owned())
-        }
-    };
-    let unpacked = client.write_archive(id, &target, body).await?;
-    format.print(&unpacked, String::new)?;
-    Ok(())
-}
-
-/// Copies a directory out of a sandbox; to stdout as an archive.
-pub(super) async fn download(
-    client: &Client,
-    format: Format,
-    id: &str,
-    path: &str,
-    to: &Place,
-) -> Result<()> {
-    let mut response = client.read_archive(id, path).await?;
-    let Place::Here(given) = to else {
-        copy(&mut response, &mut tokio::io::stdout()).await?;
-        return Ok(());
-    };
-    let target = match is_all_of(path) {
-        true => given.clone(),
-        false => target_here(path, to).with_context(|| format!("{path} has no name"))?,
-    };
-    if target.exists() && !target.is_dir() {
-        bail!("{} is no directory", target.display());
     }
-    std::fs::create_dir_all(&target).with_context(|| target.display().to_string())?;
-    let summary = unpacked(response, target.clone()).await?;
-    let shown = json!({ "path": target, "entries": summary.entries, "size": summary.bytes });
-    format.print(&shown, String::new)?;
-    Ok(())
-}
 
-/// Whether what is in a directory is meant, and not the directory: `dir/.`, as for cp(1).
-fn is_all_of(path: &str) -> bool {
-    path == "." || path.ends_with("/.") || path == "/"
-}
+    async fn upload_archive(&self, body: Body, id: &str, path: &Path) -> Result<()> {
+        let unpacked = self.client.write_archive(self.there(id, path), body).await?;
+        Ok(self.format.print(&unpacked, String::new)?)
+    }
 
-/// Where in the sandbox a directory goes: below the path, if that is one.
-async fn below(client: &Client, id: &str, dir: &Path, path: &str) -> Result<String> {
-    let there = path.ends_with('/')
-        || client.stat(id, path).await.is_ok_and(|entry| entry.r#type == "directory");
-    match there {
-        true => target_there(dir, &format!("{}/", path.trim_end_matches('/'))),
-        false => Ok(path.to_owned()),
+    async fn download_directory(&self, id: &str, path: &Path, to: &Spot) -> Result<()> {
+        let mut response = self.client.read_archive(self.there(id, path)).await?;
+        let Spot::Here(to) = to else {
+            copy(&mut response, &mut tokio::io::stdout()).await?;
+            return Ok(());
+        };
+        let target = match is_all_of(path) || !to.is_dir() {
+            true => to.clone(),
+            false => target_here(path, to)?,
+        };
+        if target.exists() && !target.is_dir() {
+            bail!("{} is no directory", target.display());
+        }
+        std::fs::create_dir_all(&target).with_context(|| target.display().to_string())?;
+        let summary = unpacked(response, target.clone()).await?;
+        if let Some(first) = &summary.left_out.first {
+            let (count, first) = (summary.left_out.count, first.to_string_lossy());
+            let first = printable(&first);
+            tell(&format!(
+                "nestbox: left out {count} links that lead out of the directory: {first}, ..."
+            ));
+        }
+        let shown = json!({
+            "path": target.to_string_lossy(),
+            "entries": summary.entries,
+            "size": summary.bytes,
+            "links_left_out": summary.left_out.count,
+        });
+        Ok(self.format.print(&shown, String::new)?)
+    }
+
+    /// Where in a sandbox a directory goes: into the one at `path`, if that is there.
+    async fn directory_there(&self, id: &str, path: &Path, dir: &Path) -> Result<PathBuf> {
+        let there = Spot::There { id: id.to_owned(), path: path.to_owned() };
+        if is_all_of(dir) || !self.is_directory(&there).await? {
+            return Ok(path.to_owned());
+        }
+        let named = || format!("{} has no name: name the copy", dir.display());
+        Ok(path.join(dir.file_name().with_context(named)?))
     }
 }
 
@@ -113,9 +102,14 @@ fn packed(dir: PathBuf) -> Body {
 }
 
 /// Unpacks what comes, by a thread that waits for the disk.
-async fn unpacked(mut response: Response, target: PathBuf) -> Result<nestbox_archive::Summary> {
+async fn unpacked(mut response: Response, target: PathBuf) -> Result<Summary> {
     let (feed, mut inlet) = pipe::inlet();
-    let options = Options { owner: Owner::Unpacker, mode: 0o777 & !umask(), hidden: HIDDEN };
+    let options = Options {
+        owner: Owner::Unpacker,
+        mode: 0o777 & !umask(),
+        hidden: HIDDEN,
+        links_out: LinksOut::LeaveOut,
+    };
     let unpacking = spawn_blocking(move || unpack(&mut inlet, &target, &options, |_| ()));
     let transfer = Transfer::begin(None);
     loop {
@@ -137,23 +131,8 @@ async fn unpacked(mut response: Response, target: PathBuf) -> Result<nestbox_arc
 }
 
 /// Permission bits that new files of this process do not get.
-fn umask() -> u32 {
+pub(super) fn umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
     line.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_dot_at_the_end_means_what_is_in_the_directory() {
-        for path in [".", "dir/.", "/dir/.", "/"] {
-            assert!(is_all_of(path), "{path}");
-        }
-        for path in ["dir", "dir/", "dir/.git", "..", "a."] {
-            assert!(!is_all_of(path), "{path}");
-        }
-    }
 }

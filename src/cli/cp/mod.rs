@@ -1,119 +1,94 @@
-//! `cp`: files and directories into a sandbox or out of it.
+//! `cp`: files and directories into a sandbox, out of it, or from one to another. It means what cp(1)
+//! means: into a directory that is there, else by the new name; with modes and times; through links
+//! that are given, and links as links below a directory.
 //!
+//! - `place`: what an argument names
+//! - `target`: where it goes
 //! - `file`: one file
 //! - `directory`: with `-r`, all that is in one
 
 mod directory;
 mod file;
+mod place;
+mod target;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::str::FromStr;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::client::Client;
+use super::exit::{self, NESTBOX_FAILED};
 use super::output::Format;
 use super::resolve::resolve;
+use place::{Place, Spot};
 
 /// Arguments of `cp`.
 #[derive(Debug, Args)]
-#[command(override_usage = "nestbox cp [-r] SRC ID:DST\n       nestbox cp [-r] ID:SRC DST")]
+#[command(
+    override_usage = "nestbox cp [-r] [-u USER] SRC... ID:[DST]\n       nestbox cp [-r] [-u USER] ID:[SRC]... DST",
+    after_help = "\
+Into a directory that is there it goes by its own name, else by the name that is given; `DIR/.` is all \
+that is in a directory. Modes and times come along. `ID:` alone is the home of the user."
+)]
 pub struct CpArgs {
     /// Copy directories with all in them; with `-`, as a tar archive
     #[arg(short, long)]
     recursive: bool,
-    /// A file here, `ID:PATH` for one in a sandbox, or `-` for stdin
-    #[arg(value_name = "SRC")]
-    from: Place,
-    /// A file or directory here, `ID:PATH` for one in a sandbox, or `-` for stdout
-    #[arg(value_name = "DST")]
-    to: Place,
+    /// User in the sandboxes whose rights count, and to whom belongs what is made
+    #[arg(long, short, value_name = "USER")]
+    user: Option<String>,
+    /// Files here, `ID:PATH` for one in a sandbox, or `-` for stdin; and last where to: a file or
+    /// directory here, `ID:PATH`, or `-` for stdout
+    #[arg(value_name = "SRC... DST", required = true, num_args = 2.., value_parser = place::parser())]
+    places: Vec<Place>,
 }
 
-/// One end of a copy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
-    /// Stdin or stdout.
-    Stream,
-    /// A path on this machine.
-    Here(PathBuf),
-    /// A path in a sandbox.
-    Sandbox { id: String, path: String },
-}
-
-/// The argument names no place.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-enum PlaceError {
-    #[error("the path is empty")]
-    Empty,
-    #[error("there is no path after the colon")]
-    NoPath,
-}
-
-impl FromStr for Place {
-    type Err = PlaceError;
-
-    fn from_str(text: &str) -> Result<Self, PlaceError> {
-        match text.split_once(':') {
-            _ if text.is_empty() => Err(PlaceError::Empty),
-            _ if text == "-" => Ok(Self::Stream),
-            // A local name with a colon is written with a slash before it: ./a:b
-            Some((id, _)) if id.is_empty() || id.contains('/') => Ok(Self::Here(text.into())),
-            Some((_, "")) => Err(PlaceError::NoPath),
-            Some((id, path)) => Ok(Self::Sandbox { id: id.to_owned(), path: path.to_owned() }),
-            None => Ok(Self::Here(text.into())),
-        }
-    }
+/// What all copies of one call share.
+struct Copying<'a> {
+    client: &'a Client,
+    format: Format,
+    user: Option<&'a str>,
+    recursive: bool,
 }
 
 pub(super) async fn run(client: &Client, format: Format, args: CpArgs) -> Result<ExitCode> {
-    match (args.from, args.to) {
-        (Place::Sandbox { .. }, Place::Sandbox { .. }) => {
-            bail!("cannot copy between sandboxes directly: copy through `-` or a file here")
-        }
-        (Place::Sandbox { id, path }, to) => {
-            let id = resolve(client, &id).await?;
-            match args.recursive && directory::is_one_there(client, &id, &path).await? {
-                true => directory::download(client, format, &id, &path, &to).await?,
-                false => file::download(client, format, &id, &path, &to).await?,
-            }
-        }
-        (from, Place::Sandbox { id, path }) => {
-            let id = resolve(client, &id).await?;
-            match args.recursive && directory::is_one_here(&from) {
-                true => directory::upload(client, format, &from, &id, &path).await?,
-                false => file::upload(client, format, &from, &id, &path).await?,
-            }
-        }
-        (_, _) => bail!("neither is in a sandbox: write ID:PATH for the one that is"),
+    let mut spots = Vec::new();
+    for place in args.places {
+        spots.push(match place {
+            Place::Stream => Spot::Stream,
+            Place::Here(path) => Spot::Here(path),
+            Place::Sandbox { id, path } => Spot::There { id: resolve(client, &id).await?, path },
+        });
     }
-    Ok(ExitCode::SUCCESS)
+    let (to, from) = spots.split_last().expect("clap requires two");
+    let copying = Copying { client, format, user: args.user.as_deref(), recursive: args.recursive };
+    if let [from] = from {
+        copying.one(from, to).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if from.contains(&Spot::Stream) || !copying.is_directory(to).await? {
+        bail!("of several, each goes into a directory: {to} is none");
+    }
+    let mut code = ExitCode::SUCCESS;
+    for from in from {
+        // The others are no worse for it.
+        if let Err(error) = copying.one(from, to).await.with_context(|| from.to_string()) {
+            exit::failed(&error);
+            code = ExitCode::from(NESTBOX_FAILED);
+        }
+    }
+    Ok(code)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_place_is_in_a_sandbox_when_an_id_stands_before_the_colon() {
-        let sandbox =
-            |id: &str, path: &str| Ok(Place::Sandbox { id: id.to_owned(), path: path.to_owned() });
-        let here = |path: &str| Ok(Place::Here(path.into()));
-        for (text, want) in [
-            ("abc:/tmp/x", sandbox("abc", "/tmp/x")),
-            ("abc:x", sandbox("abc", "x")),
-            ("abc:/a:b", sandbox("abc", "/a:b")),
-            ("-", Ok(Place::Stream)),
-            ("file", here("file")),
-            ("./a:b", here("./a:b")),
-            ("/tmp/a:b", here("/tmp/a:b")),
-            (":x", here(":x")),
-            ("abc:", Err(PlaceError::NoPath)),
-            ("", Err(PlaceError::Empty)),
-        ] {
-            assert_eq!(text.parse::<Place>(), want, "{text}");
+impl Copying<'_> {
+    async fn one(&self, from: &Spot, to: &Spot) -> Result<()> {
+        if !matches!((from, to), (Spot::There { .. }, _) | (_, Spot::There { .. })) {
+            bail!("neither is in a sandbox: write ID:PATH for the one that is");
+        }
+        match self.recursive && (*from == Spot::Stream || self.is_directory(from).await?) {
+            true => self.directory(from, to).await,
+            false => self.file(from, to).await,
         }
     }
 }

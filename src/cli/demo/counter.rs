@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tokio::time::{sleep, timeout};
 
 use super::run_in;
-use crate::cli::client::Client;
+use crate::cli::client::{Client, There};
 
 const PROGRAM_FILE: &str = "/home/user/counter.py";
 const COUNT_FILE: &str = "/home/user/count.txt";
@@ -70,7 +70,7 @@ impl Counter {
     ///
     /// When it does not count.
     pub async fn start(client: &Client, id: &str) -> Result<Self> {
-        client.write_file(id, PROGRAM_FILE, PROGRAM.into()).await?;
+        client.write_file(There::new(id, PROGRAM_FILE), PROGRAM.into()).await?;
         run_in(client, id, "sh", &["-c", START]).await?;
         Ok(Self { last: read(client, id).await? })
     }
@@ -112,7 +112,7 @@ impl Counter {
 }
 
 async fn read(client: &Client, id: &str) -> Result<Count> {
-    client.read_file(id, COUNT_FILE).await?.text().await?.parse()
+    client.read_file(There::new(id, COUNT_FILE)).await?.text().await?.parse()
 }
 
 #[cfg(test)]

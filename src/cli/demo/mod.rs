@@ -14,7 +14,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use super::WarmUp;
-use super::client::{Client, CreateRequest, ExecRequest, Tracing};
+use super::client::{Client, CreateRequest, ExecRequest, There, Tracing};
 use super::image;
 use super::lease::{LEASE_SEC, Renewal};
 use super::output::table;
@@ -117,7 +117,7 @@ async fn show(client: &Arc<Client>, steps: &Steps) -> Result<()> {
 async fn work(client: &Client, steps: &Steps, id: &str) -> Result<()> {
     steps.begin("upload");
     let numbers: String = (1..=1000).map(|number| format!("{number}\n")).collect();
-    client.write_file(id, NUMBERS, numbers.into()).await?;
+    client.write_file(There::new(id, NUMBERS), numbers.into()).await?;
 
     steps.begin("python");
     let output = run_in(client, id, "python3", &["-c", PROGRAM]).await?;
@@ -127,7 +127,7 @@ async fn work(client: &Client, steps: &Steps, id: &str) -> Result<()> {
     steps.note(&format!("sandbox {id} says: {}", output.trim_end()));
 
     steps.begin("download");
-    let file = client.read_file(id, RESULT).await?.text().await?;
+    let file = client.read_file(There::new(id, RESULT)).await?.text().await?;
     if file != "500500\n" {
         bail!("{RESULT} holds {file:?}");
     }

@@ -21,13 +21,13 @@ use super::arguments::{
 use super::shown::{Ends, line, result, told};
 use crate::cli::client::{
     BackgroundRequest, Client, ClientError, CreateRequest, ExecRequest, ListQuery, NetworkRequest,
-    Tracing,
+    There, Tracing,
 };
 use crate::cli::lease::Renewal;
 use crate::cli::output::tell;
-use crate::cli::resolve::live_states;
 use crate::domain::egress::{Rule, Verdict};
 use crate::domain::id::SandboxId;
+use crate::domain::sandbox::SandboxState;
 
 /// Bytes that fit into an argument of a command: 32 pages, less what else is there.
 const LONGEST_ARGUMENT: usize = 120 << 10;
@@ -111,7 +111,7 @@ impl Tools {
         annotations(read_only_hint = true)
     )]
     async fn list_sandboxes(&self, _: Parameters<NoArguments>) -> CallToolResult {
-        let query = ListQuery { states: live_states(), metadata: Default::default() };
+        let query = ListQuery { states: SandboxState::living(), metadata: Default::default() };
         let list = self.client.list(&query).await.map(|sandboxes| match sandboxes.is_empty() {
             true => "There are none.".to_owned(),
             false => sandboxes.iter().map(line).collect::<Vec<_>>().join("\n"),
@@ -329,7 +329,7 @@ impl Tools {
     }
 
     async fn read(&self, ReadArguments { sandbox_id, path }: ReadArguments) -> Result<String> {
-        let response = self.client.read_file(sandbox_id.as_str(), &path).await?;
+        let response = self.client.read_file(There::new(sandbox_id.as_str(), &path)).await?;
         let mut pieces = response.bytes_stream();
         let mut shown = Ends::default();
         while let Some(piece) = pieces.try_next().await? {
@@ -350,7 +350,8 @@ impl Tools {
                 Err(error) => bail!("the content is no base64: {error}"),
             },
         };
-        let written = self.client.write_file(sandbox_id.as_str(), &path, content.into()).await?;
+        let written =
+            self.client.write_file(There::new(sandbox_id.as_str(), &path), content.into()).await?;
         Ok(format!("{} bytes are in {}.", written.size, written.path))
     }
 }
