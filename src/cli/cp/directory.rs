@@ -63,11 +63,13 @@ impl Copying<'_> {
         std::fs::create_dir_all(&target).with_context(|| target.display().to_string())?;
         let summary = unpacked(response, target.clone()).await?;
         if let Some(first) = &summary.left_out.first {
-            let (count, first) = (summary.left_out.count, first.to_string_lossy());
-            let first = printable(&first);
-            tell(&format!(
-                "nestbox: left out {count} links that lead out of the directory: {first}, ..."
-            ));
+            let first = printable(&first.to_string_lossy());
+            tell(&match summary.left_out.count {
+                1 => format!("nestbox: left out a link that leads out of the directory: {first}"),
+                count => format!(
+                    "nestbox: left out {count} links that lead out of the directory, {first} first"
+                ),
+            });
         }
         let shown = json!({
             "path": target.to_string_lossy(),

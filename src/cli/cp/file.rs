@@ -68,7 +68,8 @@ impl Copying<'_> {
             (Source::Whole(content, about), Some((dir, name))) => {
                 let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
                 let body = packed(content, about, name.into());
-                self.client.write_archive(self.there(id, dir), body).await?;
+                let written = self.client.write_archive(self.there(id, dir), body).await;
+                written.with_context(|| format!("cannot copy to {}", path.display()))?;
                 let (path, size) = (path.to_string_lossy(), about.size);
                 let shown = serde_json::json!({ "path": path, "size": size });
                 return Ok(self.format.print(&shown, String::new)?);
