@@ -205,7 +205,9 @@ impl VmProcess {
             if let Some(answered) = &answered {
                 answered.ask()?;
             }
-            Ok(())
+            // Last of all: the daemon's descriptors are still open here, perhaps more than these, and
+            // nothing can be opened beyond the limit.
+            limits.set_open_files()
         };
         // SAFETY: between fork and exec only system calls on values made before the fork; nothing
         // allocates or takes a lock.
@@ -329,12 +331,12 @@ impl VmProcess {
 }
 
 impl ProcessLimits {
-    /// Sets them for the calling process. Allocates nothing: it is called between fork and exec.
+    /// Sets them, but for that of descriptors, for the calling process. Allocates nothing: it is called
+    /// between fork and exec.
     fn set(&self) -> io::Result<()> {
-        let Self { open_files, file_bytes, threads } = *self;
+        let Self { open_files: _, file_bytes, threads } = *self;
         for (what, most) in [
             (Resource::RLIMIT_CORE, 0),
-            (Resource::RLIMIT_NOFILE, open_files),
             (Resource::RLIMIT_FSIZE, file_bytes),
             (Resource::RLIMIT_NPROC, threads.into()),
         ] {
@@ -343,6 +345,10 @@ impl ProcessLimits {
         // SAFETY: to ignore a signal installs no handler.
         unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn)? };
         Ok(())
+    }
+
+    fn set_open_files(&self) -> io::Result<()> {
+        Ok(setrlimit(Resource::RLIMIT_NOFILE, self.open_files, self.open_files)?)
     }
 }
 

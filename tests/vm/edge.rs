@@ -95,6 +95,26 @@ fn idle_connections_without_a_key_take_nothing_from_sandboxes() {
     });
 }
 
+#[test]
+fn a_vm_starts_however_many_descriptors_the_daemon_has() {
+    in_a_lab(1, async |lab| {
+        let mut daemon = lab.daemon_with(Options { standbys: 0, ..Options::default() }).await;
+        let flood =
+            Flood::start(daemon.url.trim_start_matches("http://").parse().expect("an address"));
+        let descriptors = || fs::read_dir(format!("/proc/{}/fd", daemon.pid()));
+        // More than a VMM may have, which has these between its fork and its exec.
+        eventually("the daemon has many", || async {
+            descriptors().expect("descriptors").count() > 600
+        })
+        .await;
+        let sandbox = daemon.create().await;
+        assert_eq!(sandbox.sh("echo hi").await, "hi");
+        sandbox.destroy().await;
+        drop(flood);
+        daemon.stop().await;
+    });
+}
+
 /// Tries again and again to open and lock what daemons lock, and writes down what it got.
 const LOCK_ALL: &str = r#"
 import fcntl, os, sys
