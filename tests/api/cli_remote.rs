@@ -1,6 +1,6 @@
 //! The command line and a daemon elsewhere: over TLS, and one that does not answer.
 
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use nestbox::domain::id::SandboxId;
@@ -64,10 +64,6 @@ fn remote(url: &str, key: &str) -> Command {
 
 async fn run(mut command: Command) -> Output {
     actix_web::rt::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
-}
-
-async fn wait(mut child: Child) -> Option<i32> {
-    actix_web::rt::task::spawn_blocking(move || child.wait().unwrap().code()).await.unwrap()
 }
 
 fn said(output: &Output) -> String {
@@ -154,13 +150,17 @@ async fn one_signal_is_enough_while_the_daemon_does_not_answer() {
     ] {
         let mut command = remote(&url, "key");
         command.args(args).stderr(Stdio::null()).stdout(Stdio::null());
-        let child = command.spawn().unwrap();
+        // Ended with the test if the signal does not end it.
+        let mut command = tokio::process::Command::from(command);
+        let mut child = command.kill_on_drop(true).spawn().unwrap();
         let accepted = timeout(PATIENCE, listener.accept()).await;
         let (mut stream, _) = accepted.expect("the program connects").unwrap();
         let mut request = [0; 16];
         stream.read_exact(&mut request).await.unwrap();
-        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
-        let code = wait(child).await;
+        let pid = child.id().expect("it was not waited for").cast_signed();
+        kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+        let ended = timeout(PATIENCE, child.wait()).await;
+        let code = ended.expect("one signal ends it").unwrap().code();
         // By the signal itself, with the code that says so, or with what it means for a sandbox.
         assert!(matches!(code, None | Some(143 | 125)), "{args:?}: {code:?}");
     }
