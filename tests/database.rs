@@ -13,12 +13,13 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use nestbox::domain::egress::Policy;
+use nestbox::domain::egress::{Policy, PolicyRevision};
 use nestbox::domain::id::SandboxId;
 use nestbox::domain::rates::RateLimits;
 use nestbox::domain::sandbox::SandboxState;
 use nestbox::domain::shape::Shape;
 use nestbox::entity::api_keys::{ApiKey, Removal};
+use nestbox::entity::events::{EventFilter, Limit, Page};
 use nestbox::entity::hosts::{Heartbeat, Host, HostState};
 use nestbox::entity::sandboxes::{
     Change, Filter, Idempotency, Insert, NewSandbox, Publish, Sandbox, Window,
@@ -74,6 +75,7 @@ on_both_databases! {
     opening_again_keeps_what_is_there,
     a_database_of_a_newer_version_is_left_alone,
     api_keys_are_found_by_digest_until_deleted,
+    of_two_keys_that_are_deleted_at_once_one_stays,
     the_last_use_of_a_key_is_written_once_a_minute,
     a_host_registers_beats_and_registers_again,
     whoever_gives_a_write_up_costs_nobody_else_a_write,
@@ -84,7 +86,7 @@ const HOST: &str = "here";
 /// Opens the database and registers a host.
 async fn open(location: &str) -> Database {
     let database = Database::open(location).await.unwrap();
-    database.hosts().upsert(&host(HOST)).await.unwrap();
+    database.hosts().register(&host(HOST)).await.unwrap();
     database
 }
 
@@ -199,7 +201,27 @@ async fn api_keys_are_found_by_digest_until_deleted(location: &str) {
     assert_eq!(keys.delete("2").await.unwrap(), Removal::NotFound);
     assert_eq!(keys.delete("2\0").await.unwrap(), Removal::NotFound);
     assert_eq!(keys.find_by_digest(&two.digest).await.unwrap(), None);
+    assert_eq!(keys.delete("1").await.unwrap(), Removal::Last);
     assert_eq!(keys.count().await.unwrap(), 1);
+}
+
+async fn of_two_keys_that_are_deleted_at_once_one_stays(location: &str) {
+    let database = open(location).await;
+    // As another daemon on the same database has it.
+    let other = Database::open(location).await.unwrap();
+    for _ in 0..10 {
+        for id in ["1", "2"] {
+            if !database.api_keys().list().await.unwrap().iter().any(|key| key.id == id) {
+                database.api_keys().insert(&api_key(id)).await.unwrap();
+            }
+        }
+        let (keys, others) = (database.api_keys(), other.api_keys());
+        let (one, two) = tokio::join!(keys.delete("1"), others.delete("2"));
+        let mut outcomes = [one.unwrap(), two.unwrap()];
+        outcomes.sort_by_key(|outcome| *outcome == Removal::Last);
+        assert_eq!(outcomes, [Removal::Removed, Removal::Last]);
+        assert_eq!(database.api_keys().count().await.unwrap(), 1);
+    }
 }
 
 async fn the_last_use_of_a_key_is_written_once_a_minute(location: &str) {
@@ -220,8 +242,8 @@ async fn the_last_use_of_a_key_is_written_once_a_minute(location: &str) {
 async fn a_host_registers_beats_and_registers_again(location: &str) {
     let database = Database::open(location).await.unwrap();
     let hosts = database.hosts();
-    hosts.upsert(&host("a")).await.unwrap();
-    hosts.upsert(&Host { created_at: noon() - TimeDelta::days(1), ..host("b") }).await.unwrap();
+    hosts.register(&host("a")).await.unwrap();
+    hosts.register(&Host { created_at: noon() - TimeDelta::days(1), ..host("b") }).await.unwrap();
     let at = |seconds| noon() + TimeDelta::seconds(seconds);
     assert_eq!(hosts.heartbeat("a", at(5)).await.unwrap(), Heartbeat::Noted);
     assert_eq!(hosts.heartbeat("a", at(4)).await.unwrap(), Heartbeat::Late);
@@ -233,7 +255,7 @@ async fn a_host_registers_beats_and_registers_again(location: &str) {
         created_at: at(6),
         ..host("a")
     };
-    hosts.upsert(&changed).await.unwrap();
+    hosts.register(&changed).await.unwrap();
     let list = hosts.list().await.unwrap();
     let ids: Vec<_> = list.iter().map(|host| host.id.as_str()).collect();
     assert_eq!(ids, ["b", "a"]);
@@ -289,7 +311,7 @@ async fn latency_of_the_statements_that_a_create_waits_for() {
         let id = insert(&database, new).await.id;
         inserts.push(begun.elapsed());
         let begun = Instant::now();
-        database.sandboxes().publish(&id, 1, &change(SandboxState::Running)).await.unwrap();
+        database.sandboxes().publish(&id, 1, None, &change(SandboxState::Running)).await.unwrap();
         publishes.push(begun.elapsed());
         let begun = Instant::now();
         find(&database, &id).await;

@@ -189,6 +189,77 @@ fn named<'a>(source: &str, names: &[&'a str]) -> Vec<&'a str> {
     names.iter().copied().filter(|name| uses(name)).collect()
 }
 
+/// What a room of the daemon may use of the others. A name stands for all below it.
+struct Room {
+    dir: &'static str,
+    /// May not be named in it, but for what `passes` names.
+    closed: &'static [&'static str],
+    passes: &'static [&'static str],
+}
+
+/// The control plane knows hosts as a protocol, and hosts know no database.
+const ROOMS: &[Room] = &[
+    Room {
+        dir: "src/actors/control",
+        closed: &["vmm", "actors::host"],
+        // Passed on to whoever works in a sandbox, and not looked into.
+        passes: &["actors::host::workplace"],
+    },
+    Room { dir: "src/actors/host", closed: &["entity", "actors::control"], passes: &[] },
+];
+
+/// The paths below `crate` that a source names, each up to the first name that is a type or a function.
+fn named_paths(source: &str) -> BTreeSet<String> {
+    let code = code(source);
+    let mut paths = BTreeSet::new();
+    for rest in after(&code, "crate") {
+        collect_paths(rest, String::new(), &mut paths);
+    }
+    paths
+}
+
+/// Adds the paths of `rest`, which stands behind `prefix`: `a::b` is one, `{a::b, c}` are two.
+fn collect_paths(rest: &str, prefix: String, paths: &mut BTreeSet<String>) {
+    let Some(group) = rest.strip_prefix('{') else {
+        let name: String = rest.trim_start().chars().take_while(|c| is_name(*c)).collect();
+        let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}::{name}") };
+        match rest.trim_start()[name.len()..].strip_prefix("::") {
+            Some(rest) => collect_paths(rest, path, paths),
+            None => drop(paths.insert(path)),
+        }
+        return;
+    };
+    let (mut depth, mut begin) = (0, 0);
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' | '}' if depth == 0 => {
+                if !group[begin..at].trim().is_empty() {
+                    collect_paths(group[begin..at].trim(), prefix.clone(), paths);
+                }
+                begin = at + 1;
+                if c == '}' {
+                    return;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What a source names that is closed to its room.
+fn closed_paths(room: &Room, source: &str) -> Vec<String> {
+    let below = |path: &str, name: &&str| {
+        path.strip_prefix(*name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    let wrong = |path: &String| {
+        room.closed.iter().any(|name| below(path, name))
+            && !room.passes.iter().any(|name| below(path, name))
+    };
+    named_paths(source).into_iter().filter(wrong).collect()
+}
+
 fn sources(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()))
@@ -224,6 +295,34 @@ fn every_arrow_points_down() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(seen > 50, "only {seen} arrows were seen: the walk does not work");
+}
+
+#[test]
+fn no_room_looks_into_one_that_is_closed_to_it() {
+    for room in ROOMS {
+        let files = sources(&root().join(room.dir));
+        assert!(files.len() > 5, "{} is not there", room.dir);
+        for path in files {
+            assert_eq!(closed_paths(room, &read(&path)), [""; 0], "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn a_closed_path_is_seen_however_it_is_written() {
+    let room = &ROOMS[0];
+    let seen = |source| closed_paths(room, source);
+    assert_eq!(seen("use crate::vmm::guest::Agent;"), ["vmm::guest::Agent"]);
+    assert_eq!(seen("let a = crate::vmm::kvm();"), ["vmm::kvm"]);
+    assert_eq!(
+        seen("use crate::{actors::{host::{manager::Adoption, workplace::Workplace}, metrics}};"),
+        ["actors::host::manager::Adoption"]
+    );
+    assert_eq!(seen("use crate::actors::host::{self};"), ["actors::host::self"]);
+    assert!(seen("use crate::actors::host_client::HostClient;").is_empty());
+    assert!(
+        seen("use crate::actors::host::workplace::{A, B}; use crate::domain::host;").is_empty()
+    );
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod m20261125_000006_events;
 mod m20261126_000007_network;
 mod m20261130_000008_tokens;
 mod m20261130_000009_rates;
+mod m20261130_000010_epochs;
 
 pub use sea_orm_migration::MigratorTrait;
 use sea_orm_migration::prelude::*;
@@ -33,6 +34,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261126_000007_network::Migration),
             Box::new(m20261130_000008_tokens::Migration),
             Box::new(m20261130_000009_rates::Migration),
+            Box::new(m20261130_000010_epochs::Migration),
         ]
     }
 }

@@ -1,6 +1,5 @@
 //! What is counted and timed, in Prometheus's terms.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -11,7 +10,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use crate::vmm::usage::{Descriptors, Readiness};
+use crate::domain::usage::HostLoad;
+use crate::vmm::usage::Descriptors;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
@@ -51,18 +51,12 @@ pub struct Metrics {
 /// What is looked at when somebody asks, rather than counted.
 #[derive(Debug, Clone, Default)]
 pub struct Readings {
-    /// Sandboxes by state.
-    pub population: BTreeMap<&'static str, usize>,
-    /// Memory that VMs of sandboxes have for themselves, in bytes.
-    pub memory_bytes: u64,
-    /// What is ready for the next creates.
-    pub readiness: Readiness,
+    /// What the hosts carry.
+    pub load: HostLoad,
     /// How often a mailbox was full.
     pub mailbox_refusals: u64,
     /// How often another process had locked the database.
     pub busy_retries: u64,
-    /// Descriptors of the daemon, if the kernel tells.
-    pub descriptors: Option<Descriptors>,
 }
 
 /// The same as it is shown.
@@ -150,16 +144,19 @@ impl LookedAt {
 
     fn show(&self, readings: &Readings) {
         self.sandboxes.clear();
-        for (state, count) in &readings.population {
-            self.sandboxes.get_or_create(&StateLabel { state }).set(gauge(*count as u64));
+        let HostLoad { population, memory_bytes, readiness } = &readings.load;
+        for (state, count) in population {
+            self.sandboxes
+                .get_or_create(&StateLabel { state: state.as_str() })
+                .set(gauge(*count as u64));
         }
-        self.memory_bytes.set(gauge(readings.memory_bytes));
-        self.slots_ready.set(gauge(readings.readiness.slots as u64));
-        self.vmms_ready.set(gauge(readings.readiness.vmms as u64));
-        self.standbys_ready.set(gauge(readings.readiness.standbys as u64));
+        self.memory_bytes.set(gauge(*memory_bytes));
+        self.slots_ready.set(gauge(readiness.slots as u64));
+        self.vmms_ready.set(gauge(readiness.vmms as u64));
+        self.standbys_ready.set(gauge(readiness.standbys as u64));
         self.mailbox_refusals.inner().store(readings.mailbox_refusals, Ordering::Relaxed);
         self.busy_retries.inner().store(readings.busy_retries, Ordering::Relaxed);
-        if let Some(descriptors) = readings.descriptors {
+        if let Some(descriptors) = Descriptors::now() {
             self.open_fds.set(gauge(descriptors.open));
             self.max_fds.set(gauge(descriptors.most));
         }

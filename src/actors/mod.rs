@@ -1,18 +1,19 @@
 //! Who decides what, and when: actors with a mailbox each, behind handles.
 //!
+//! ```text
+//! control/        what the API asks for, and the database: which sandboxes there are, and where
+//!     |  HostClient: plain requests and answers, statuses with a generation
+//! host/           what lives on a host: its sandboxes, their machines, work in them; no database
+//! ```
+//!
 //! Architecture invariant: addresses and messages are private to their module, actix's types stay
 //! below this folder, and no handler blocks or waits. Knows neither HTTP nor a kernel.
 
-pub mod control_plane;
+pub mod control;
 pub mod host;
-pub mod janitor;
+pub mod host_client;
 mod mailbox;
 pub mod metrics;
-pub mod reaper;
-pub mod registry;
-mod sampler;
-pub mod sandbox;
-pub mod sandbox_manager;
 mod supervisor;
 
 pub use mailbox::CallError;

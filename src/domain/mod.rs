@@ -3,8 +3,10 @@
 //! a value or a pure function.
 
 pub mod egress;
+pub mod engine;
 pub mod exec;
 pub mod file;
+pub mod host;
 pub mod id;
 pub mod name;
 pub mod object;
@@ -17,5 +19,9 @@ pub mod sandbox;
 mod sandbox_tests;
 pub mod shape;
 pub mod slot;
+pub mod snapshot;
+pub mod status;
 pub mod token;
+pub mod trace;
+pub mod usage;
 pub mod visible;

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub const LEASES: RangeInclusive<u32> = 1..=86_400;
 
 /// Where a sandbox is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SandboxState {
     /// Recorded, not yet handed to a host.
@@ -234,6 +234,16 @@ pub enum Refusal {
     /// Its host does not answer.
     #[error("the sandbox is {0}: its host does not answer")]
     Unreachable(SandboxState),
+}
+
+/// The sandbox is in no state for what is asked of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{refusal}{}", .reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default())]
+pub struct Refused {
+    /// Why not.
+    pub refusal: Refusal,
+    /// How it came to that state, where that needs saying.
+    pub reason: Option<String>,
 }
 
 /// Decides whether `command` can be done to a sandbox in `state`, with `pending` under way.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::sea_query::{Expr, ExprTrait};
+use sea_orm::sea_query::{Expr, ExprTrait, Query};
 use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, QueryTrait};
 
 use super::columns::{micros, no_nul};
@@ -40,6 +40,8 @@ pub enum Removal {
     Removed,
     /// There was none.
     NotFound,
+    /// It is the last one, and stays: nobody could get in any more.
+    Last,
 }
 
 /// The API keys in a database.
@@ -107,7 +109,8 @@ impl<'a> ApiKeys<'a> {
         Ok(found.into_iter().map(ApiKey::from).collect())
     }
 
-    /// Deletes a key; the next request with it is refused.
+    /// Deletes a key unless it is the last one; the next request with it is refused. Of two deleted at
+    /// one time one stays, if there are no others.
     ///
     /// # Errors
     ///
@@ -116,10 +119,20 @@ impl<'a> ApiKeys<'a> {
         if no_nul("id", id).is_err() {
             return Ok(Removal::NotFound);
         }
-        let delete = Entity::delete_by_id(id).build(self.database.backend());
-        let deleted = self.database.write(Room::Spare, "delete an api key", delete).await?;
-        self.database.last_uses().forget(id);
-        Ok(if deleted == 0 { Removal::NotFound } else { Removal::Removed })
+        let mut others = Query::select();
+        others.expr(Expr::value(1)).from(Entity).and_where(Column::Id.ne(id));
+        let delete =
+            Entity::delete_by_id(id).filter(Expr::exists(others)).build(self.database.backend());
+        // One transaction after the other, also on PostgreSQL: each sees what the one before has left.
+        let deleted =
+            self.database.write_in_turn(Room::Spare, "delete an api key", [delete]).await?;
+        if deleted[0] == 1 {
+            self.database.last_uses().forget(id);
+            return Ok(Removal::Removed);
+        }
+        let find = || Entity::find_by_id(id).one(self.database.readers());
+        let found = self.database.retries().run("find an api key", find).await?;
+        Ok(if found.is_some() { Removal::Last } else { Removal::NotFound })
     }
 
     /// Counts the keys.

@@ -207,6 +207,29 @@ impl Database {
         operation: &'static str,
         statements: impl IntoIterator<Item = Statement>,
     ) -> Result<Vec<u64>, StoreError> {
+        let tell = |inner: &Inner| inner.news.send_replace(());
+        self.transact(room, operation, statements, tell).await
+    }
+
+    /// Runs statements as one transaction, as [`Database::write_all`] does. Of several such
+    /// transactions one is done after the other, so that each sees what the one before has written.
+    pub(super) async fn write_in_turn(
+        &self,
+        room: Room,
+        operation: &'static str,
+        statements: impl IntoIterator<Item = Statement>,
+    ) -> Result<Vec<u64>, StoreError> {
+        self.transact(room, operation, statements, |_| {}).await
+    }
+
+    /// The same, with `afterwards` once it is written, whether or not the caller still waits.
+    async fn transact(
+        &self,
+        room: Room,
+        operation: &'static str,
+        statements: impl IntoIterator<Item = Statement>,
+        afterwards: impl FnOnce(&Inner) + Send + 'static,
+    ) -> Result<Vec<u64>, StoreError> {
         let turn = match self.backend() {
             DbBackend::Postgres => Some(postgres::take_turn()),
             // SQLite has one writer at a time anyway.
@@ -216,9 +239,9 @@ impl Database {
         let statements: Vec<_> = turn.into_iter().chain(statements).collect();
         let inner = self.inner.clone();
         to_the_end(operation, async move {
-            let mut touched = inner.write_all(room, operation, &statements).await?;
-            inner.news.send_replace(());
-            Ok(touched.split_off(before))
+            let touched = inner.write_all(room, operation, &statements).await?.split_off(before);
+            afterwards(&inner);
+            Ok(touched)
         })
         .await
     }

@@ -3,14 +3,16 @@
 use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
-use sea_orm::sea_query::{Expr, ExprTrait, OnConflict};
+use sea_orm::sea_query::{Expr, ExprTrait, OnConflict, Query, SelectStatement};
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QueryTrait};
 
 use super::columns::{Row, micros};
 use super::database::Database;
 use super::error::StoreError;
+use super::sandboxes;
 use super::spare::Room;
 use crate::domain::shape::Shape;
+use crate::domain::status::HostEpoch;
 use row::{Column, Entity, Model};
 
 /// Whether a host takes sandboxes.
@@ -65,12 +67,13 @@ impl<'a> Hosts<'a> {
         Self { database }
     }
 
-    /// Adds a host or, when its id is known, takes over what is new about it. `created_at` stays.
+    /// Adds a host or, when its id is known, takes over what is new about it. `created_at` stays. Gives
+    /// the epoch that its daemon speaks with from now on, and no earlier run of it any more.
     ///
     /// # Errors
     ///
     /// [`StoreError::Busy`], [`StoreError::Query`].
-    pub async fn upsert(&self, host: &Host) -> Result<(), StoreError> {
+    pub async fn register(&self, host: &Host) -> Result<HostEpoch, StoreError> {
         let model = Model {
             id: host.id.clone(),
             name: host.name.clone(),
@@ -81,6 +84,7 @@ impl<'a> Hosts<'a> {
             version: host.version.clone(),
             last_heartbeat_at: host.last_heartbeat_at.map(micros),
             created_at: micros(host.created_at),
+            epoch: 1,
         };
         let upsert = Entity::insert(model.into_insert())
             .on_conflict(
@@ -94,10 +98,14 @@ impl<'a> Hosts<'a> {
                         Column::Version,
                         Column::LastHeartbeatAt,
                     ])
+                    .value(Column::Epoch, Expr::col((Entity, Column::Epoch)).add(1))
                     .to_owned(),
             )
             .build(self.database.backend());
-        self.database.write(Room::Spare, "register a host", upsert).await.map(drop)
+        self.database.write(Room::Spare, "register a host", upsert).await?;
+        let find = || Entity::find_by_id(host.id.as_str()).one(self.database.readers());
+        let found = self.database.retries().run("find a host", find).await?;
+        Ok(HostEpoch(found.map_or(0, |found| found.epoch)))
     }
 
     /// Notes that a host was heard of at `at`; never goes back in time. A host that is not there
@@ -131,6 +139,15 @@ impl<'a> Hosts<'a> {
             .await?;
         models.into_iter().map(Host::try_from).collect()
     }
+}
+
+/// The epoch of the host that a row of `sandboxes` names, as a part of a statement about such rows.
+pub(super) fn epoch_of_row() -> SelectStatement {
+    let mut select = Query::select();
+    select.column(Column::Epoch).from(Entity).and_where(
+        Expr::col((Entity, Column::Id)).equals((sandboxes::Entity, sandboxes::Column::HostId)),
+    );
+    select
 }
 
 impl HostState {
@@ -198,6 +215,7 @@ mod row {
         pub version: String,
         pub last_heartbeat_at: Option<DateTimeUtc>,
         pub created_at: DateTimeUtc,
+        pub epoch: i64,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -10,7 +10,7 @@ use super::body::Json;
 use super::error::ApiError;
 use super::openapi::failures::Names;
 use super::openapi::{Routes, Section};
-use crate::actors::control_plane::ControlPlane;
+use crate::actors::control::ControlPlane;
 
 const MAX_NAME: usize = 100;
 

@@ -14,7 +14,7 @@ use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 use super::connections::Visit;
 use super::error::{ApiError, Code};
 use super::websocket::offered_key;
-use crate::actors::control_plane::{CallerId, ControlPlane};
+use crate::actors::control::{CallerId, ControlPlane};
 
 /// The header that carries the key.
 pub const API_KEY_HEADER: &str = "X-API-Key";

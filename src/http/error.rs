@@ -8,7 +8,8 @@ use actix_web::{HttpResponse, Resource, ResponseError, web};
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
-use crate::actors::control_plane::{ControlError, ErrorKind};
+use crate::actors::control::ControlError;
+use crate::domain::host::{ErrorKind, HostError};
 
 /// What a program can tell errors apart by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -294,7 +295,13 @@ impl ResponseError for ApiError {
 
 impl From<ControlError> for ApiError {
     fn from(error: ControlError) -> Self {
-        let code = match error.kind() {
+        error.into_host_error().into()
+    }
+}
+
+impl From<HostError> for ApiError {
+    fn from(error: HostError) -> Self {
+        let code = match error.kind {
             ErrorKind::Invalid => Code::InvalidRequest,
             ErrorKind::NotFound => Code::NotFound,
             ErrorKind::Conflict => Code::Conflict,
@@ -303,12 +310,15 @@ impl From<ControlError> for ApiError {
             ErrorKind::Guest => Code::AgentError,
             ErrorKind::Silent => Code::Timeout,
             ErrorKind::TooMuch => Code::TooLarge,
-            ErrorKind::OutOfRange => Code::RangeNotSatisfiable,
+            ErrorKind::OutOfRange { .. } => Code::RangeNotSatisfiable,
             ErrorKind::NoSpace => Code::NoSpace,
             ErrorKind::Exhausted => Code::GuestExhausted,
             ErrorKind::Damaged | ErrorKind::Internal => Code::Internal,
         };
-        let internal = Some(crate::chain(&error).to_string());
-        Self { code, message: error.public_message(), internal, length: error.length_of_file() }
+        let length = match error.kind {
+            ErrorKind::OutOfRange { length } => Some(length),
+            _ => None,
+        };
+        Self { code, message: error.message, internal: Some(error.cause), length }
     }
 }

@@ -14,7 +14,7 @@ use super::openapi::failures::Work;
 use super::openapi::{Routes, Section};
 use super::pieces::{self, Long};
 use super::sandboxes::check_environment;
-use crate::actors::control_plane::ControlPlane;
+use crate::actors::control::ControlPlane;
 use crate::domain::exec::{Exec, ExecEnd, ExecOutput};
 use crate::domain::id::SandboxId;
 use crate::domain::object::or_default;
@@ -149,10 +149,10 @@ async fn exec(
     }
     let command = command(body)?;
     if background {
-        let pid = control.start_process(&id, command, tag.clone()).await?;
+        let pid = control.workplace(&id).await?.start_process(command, tag.clone()).await?;
         return Ok(HttpResponse::Ok().json(Answer::Begun(BackgroundView { pid, tag })));
     }
-    Ok(answer(control.exec(&id, command).await?))
+    Ok(answer(control.workplace(&id).await?.exec(command).await?))
 }
 
 /// The routes of this file.

@@ -13,7 +13,7 @@ use super::openapi::failures::Work;
 use super::openapi::{Messages, Routes, Section};
 use super::session::{Language, Opening, Session, Wish, speech};
 use super::websocket::{Sockets, frames, handshake, upgraded};
-use crate::actors::control_plane::ControlPlane;
+use crate::actors::control::ControlPlane;
 use crate::domain::exec::{Exec, ExecControl};
 use crate::domain::id::SandboxId;
 use crate::domain::object::or_default;
@@ -81,7 +81,7 @@ async fn exec_stream(
 ) -> Result<HttpResponse, ApiError> {
     let answer = handshake(&request)?;
     // Before the upgrade: who may not is told so by a status, as everywhere.
-    let command = control.follow_exec(&id).await?;
+    let command = control.workplace(&id).await?.follow_exec().await?;
     let (opening, frames) = (Opening::ByClient, frames(payload));
     let body = Session::begin(&LANGUAGE, opening, command, &sockets, &request, frames);
     Ok(upgraded(answer, body))

@@ -12,8 +12,9 @@ use super::openapi::failures::Life;
 use super::openapi::{Routes, Section};
 use super::sandboxes::SandboxView;
 use super::trace::{Traced, WithTrace};
-use crate::actors::control_plane::{ControlPlane, Trace};
+use crate::actors::control::ControlPlane;
 use crate::domain::id::SandboxId;
+use crate::domain::trace::Trace;
 
 /// Each is a VM that starts at once with the others.
 const MOST_CHILDREN: usize = 16;

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::auth::{Caller, authenticate};
 use super::connections::Connections;
 use super::openapi::{Routes, Section};
-use crate::actors::control_plane::ControlPlane;
+use crate::actors::control::ControlPlane;
 
 /// That the daemon answers.
 #[derive(Serialize, ToSchema)]

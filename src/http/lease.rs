@@ -9,7 +9,7 @@ use super::body::Json;
 use super::error::ApiError;
 use super::openapi::failures::State;
 use super::openapi::{Routes, Section};
-use crate::actors::control_plane::ControlPlane;
+use crate::actors::control::ControlPlane;
 use crate::domain::id::SandboxId;
 use crate::domain::sandbox::LEASES;
 

@@ -47,7 +47,7 @@ use actix_web::{App, HttpServer, web};
 
 use self::error::{ApiError, Code};
 use self::openapi::Routes;
-use crate::actors::control_plane::ControlPlane;
+use crate::actors::control::ControlPlane;
 
 pub use auth::API_KEY_HEADER;
 pub use connections::{Budget, Connections};

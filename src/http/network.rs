@@ -8,7 +8,7 @@ use super::body::Json;
 use super::error::ApiError;
 use super::openapi::failures::Life;
 use super::openapi::{Routes, Section};
-use crate::actors::control_plane::ControlPlane;
+use crate::actors::control::ControlPlane;
 use crate::domain::egress::{Policy, Rule, Verdict};
 use crate::domain::id::SandboxId;
 

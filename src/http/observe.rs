@@ -15,7 +15,7 @@ use super::connections::Busy;
 use super::error::ApiError;
 use super::holding::Holding;
 use super::ports::Proxied;
-use crate::actors::control_plane::ControlPlane;
+use crate::actors::control::ControlPlane;
 
 /// The header that carries the request's id in every answer.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -9,8 +9,9 @@ use super::openapi::failures::Life;
 use super::openapi::{Routes, Section};
 use super::sandboxes::SandboxView;
 use super::trace::{Traced, WithTrace};
-use crate::actors::control_plane::{ControlPlane, Trace};
+use crate::actors::control::ControlPlane;
 use crate::domain::id::SandboxId;
+use crate::domain::trace::Trace;
 
 /// Pauses a sandbox: its memory goes to disk, and it takes none of the host's.
 #[utoipa::path(

@@ -15,7 +15,7 @@ use super::openapi::{Messages, Routes, Section};
 use super::pieces;
 use super::session::{Language, Opening, Session, Wish, speech};
 use super::websocket::{Sockets, frames, handshake, upgraded};
-use crate::actors::control_plane::ControlPlane;
+use crate::actors::control::ControlPlane;
 use crate::domain::exec::ExecControl;
 use crate::domain::id::SandboxId;
 use crate::domain::object::or_default;
@@ -162,7 +162,8 @@ async fn list(
     control: web::Data<ControlPlane>,
     id: web::Path<SandboxId>,
 ) -> Result<HttpResponse, ApiError> {
-    let processes = control.processes(&id).await?.into_iter().map(ProcessView::from);
+    let processes =
+        control.workplace(&id).await?.processes().await?.into_iter().map(ProcessView::from);
     Ok(pieces::list("processes", processes))
 }
 
@@ -179,7 +180,7 @@ async fn stop(
     path: web::Path<ProcessPath>,
 ) -> Result<HttpResponse, ApiError> {
     let ProcessPath { id, process } = path.into_inner();
-    control.stop_process(&id, process).await?;
+    control.workplace(&id).await?.stop_process(process).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
@@ -204,7 +205,7 @@ async fn stream(
     let answer = handshake(&request)?;
     let ProcessPath { id, process } = path.into_inner();
     // Before the upgrade, as everywhere: also whether there is such a process.
-    let following = control.follow_process(&id, &process, query.after).await?;
+    let following = control.workplace(&id).await?.follow_process(&process, query.after).await?;
     let (opening, frames) = (Opening::Done, frames(payload));
     let body = Session::begin(&LANGUAGE, opening, following, &sockets, &request, frames);
     Ok(upgraded(answer, body))

@@ -13,7 +13,7 @@ use super::openapi::failures::Work;
 use super::openapi::{Messages, Routes, Section};
 use super::session::{Language, Opening, Session, Wish, speech};
 use super::websocket::{Sockets, frames, handshake, upgraded};
-use crate::actors::control_plane::ControlPlane;
+use crate::actors::control::ControlPlane;
 use crate::domain::exec::{Exec, ExecControl, ExecEvent};
 use crate::domain::id::SandboxId;
 use crate::domain::object::or_default;
@@ -100,7 +100,7 @@ async fn pty(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let answer = handshake(&request)?;
-    let terminal = control.follow_terminal(&id).await?;
+    let terminal = control.workplace(&id).await?.follow_terminal().await?;
     let (opening, frames) = (Opening::ByClient, frames(payload));
     let body = Session::begin(&LANGUAGE, opening, terminal, &sockets, &request, frames);
     Ok(upgraded(answer, body))

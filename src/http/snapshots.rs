@@ -13,10 +13,11 @@ use super::error::ApiError;
 use super::openapi::failures::{Making, Names};
 use super::openapi::{Routes, Section};
 use super::page;
-use crate::actors::control_plane::{ControlPlane, Existing};
+use crate::actors::control::ControlPlane;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::object::or_default;
+use crate::domain::snapshot::Existing;
 use crate::entity::Cursor;
 use crate::entity::snapshots::Snapshot;
 

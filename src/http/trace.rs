@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::actors::control_plane::{Span, Trace};
+use crate::domain::trace::{Span, Trace};
 
 /// The query of a request that can be traced.
 #[derive(Debug, Deserialize, IntoParams)]

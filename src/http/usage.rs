@@ -9,8 +9,9 @@ use super::auth::Caller;
 use super::error::ApiError;
 use super::openapi::failures::State;
 use super::openapi::{Routes, Section};
-use crate::actors::control_plane::{ControlPlane, Sample, UsageReport};
+use crate::actors::control::ControlPlane;
 use crate::domain::id::SandboxId;
+use crate::domain::usage::{Sample, UsageReport};
 
 /// What it takes, and what it took.
 #[derive(Serialize, ToSchema)]

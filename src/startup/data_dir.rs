@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::actors::control_plane::TokenSecret;
+use crate::actors::control::TokenSecret;
 use crate::domain::token;
 use crate::vmm::lock_file;
 

@@ -30,12 +30,14 @@ use anyhow::{Context, Result, bail};
 use chrono::{TimeDelta, Utc};
 use nix::fcntl::Flock;
 
-use crate::actors::control_plane::{ControlPlane, DatabaseSink, TokenSecret};
-use crate::actors::host::{HostHandle, Limits};
+use crate::actors::control::{ControlPlane, DatabaseSink, HostHandle, Hosts, TokenSecret};
+use crate::actors::host::manager::Adoption;
+use crate::actors::host::{Identity, Limits, LocalHost};
+use crate::actors::host_client::HostClient;
 use crate::actors::metrics::Metrics;
-use crate::actors::sandbox_manager::{Adoption, ManagerHandle};
 use crate::config::{Config, HypervisorChoice, JailerChoice};
 use crate::domain::egress::Lan;
+use crate::domain::engine::Engine;
 use crate::domain::shape::Shape;
 use crate::entity::hosts::{Host, HostState};
 use crate::entity::{self, Database};
@@ -43,7 +45,6 @@ use crate::vmm::choice::{Choice, Preferences, TrialImage, Wanted, choose};
 use crate::vmm::fault::Faults;
 use crate::vmm::firecracker::Jailing;
 use crate::vmm::host::{HostMachines, HostSettings, left_running};
-use crate::vmm::hypervisor::Engine;
 use crate::vmm::image::ImageStore;
 use crate::vmm::machine::Machines;
 pub use crate::vmm::pager;
@@ -124,7 +125,7 @@ impl Daemon {
         let host_id = data_dir::host_id(&config.data_dir)?;
         let secret = token_secret(&config.data_dir)?;
         let arbiter = Arbiter::new();
-        let (control, manager) = assemble(
+        let (control, host) = assemble(
             &arbiter.handle(),
             &host_id,
             limits,
@@ -133,9 +134,9 @@ impl Daemon {
             secret,
         )
         .await?;
-        let adoption = manager.adopt_survivors().await;
-        for id in control.reconcile(&adoption).await? {
-            tracing::warn!(sandbox_id = %id, "recorded as living here, but it is not there");
+        let adoption = host.adopt_survivors().await;
+        for id in control.reconcile().await? {
+            tracing::warn!(sandbox_id = %id, "VM not found at startup");
         }
         reserve.keep();
         tokio::spawn(forget_old(database.clone()));
@@ -200,7 +201,7 @@ pub async fn assemble(
     database: Database,
     machines: Arc<dyn Machines>,
     secret: TokenSecret,
-) -> Result<(ControlPlane, ManagerHandle)> {
+) -> Result<(ControlPlane, LocalHost)> {
     let capacity = Shape {
         vcpus: limits.cpus,
         memory_mib: u32::try_from(limits.memory_mib).unwrap_or(u32::MAX),
@@ -215,14 +216,14 @@ pub async fn assemble(
         last_heartbeat_at: Some(Utc::now()),
         created_at: Utc::now(),
     };
-    database.hosts().upsert(&host).await?;
+    let epoch = database.hosts().register(&host).await?;
+    let identity = Identity { id: host_id.to_owned(), epoch };
     let sink = Arc::new(DatabaseSink(database.clone()));
     let metrics = Arc::new(Metrics::default());
-    let manager = ManagerHandle::start(arbiter, machines.clone(), sink, metrics.clone());
-    let id = host_id.to_owned();
-    let host = HostHandle::start(arbiter, id, limits, database.clone(), manager.clone());
-    let control = ControlPlane::new(database, host, machines, metrics, secret);
-    Ok((control, manager))
+    let host = LocalHost::start(arbiter, identity, limits, machines, sink, metrics.clone());
+    HostHandle::start(arbiter, host_id.to_owned(), database.clone());
+    let hosts = Hosts::new([Arc::new(host.clone()) as Arc<dyn HostClient>]);
+    Ok((ControlPlane::new(database, hosts, metrics, secret), host))
 }
 
 /// Chooses as the settings say; `doctor` does it too.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::telemetry::Telemetry;
 use super::{Daemon, bind, descriptors};
-use crate::actors::control_plane::ControlPlane;
+use crate::actors::control::ControlPlane;
 use crate::config::Config;
 use crate::http::{Connections, Front, OwnNames, Ports, Sockets, create_server};
 use crate::print::{say, tell};

@@ -9,7 +9,7 @@ use tracing_subscriber::Registry;
 
 use super::*;
 use crate::domain::id::SandboxId;
-use crate::vmm::trace::Trace;
+use crate::domain::trace::Trace;
 
 /// Spans with their parents, and lines of a log.
 #[derive(Debug, Default, Clone)]

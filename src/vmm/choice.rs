@@ -11,9 +11,10 @@ use tokio::time::timeout;
 
 use super::disk::Devices;
 use super::firecracker::{self, Firecracker, Jailing};
-use super::hypervisor::{Engine, Hypervisor, HypervisorError};
+use super::hypervisor::{Hypervisor, HypervisorError};
 use super::kvm::{self, Check, Outcome};
 use super::qemu::{Accel, Qemu, Root};
+use crate::domain::engine::Engine;
 
 /// A guest that works is up long before that, with hardware virtualization at least.
 const TRIAL_LIMIT: Duration = Duration::from_secs(30);

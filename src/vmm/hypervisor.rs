@@ -16,11 +16,10 @@ use super::console::ConsoleError;
 use super::disk::OpenLayer;
 use super::memory::{BuildId, GuestMemory, Lineage, MemoryError};
 use super::process::{ProcessError, ProcessId};
-use super::trace::Trace;
+use crate::domain::engine::Engine;
 use crate::domain::rates::RateLimits;
 use crate::domain::shape::Shape;
-
-pub use super::engine::Engine;
+use crate::domain::trace::Trace;
 
 /// The guest's MAC address; the same in every guest, each alone in its namespace.
 pub const GUEST_MAC: &str = "06:00:a9:fe:00:15";

@@ -8,20 +8,23 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 
 use super::cgroup::Share;
 use super::guest::{Agent, AgentError};
-use super::hypervisor::{Engine, HypervisorError};
-use super::record::{Life, RecordError};
-use super::trace::Trace;
-use super::usage::{Readiness, Usage};
-use crate::domain::egress::Policy;
+use super::hypervisor::HypervisorError;
+use super::record::RecordError;
+use super::usage::Usage;
+use crate::domain::egress::{Policy, PolicyRevision};
+use crate::domain::engine::Engine;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::rates::RateLimits;
 use crate::domain::shape::Shape;
+use crate::domain::snapshot::{Existing, SnapshotInfo, Storage};
+use crate::domain::status::SandboxStatus;
+use crate::domain::trace::Trace;
+use crate::domain::usage::Readiness;
 
 /// What went wrong with a machine.
 #[derive(Debug, thiserror::Error)]
@@ -122,8 +125,8 @@ pub struct MachineSpec {
     pub rates: RateLimits,
     /// What its agent will expect with every request.
     pub access_token: String,
-    /// Its life at the time of the start.
-    pub life: Life,
+    /// Where it is in its life at the time of the start.
+    pub status: SandboxStatus,
 }
 
 /// What can be known of a template before a machine is made from it.
@@ -135,15 +138,6 @@ pub enum Template {
     Snapshot(Shape),
 }
 
-/// Whether a snapshot may take the name of another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Existing {
-    /// It is an error that there is one already.
-    Keep,
-    /// The new one takes its place; sandboxes that were made from the old one keep its files.
-    Replace,
-}
-
 /// How one long operation on a machine goes.
 #[derive(Debug, Clone, Default)]
 pub struct Run {
@@ -153,40 +147,6 @@ pub struct Run {
     pub trace: Trace,
     /// What a machine that is made gets of processors that others want too.
     pub share: Share,
-}
-
-/// Bytes that a sandbox or snapshot has in use on the host's disk: blocks, not apparent sizes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Storage {
-    /// Its memory, all generations.
-    pub memory_bytes: u64,
-    /// How many files its memory is made of; 0 if none of it is on disk.
-    pub memory_generations: u32,
-    /// Its disk: all overlays and the image's root disk.
-    pub disk_bytes: u64,
-    /// How much of both is shared with other sandboxes, snapshots or the image.
-    pub shared_bytes: u64,
-}
-
-/// A named snapshot of this host.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SnapshotInfo {
-    /// Its name, by which sandboxes are created from it.
-    pub name: TemplateName,
-    /// Tells it from an older one of the same name.
-    pub build: String,
-    /// What it was taken from.
-    pub sandbox_id: SandboxId,
-    /// The image that it all began with.
-    pub image: TemplateName,
-    /// vCPUs and memory of whatever is made from it.
-    pub shape: Shape,
-    /// The only hypervisor that can restore it.
-    pub engine: Engine,
-    /// What it takes on disk.
-    pub storage: Storage,
-    /// When it was taken.
-    pub created_at: DateTime<Utc>,
 }
 
 /// A capture of a running machine failed.
@@ -223,16 +183,14 @@ pub struct EngineInfo {
 pub struct Survivor {
     /// Id of the sandbox.
     pub id: SandboxId,
-    /// Its life as last decided.
-    pub life: Life,
+    /// Where it is in its life, as last decided.
+    pub status: SandboxStatus,
     /// What it was created from.
     pub template: TemplateName,
     /// vCPUs and memory.
     pub shape: Shape,
     /// Environment of its processes.
     pub envs: BTreeMap<String, String>,
-    /// What it may reach.
-    pub network: Policy,
     /// How fast it may use its disk and its network.
     pub rates: RateLimits,
 }
@@ -326,17 +284,17 @@ pub trait Machine: Send + Sync {
     /// # Errors
     ///
     /// [`MachineError::Record`].
-    fn keep(&self, life: &Life) -> Result<(), MachineError>;
+    fn keep(&self, status: &SandboxStatus) -> Result<(), MachineError>;
 
     /// What it may reach.
-    fn network(&self) -> Policy;
+    fn network(&self) -> PolicyRevision;
 
     /// Changes what it may reach, at once. Connections that it may not have any more end.
     ///
     /// # Errors
     ///
     /// It reaches what it did before; [`MachineError::Network`], [`MachineError::Record`].
-    async fn set_network(&self, policy: &Policy) -> Result<(), MachineError>;
+    async fn set_network(&self, policy: &Policy) -> Result<PolicyRevision, MachineError>;
 
     /// What it takes on disk.
     ///
@@ -397,17 +355,17 @@ pub trait Frozen: Send + Sync {
     /// # Errors
     ///
     /// [`MachineError::Record`].
-    fn keep(&self, life: &Life) -> Result<(), MachineError>;
+    fn keep(&self, status: &SandboxStatus) -> Result<(), MachineError>;
 
     /// What it may reach when it is resumed.
-    fn network(&self) -> Policy;
+    fn network(&self) -> PolicyRevision;
 
     /// Changes what it may reach when it is resumed.
     ///
     /// # Errors
     ///
     /// Nothing has changed; [`MachineError::Record`].
-    fn set_network(&self, policy: &Policy) -> Result<(), MachineError>;
+    fn set_network(&self, policy: &Policy) -> Result<PolicyRevision, MachineError>;
 
     /// What it takes on disk.
     ///

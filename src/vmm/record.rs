@@ -10,18 +10,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::hypervisor::Engine;
 use super::memory::BuildId;
 use super::process::ProcessId;
-use crate::domain::egress::Policy;
+use crate::domain::egress::{Policy, PolicyRevision};
+use crate::domain::engine::Engine;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::rates::RateLimits;
-use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
+use crate::domain::status::SandboxStatus;
 
 /// Name of the file in a sandbox's directory.
 const FILE: &str = "sandbox.json";
@@ -40,47 +39,10 @@ pub enum RecordError {
     Malformed { path: PathBuf, source: serde_json::Error },
 }
 
-/// Where a sandbox is in its life, as its host last decided.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Life {
-    /// Current state.
-    pub state: SandboxState,
-    /// Why it is in that state, where that needs saying.
-    pub reason: Option<String>,
-    /// Grows with every change; the larger one is the newer one.
-    pub generation: i64,
-    /// Seconds without work after which the sandbox is destroyed.
-    pub timeout_sec: Option<u32>,
-    /// Seconds after which it is destroyed unless its client has said again that it wants it.
-    #[serde(default)]
-    pub lease_sec: Option<u32>,
-    /// When work was last done in it.
-    pub last_active_at: DateTime<Utc>,
-}
-
-impl Life {
-    /// The life of a machine that is no sandbox, or not yet: a later daemon takes it away.
-    pub fn nobodys() -> Self {
-        Self {
-            state: SandboxState::Starting,
-            reason: None,
-            generation: 0,
-            timeout_sec: None,
-            lease_sec: None,
-            last_active_at: Utc::now(),
-        }
-    }
-
-    /// Whether this is such a life.
-    pub fn is_nobodys(&self) -> bool {
-        self.generation == 0
-    }
-}
-
 /// Where everything is that a sandbox consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Home {
+pub enum Residency {
     /// In its VM. Its snapshot is what the VM was restored from.
     Vm,
     /// In its snapshot. Whatever else there is has been left over, or is about to be made from it.
@@ -107,11 +69,15 @@ pub struct Record {
     /// What it may reach.
     #[serde(default)]
     pub network: Policy,
+    /// How often that was changed.
+    #[serde(default)]
+    pub network_revision: i64,
     /// How fast it may use its disk and its network.
     #[serde(default)]
     pub rates: RateLimits,
     /// Where it all is.
-    pub home: Home,
+    #[serde(rename = "home")]
+    pub residency: Residency,
     /// Build of the snapshot that it was last restored from or captured in.
     pub snapshot: Option<BuildId>,
     /// Number of its network slot, once it has one.
@@ -119,13 +85,25 @@ pub struct Record {
     /// Its VM's process, once there is one. Sockets have fixed names beside the record.
     pub process: Option<ProcessId>,
     /// Where it is in its life.
-    pub life: Life,
+    #[serde(rename = "life")]
+    pub status: SandboxStatus,
 }
 
 impl Record {
+    /// What it may reach, and how often that was changed.
+    pub fn policy(&self) -> PolicyRevision {
+        PolicyRevision { policy: self.network.clone(), revision: self.network_revision }
+    }
+
+    /// Changes what it may reach.
+    pub fn set_policy(&mut self, policy: &Policy) {
+        self.network = policy.clone();
+        self.network_revision += 1;
+    }
+
     /// That of a machine that is no sandbox, or not yet, so that a later daemon takes away what is left of
     /// it.
-    pub fn nobodys(
+    pub fn unassigned(
         id: &SandboxId,
         image: &TemplateName,
         shape: Shape,
@@ -141,12 +119,13 @@ impl Record {
             access_token: String::new(),
             envs: BTreeMap::new(),
             network: Policy::default(),
+            network_revision: 0,
             rates,
-            home: Home::Vm,
+            residency: Residency::Vm,
             snapshot: None,
             slot: None,
             process: None,
-            life: Life::nobodys(),
+            status: SandboxStatus::unassigned(),
         }
     }
 
@@ -278,19 +257,13 @@ mod tests {
             access_token: "secret".to_owned(),
             envs: BTreeMap::new(),
             network: Policy::off(),
+            network_revision: 0,
             rates: RateLimits::default(),
-            home: Home::Vm,
+            residency: Residency::Vm,
             snapshot: None,
             slot: None,
             process: None,
-            life: Life {
-                state: SandboxState::Starting,
-                reason: None,
-                generation: 1,
-                timeout_sec: Some(60),
-                lease_sec: None,
-                last_active_at: Utc::now(),
-            },
+            status: SandboxStatus { timeout_sec: Some(60), ..SandboxStatus::unassigned() },
         };
         let file = RecordFile::create(dir.path(), record.clone()).expect("writes");
         assert_eq!(RecordFile::read(dir.path()).expect("reads").get(), record);

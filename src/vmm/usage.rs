@@ -21,17 +21,6 @@ pub struct Usage {
     pub disk_bytes: Option<u64>,
 }
 
-/// What a host has ready for the next creates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Readiness {
-    /// Network slots.
-    pub slots: usize,
-    /// VMs' processes that wait for a snapshot.
-    pub vmms: usize,
-    /// Machines that were made already.
-    pub standbys: usize,
-}
-
 /// Descriptors of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Descriptors {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use actix::Arbiter;
 use actix_web::dev::ServerHandle;
 use actix_web::rt;
-use nestbox::actors::control_plane::ControlPlane;
+use nestbox::actors::control::ControlPlane;
 use nestbox::actors::host::Limits;
 use nestbox::domain::id::SandboxId;
 use nestbox::entity::Database;
@@ -135,10 +135,10 @@ impl Nest {
         let handle = arbiter.handle();
         let known = Arc::new(machines.clone());
         let secret = token_secret(dir.path()).unwrap();
-        let (control, manager) =
+        let (control, host) =
             assemble(&handle, "host-of-the-test", limits, database, known, secret).await.unwrap();
-        let adoption = manager.adopt_survivors().await;
-        control.reconcile(&adoption).await.unwrap();
+        host.adopt_survivors().await;
+        control.reconcile().await.unwrap();
         let key = control.create_key("test").await.unwrap().secret;
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

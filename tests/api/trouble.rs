@@ -133,10 +133,10 @@ async fn a_sandbox_with_too_many_waiting_requests_asks_to_come_back() {
     let (release, released) = mpsc::channel::<()>();
     // The actors' thread hangs, as it would in a bug; nothing is taken from any mailbox.
     nest.arbiter.spawn_fn(move || released.recv().unwrap_or(()));
-    let sandbox = id.parse().unwrap();
+    let workplace = nest.control.workplace(&id.parse().unwrap()).await.unwrap();
     let mut waiting = 0;
     // Each is queued when it is first polled, and is not un-sent when it is dropped.
-    while nest.control.stat(&sandbox, &"/x".into(), None).now_or_never().is_none() {
+    while workplace.stat(&"/x".into(), None).now_or_never().is_none() {
         waiting += 1;
         assert!(waiting < 5000, "a mailbox has a limit");
     }

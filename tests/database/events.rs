@@ -56,7 +56,7 @@ fn state(event: &Event) -> (Option<SandboxState>, Option<SandboxState>) {
 }
 
 async fn publish(database: &Database, id: &SandboxId, generation: i64, state: SandboxState) {
-    database.sandboxes().publish(id, generation, &change(state)).await.unwrap();
+    database.sandboxes().publish(id, generation, None, &change(state)).await.unwrap();
 }
 
 async fn each_change_of_state_is_an_event_and_nothing_else_is(location: &str) {
@@ -67,7 +67,7 @@ async fn each_change_of_state_is_an_event_and_nothing_else_is(location: &str) {
     publish(&database, &id, 1, Starting).await;
     let reason = Some("a \0 and 🐣".to_owned());
     let running = Change { reason, at: noon() + TimeDelta::seconds(1), ..change(Running) };
-    database.sandboxes().publish(&id, 2, &running).await.unwrap();
+    database.sandboxes().publish(&id, 2, None, &running).await.unwrap();
     // Neither an older one nor the same again, nor anything about nobody.
     publish(&database, &id, 2, Running).await;
     publish(&database, &id, 1, Starting).await;
@@ -161,11 +161,11 @@ async fn snapshots_come_and_go_in_events(location: &str) {
     let snapshots = database.snapshots();
     let (first, second) = (snapshot("a", 0), snapshot("a", 1));
     assert_ne!(first.build, second.build);
-    snapshots.put(&first).await.unwrap();
+    assert!(snapshots.put(&first, None).await.unwrap());
     // The same once more, with another size: nothing came.
     let grown = Snapshot { disk_bytes: 9, ..first.clone() };
-    snapshots.put(&grown).await.unwrap();
-    snapshots.put(&second).await.unwrap();
+    assert!(snapshots.put(&grown, Some(&first.build)).await.unwrap());
+    assert!(snapshots.put(&second, Some(&first.build)).await.unwrap());
     assert!(!snapshots.remove(&first.name, &first.build, noon()).await.unwrap());
     assert!(snapshots.remove(&second.name, &second.build, noon()).await.unwrap());
     let events = all(&database).await;
@@ -177,13 +177,13 @@ async fn snapshots_come_and_go_in_events(location: &str) {
 
 async fn a_host_that_starts_tells_which_snapshots_have_changed(location: &str) {
     let database = open(location).await;
-    database.hosts().upsert(&host("there")).await.unwrap();
+    database.hosts().register(&host("there")).await.unwrap();
     let snapshots = database.snapshots();
     let elsewhere = Snapshot { host_id: "there".to_owned(), ..snapshot("taken", 0) };
     let (same, gone, old, new) =
         (snapshot("same", 1), snapshot("gone", 2), snapshot("new", 3), snapshot("new", 4));
     for snapshot in [&elsewhere, &same, &gone, &old] {
-        snapshots.put(snapshot).await.unwrap();
+        assert!(snapshots.put(snapshot, None).await.unwrap());
     }
     let before = database.events().newest().await.unwrap();
     let disk = [same, new, snapshot("found", 5), snapshot("taken", 6)];
@@ -278,7 +278,7 @@ async fn a_filter_leaves_out_what_is_not_wanted_and_goes_on_behind_it(location: 
         (insert(&database, new_sandbox()).await.id, insert(&database, new_sandbox()).await.id);
     publish(&database, &one, 1, SandboxState::Running).await;
     let taken = Snapshot { sandbox_id: one.clone(), ..snapshot("a", 0) };
-    database.snapshots().put(&taken).await.unwrap();
+    assert!(database.snapshots().put(&taken, None).await.unwrap());
     publish(&database, &other, 1, SandboxState::Running).await;
     let of = async |filter: EventFilter| {
         database.events().after(&filter, EventId::BEGINNING, limit(10)).await.unwrap()

@@ -72,7 +72,8 @@ async fn what_is_acknowledged_after_a_full_disk_is_there() {
         assert_eq!(states(&bed.location(), &new.id).await.len(), usize::from(inserted.is_ok()));
         let running = change(SandboxState::Running);
         let before = find(&database, &early).await.generation;
-        let published = database.sandboxes().publish(&early, generation, &running).await.map(drop);
+        let published =
+            database.sandboxes().publish(&early, generation, None, &running).await.map(drop);
         let now = if published.is_ok() { generation } else { before };
         assert_eq!(find(&database, &early).await.generation, now);
         let touched = database.sandboxes().touch(&early, noon(), None).await;
@@ -91,7 +92,7 @@ async fn what_is_acknowledged_after_a_full_disk_is_there() {
     for (id, generation, state) in
         [(&early, 9, SandboxState::Running), (&late, 9, SandboxState::Error)]
     {
-        let published = database.sandboxes().publish(id, generation, &change(state)).await;
+        let published = database.sandboxes().publish(id, generation, None, &change(state)).await;
         assert_eq!(published.unwrap(), Publish::Written);
         assert_eq!(find(&database, id).await.state, state);
         assert_eq!(states(&bed.location(), id).await, [state.as_str()]);
@@ -148,11 +149,12 @@ async fn on_a_full_disk_it_opens_and_takes_what_makes_an_end_and_nothing_new() {
     let spare = Pieces::keep(bed.path("spare"), 4);
     let with_spare = || Some(spare.clone() as Arc<dyn Spare>);
     let database = Database::open_with(&bed.location(), with_spare()).await.unwrap();
-    database.hosts().upsert(&host(HOST)).await.unwrap();
+    database.hosts().register(&host(HOST)).await.unwrap();
     let id = insert(&database, new_sandbox()).await.id;
     bed.fill(&database).await;
     assert_eq!(spare.left(), 4, "nothing new takes what is kept back");
-    let published = database.sandboxes().publish(&id, 1, &change(SandboxState::Stopping)).await;
+    let published =
+        database.sandboxes().publish(&id, 1, None, &change(SandboxState::Stopping)).await;
     assert_eq!(published.unwrap(), Publish::Written);
     assert_eq!(spare.left(), 3, "one piece is enough");
     // In order, so that the log and its index are gone, and have to be made again.
@@ -164,7 +166,8 @@ async fn on_a_full_disk_it_opens_and_takes_what_makes_an_end_and_nothing_new() {
     let database = Database::open_with(&bed.location(), with_spare()).await.unwrap();
     assert!(spare.left() < 3, "opening takes room");
     bed.disk.fill();
-    let published = database.sandboxes().publish(&id, 2, &change(SandboxState::Stopped)).await;
+    let published =
+        database.sandboxes().publish(&id, 2, None, &change(SandboxState::Stopped)).await;
     assert_eq!(published.unwrap(), Publish::Written);
     assert_eq!(states(&bed.location(), &id).await, ["stopped"]);
     database.close().await.unwrap();

@@ -12,6 +12,8 @@ on_both_databases! {
     eight_inserts_with_one_idempotency_key_make_one_sandbox,
     an_idempotency_key_belongs_to_its_api_key_and_its_request,
     an_older_generation_never_wins,
+    a_host_that_was_started_again_takes_no_word_of_an_earlier_run,
+    of_two_changes_of_what_may_be_reached_the_later_one_stays,
     a_published_change_replaces_all_that_changes,
     a_list_shows_what_the_filter_asks_for,
     pages_are_complete_and_stable_while_rows_come_and_go,
@@ -92,7 +94,7 @@ async fn an_idempotency_key_belongs_to_its_api_key_and_its_request(location: &st
         other => panic!("{other:?}"),
     }
     // What is given back is the sandbox as it is now.
-    database.sandboxes().publish(&first.id, 1, &change(SandboxState::Running)).await.unwrap();
+    database.sandboxes().publish(&first.id, 1, None, &change(SandboxState::Running)).await.unwrap();
     match database.sandboxes().insert(&idempotent("request", "digest")).await.unwrap() {
         Insert::AlreadyExists(sandbox) => assert_eq!(sandbox.state, SandboxState::Running),
         other => panic!("{other:?}"),
@@ -116,7 +118,7 @@ async fn an_older_generation_never_wins(location: &str) {
                 tokio::spawn(async move {
                     let reason = Some(generation.to_string());
                     let change = Change { reason, ..change(SandboxState::Running) };
-                    let result = database.sandboxes().publish(&id, generation, &change).await;
+                    let result = database.sandboxes().publish(&id, generation, None, &change).await;
                     let result = result.unwrap();
                     // Once something was published, what is there is at least as new.
                     assert!(find(&database, &id).await.generation >= generation);
@@ -138,27 +140,69 @@ async fn an_older_generation_never_wins(location: &str) {
     }
 }
 
+async fn a_host_that_was_started_again_takes_no_word_of_an_earlier_run(location: &str) {
+    let database = open(location).await;
+    let (sandboxes, hosts) = (database.sandboxes(), database.hosts());
+    let id = insert(&database, new_sandbox()).await.id;
+    let former = hosts.register(&host(HOST)).await.unwrap();
+    let now = hosts.register(&host(HOST)).await.unwrap();
+    assert!(former < now);
+    let publish = async |generation, epoch, state| {
+        sandboxes.publish(&id, generation, Some(epoch), &change(state)).await.unwrap()
+    };
+    assert_eq!(publish(1, now, SandboxState::Running).await, Publish::Written);
+    assert_eq!(publish(2, former, SandboxState::Stopped).await, Publish::Fenced);
+    assert_eq!(find(&database, &id).await.state, SandboxState::Running);
+    assert_eq!(publish(2, now, SandboxState::Pausing).await, Publish::Written);
+    // What was published before is known, whoever says it again.
+    assert_eq!(publish(2, former, SandboxState::Pausing).await, Publish::Written);
+    let events = database.events();
+    let limit = Limit::new(9).unwrap();
+    let listed = events.list(&EventFilter::default(), Page::Newest, limit).await.unwrap();
+    let states: Vec<_> = listed.events.iter().rev().filter_map(|event| event.state).collect();
+    let told = [SandboxState::Pending, SandboxState::Running, SandboxState::Pausing];
+    assert_eq!(states, told, "what was not taken has not happened");
+}
+
+async fn of_two_changes_of_what_may_be_reached_the_later_one_stays(location: &str) {
+    let database = open(location).await;
+    let (sandboxes, id) = (database.sandboxes(), insert(&database, new_sandbox()).await.id);
+    let first = PolicyRevision { policy: Policy::default(), revision: 1 };
+    let second = PolicyRevision { policy: Policy::off(), revision: 2 };
+    sandboxes.set_network(&id, &second).await.unwrap();
+    sandboxes.set_network(&id, &first).await.unwrap();
+    let found = find(&database, &id).await;
+    assert_eq!((found.network, found.network_revision), (second.policy, 2));
+    // A host that starts with an older record, as after a crash, is right about itself.
+    sandboxes.correct_network(&id, &first).await.unwrap();
+    let found = find(&database, &id).await;
+    assert_eq!((found.network, found.network_revision), (first.policy, 1));
+}
+
 async fn a_published_change_replaces_all_that_changes(location: &str) {
     let database = open(location).await;
     let sandboxes = database.sandboxes();
     let id = insert(&database, new_sandbox()).await.id;
     let later = noon() + TimeDelta::seconds(1);
     let running = Change { slot: Some(7), at: later, ..change(SandboxState::Running) };
-    assert_eq!(sandboxes.publish(&id, 3, &running).await.unwrap(), Publish::Written);
+    assert_eq!(sandboxes.publish(&id, 3, None, &running).await.unwrap(), Publish::Written);
     let found = find(&database, &id).await;
     assert_eq!((found.state, found.slot, found.updated_at), (running.state, Some(7), later));
-    assert_eq!(sandboxes.publish(&id, 3, &running).await.unwrap(), Publish::Stale(3));
-    assert_eq!(sandboxes.publish(&id, 2, &running).await.unwrap(), Publish::Stale(3));
+    // The same once more, as after an answer that was lost; and something else by the same number.
+    assert_eq!(sandboxes.publish(&id, 3, None, &running).await.unwrap(), Publish::Written);
+    let paused = Change { state: SandboxState::Paused, ..running.clone() };
+    assert_eq!(sandboxes.publish(&id, 3, None, &paused).await.unwrap(), Publish::Stale(3));
+    assert_eq!(sandboxes.publish(&id, 2, None, &running).await.unwrap(), Publish::Stale(3));
 
     let reason = Some("destroyed \0 by its owner".to_owned());
     let stopped = Change { reason, ..change(SandboxState::Stopped) };
-    assert_eq!(sandboxes.publish(&id, 4, &stopped).await.unwrap(), Publish::Written);
+    assert_eq!(sandboxes.publish(&id, 4, None, &stopped).await.unwrap(), Publish::Written);
     let found = find(&database, &id).await;
     assert_eq!((found.slot, found.stopped_at), (None, Some(noon())));
     assert_eq!(found.reason.as_deref(), Some("destroyed \u{fffd} by its owner"));
 
     let nobody = SandboxId::random();
-    assert_eq!(sandboxes.publish(&nobody, 1, &running).await.unwrap(), Publish::NotFound);
+    assert_eq!(sandboxes.publish(&nobody, 1, None, &running).await.unwrap(), Publish::NotFound);
 }
 
 async fn a_list_shows_what_the_filter_asks_for(location: &str) {
@@ -200,7 +244,7 @@ async fn a_list_shows_what_the_filter_asks_for(location: &str) {
     assert_eq!(list(&[], &[]).await, newest_first);
 
     let running = change(SandboxState::Running);
-    database.sandboxes().publish(&ids[2], 1, &running).await.unwrap();
+    database.sandboxes().publish(&ids[2], 1, None, &running).await.unwrap();
     assert_eq!(list(&[SandboxState::Running], &[]).await, [ids[2].clone()]);
     let either = [SandboxState::Running, SandboxState::Pending];
     assert_eq!(list(&either, &[]).await, newest_first);
@@ -236,7 +280,11 @@ async fn pages_are_complete_and_stable_while_rows_come_and_go(location: &str) {
         let created_at = noon() + TimeDelta::seconds(pages);
         insert(&database, NewSandbox { created_at, ..new_sandbox() }).await;
         if let Some(id) = to_delete.pop() {
-            database.sandboxes().publish(&id, 1, &change(SandboxState::Stopped)).await.unwrap();
+            database
+                .sandboxes()
+                .publish(&id, 1, None, &change(SandboxState::Stopped))
+                .await
+                .unwrap();
             database.sandboxes().delete_over_before(noon() + TimeDelta::days(1)).await.unwrap();
         }
     }
@@ -248,12 +296,12 @@ async fn pages_are_complete_and_stable_while_rows_come_and_go(location: &str) {
 async fn a_starting_host_stops_what_it_does_not_run(location: &str) {
     let database = open(location).await;
     let sandboxes = database.sandboxes();
-    database.hosts().upsert(&host("there")).await.unwrap();
+    database.hosts().register(&host("there")).await.unwrap();
     let kept = insert(&database, new_sandbox()).await.id;
     let elsewhere = NewSandbox { host_id: "there".to_owned(), ..new_sandbox() };
     let elsewhere = insert(&database, elsewhere).await.id;
     let failed = insert(&database, new_sandbox()).await.id;
-    sandboxes.publish(&failed, 1, &change(SandboxState::Error)).await.unwrap();
+    sandboxes.publish(&failed, 1, None, &change(SandboxState::Error)).await.unwrap();
     // More than fit into one statement.
     let mut gone = BTreeSet::new();
     for _ in 0..510 {
@@ -261,7 +309,7 @@ async fn a_starting_host_stops_what_it_does_not_run(location: &str) {
     }
     let lost = gone.first().unwrap().clone();
     let running = Change { slot: Some(3), ..change(SandboxState::Running) };
-    sandboxes.publish(&lost, 8, &running).await.unwrap();
+    sandboxes.publish(&lost, 8, None, &running).await.unwrap();
 
     let keep = HashSet::from([kept.clone()]);
     let later = noon() + TimeDelta::hours(1);
@@ -308,7 +356,7 @@ async fn retention_deletes_only_what_is_long_gone(location: &str) {
         (SandboxState::Error, at(0)),
     ] {
         let id = insert(&database, new_sandbox()).await.id;
-        sandboxes.publish(&id, 1, &Change { at: stopped, ..change(state) }).await.unwrap();
+        sandboxes.publish(&id, 1, None, &Change { at: stopped, ..change(state) }).await.unwrap();
         ids.push(id);
     }
     assert_eq!(sandboxes.delete_over_before(at(50)).await.unwrap(), 2);

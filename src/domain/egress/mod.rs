@@ -48,6 +48,15 @@ pub struct Policy {
     deny: BTreeSet<Rule>,
 }
 
+/// What holds for a sandbox, and how often that was changed: of two the greater one is the later one.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PolicyRevision {
+    /// What it may reach.
+    pub policy: Policy,
+    /// Number of the change.
+    pub revision: i64,
+}
+
 /// A policy as somebody asks for it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -81,6 +81,21 @@ impl Recording {
         self.insert(EventKind::SnapshotCreated, columns, from)
     }
 
+    /// A snapshot is about to be recorded in the place of the one that `replaced` names.
+    pub fn snapshot_replaced(
+        self,
+        snapshot: &Snapshot,
+        replaced: impl Into<Condition>,
+    ) -> Statement {
+        let columns = [
+            (Column::Snapshot, Expr::value(snapshot.name.as_str())),
+            (Column::SandboxId, Expr::value(snapshot.sandbox_id.as_str())),
+        ];
+        let mut from = Query::select();
+        from.from(snapshots::Entity).cond_where(replaced.into());
+        self.insert(EventKind::SnapshotCreated, columns, from)
+    }
+
     fn insert<const N: usize>(
         self,
         kind: EventKind,

@@ -90,6 +90,8 @@ pub struct Sandbox {
     pub public_ports: BTreeSet<GuestPort>,
     /// What it may reach.
     pub network: Policy,
+    /// Number of the last change of that.
+    pub network_revision: i64,
     /// How fast it may use its disk and its network.
     pub rates: RateLimits,
     /// Digest of a token that has opened its other ports before tokens were made of a secret.
@@ -161,10 +163,12 @@ pub struct Change {
 pub enum Publish {
     /// The change is in the database.
     Written,
-    /// The database holds this generation, which is not older; nothing was written.
+    /// The database holds something else by this generation, which is not older; nothing was written.
     Stale(i64),
     /// There is no such sandbox.
     NotFound,
+    /// Its host has been started again since: an earlier run of it says no more.
+    Fenced,
 }
 
 /// Which sandboxes a list shows.

@@ -3,21 +3,23 @@
 use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
-use sea_orm::sea_query::{Expr, ExprTrait, OnConflict, SimpleExpr};
+use sea_orm::sea_query::{Expr, ExprTrait, OnConflict, SelectStatement, SimpleExpr};
 use sea_orm::{
     ColumnTrait, Condition, DbBackend, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
     QueryTrait,
 };
 
 use super::row::{Column, Entity, Model, policy};
-use super::{Change, Filter, Insert, NewSandbox, Page, Publish, Sandbox, Window};
-use crate::domain::egress::Policy;
+use super::{Change, Filter, Idempotency, Insert, NewSandbox, Page, Publish, Sandbox, Window};
+use crate::domain::egress::PolicyRevision;
 use crate::domain::id::SandboxId;
 use crate::domain::sandbox::SandboxState;
+use crate::domain::status::HostEpoch;
 use crate::entity::columns::{micros, no_nul};
 use crate::entity::cursor::{self, Cursor};
 use crate::entity::database::Database;
 use crate::entity::error::StoreError;
+use crate::entity::hosts;
 use crate::entity::spare::Room;
 
 /// Ids in one statement at most: far below what either database takes as parameters.
@@ -59,25 +61,40 @@ impl<'a> Sandboxes<'a> {
             {
                 return Ok(Insert::Created(Box::new(model.try_into()?)));
             }
-            let earlier = self.find_by_idempotency(&model).await?;
-            // None when the row in our way was deleted meanwhile: then there is room.
-            let Some(earlier) = earlier else { continue };
-            return Ok(if earlier.request_digest == model.request_digest {
-                Insert::AlreadyExists(Box::new(earlier.try_into()?))
-            } else {
-                Insert::Conflict(Sandbox::try_from(earlier)?.id)
-            });
+            // Without a name for the request there is no row in our way.
+            let Some(idempotency) = &new.idempotency else { continue };
+            // None when that row was deleted meanwhile: then there is room.
+            if let Some(earlier) = self.find_repeated(&new.api_key_id, idempotency).await? {
+                return Ok(earlier);
+            }
         }
     }
 
-    async fn find_by_idempotency(&self, model: &Model) -> Result<Option<Model>, StoreError> {
+    /// What came of an earlier request of the same name: [`Insert::AlreadyExists`] or
+    /// [`Insert::Conflict`]; none if there was none.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Busy`], [`StoreError::Query`], [`StoreError::CorruptRow`].
+    pub async fn find_repeated(
+        &self,
+        api_key_id: &str,
+        idempotency: &Idempotency,
+    ) -> Result<Option<Insert>, StoreError> {
+        // No row has such a name.
+        if no_nul("idempotency_key", &idempotency.key).is_err() {
+            return Ok(None);
+        }
         let select = Entity::find()
-            .filter(Column::ApiKeyId.eq(model.api_key_id.as_str()))
-            .filter(Column::IdempotencyKey.eq(model.idempotency_key.as_deref()));
-        self.database
-            .retries()
-            .run("find a sandbox", || select.clone().one(self.database.readers()))
-            .await
+            .filter(Column::ApiKeyId.eq(api_key_id))
+            .filter(Column::IdempotencyKey.eq(idempotency.key.as_str()));
+        let find = || select.clone().one(self.database.readers());
+        let found = self.database.retries().run("find a sandbox", find).await?;
+        let Some(earlier) = found.map(Sandbox::try_from).transpose()? else { return Ok(None) };
+        Ok(Some(match earlier.idempotency.as_ref() == Some(idempotency) {
+            true => Insert::AlreadyExists(Box::new(earlier)),
+            false => Insert::Conflict(earlier.id),
+        }))
     }
 
     /// Finds one sandbox.
@@ -140,7 +157,8 @@ impl<'a> Sandboxes<'a> {
     }
 
     /// Writes a change if the stored generation is smaller than `generation`: of several changes
-    /// published in any order, at any time, the one with the greatest generation stays.
+    /// published in any order, at any time, the one with the greatest generation stays. What a host
+    /// says is written only if it has not been started again since it had `epoch`.
     ///
     /// # Errors
     ///
@@ -149,9 +167,14 @@ impl<'a> Sandboxes<'a> {
         &self,
         id: &SandboxId,
         generation: i64,
+        epoch: Option<HostEpoch>,
         change: &Change,
     ) -> Result<Publish, StoreError> {
         let at = micros(change.at);
+        let older = || {
+            let older = Condition::all().add(Column::Generation.lt(generation));
+            older.add_option(epoch.map(|epoch| subquery(hosts::epoch_of_row()).lte(epoch.0)))
+        };
         let stopped_at = change.state.is_final().then_some(at);
         let update = Entity::update_many()
             .col_expr(Column::State, Expr::value(change.state.as_str()))
@@ -161,19 +184,25 @@ impl<'a> Sandboxes<'a> {
             .col_expr(Column::UpdatedAt, Expr::value(at))
             .col_expr(Column::StoppedAt, Expr::value(stopped_at))
             .filter(Column::Id.eq(id.as_str()))
-            .filter(Column::Generation.lt(generation))
+            .filter(older())
             .build(self.database.backend());
         let recording = self.database.recording(change.at);
         let reason = change.reason.as_deref().map(without_nul);
-        let which = is(id).add(Column::Generation.lt(generation));
+        let which = is(id).add(older());
         let event = recording.change(change.state, reason.as_deref(), which);
         let written =
             self.database.write_events(Room::Spare, "publish a sandbox's state", [event, update]);
         if written.await?[1] == 1 {
             return Ok(Publish::Written);
         }
-        let found = self.find(id).await?;
-        Ok(found.map_or(Publish::NotFound, |found| Publish::Stale(found.generation)))
+        let Some(found) = self.find(id).await? else { return Ok(Publish::NotFound) };
+        // It was written before, and the answer was lost.
+        let same = found.generation == generation && found.state == change.state;
+        Ok(match found.generation < generation {
+            _ if same => Publish::Written,
+            true => Publish::Fenced,
+            false => Publish::Stale(found.generation),
+        })
     }
 
     /// Notes activity in a sandbox: `last_active_at` never goes back, and `expires_at` follows the
@@ -275,15 +304,43 @@ impl<'a> Sandboxes<'a> {
             .map(drop)
     }
 
-    /// Notes what a sandbox may reach from now on. A sandbox that is not there is left so.
+    /// Notes what a sandbox may reach, unless a later change of that is noted. A sandbox that is not
+    /// there is left so.
     ///
     /// # Errors
     ///
     /// [`StoreError::Busy`], [`StoreError::Query`].
-    pub async fn set_network(&self, id: &SandboxId, network: &Policy) -> Result<(), StoreError> {
+    pub async fn set_network(
+        &self,
+        id: &SandboxId,
+        network: &PolicyRevision,
+    ) -> Result<(), StoreError> {
+        let earlier = is(id).add(Column::NetworkRevision.lt(network.revision));
+        self.write_network(network, earlier).await
+    }
+
+    /// Notes what a sandbox may reach, whatever is noted: for a host that has just started.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Busy`], [`StoreError::Query`].
+    pub async fn correct_network(
+        &self,
+        id: &SandboxId,
+        network: &PolicyRevision,
+    ) -> Result<(), StoreError> {
+        self.write_network(network, is(id)).await
+    }
+
+    async fn write_network(
+        &self,
+        network: &PolicyRevision,
+        which: Condition,
+    ) -> Result<(), StoreError> {
         let update = Entity::update_many()
-            .col_expr(Column::Network, Expr::value(policy(network)))
-            .filter(Column::Id.eq(id.as_str()))
+            .col_expr(Column::Network, Expr::value(policy(&network.policy)))
+            .col_expr(Column::NetworkRevision, Expr::value(network.revision))
+            .filter(which)
             .build(self.database.backend());
         self.database.write(Room::Spare, "note what a sandbox may reach", update).await.map(drop)
     }
@@ -313,6 +370,10 @@ impl<'a> Sandboxes<'a> {
             .build(self.database.backend());
         self.database.write(Room::Spare, "delete sandboxes that are long gone", delete).await
     }
+}
+
+fn subquery(select: SelectStatement) -> Expr {
+    Expr::SubQuery(None, Box::new(select.into()))
 }
 
 /// The row of one sandbox.

@@ -28,6 +28,7 @@ pub struct Model {
     pub public_ports: Json,
     #[sea_orm(column_type = "JsonBinary")]
     pub network: Json,
+    pub network_revision: i64,
     #[sea_orm(column_type = "JsonBinary")]
     pub rates: Json,
     pub ports_token_digest: Option<String>,
@@ -71,6 +72,7 @@ impl TryFrom<&NewSandbox> for Model {
             metadata: json_map("metadata", &new.metadata)?,
             public_ports: new.public_ports.iter().map(|port| Json::from(port.get())).collect(),
             network: policy(&new.network),
+            network_revision: 0,
             rates: serde_json::to_value(new.rates).expect("rates are plain data"),
             ports_token_digest: None,
             state: SandboxState::Pending.as_str().to_owned(),
@@ -121,6 +123,7 @@ impl TryFrom<Model> for Sandbox {
             metadata: row.text_map("metadata", model.metadata)?,
             public_ports: row.json("public_ports", model.public_ports)?,
             network: row.json("network", model.network)?,
+            network_revision: model.network_revision,
             rates: row.json("rates", model.rates)?,
             ports_token_digest: model.ports_token_digest,
             state: row.parse("state", &model.state)?,

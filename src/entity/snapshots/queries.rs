@@ -5,8 +5,8 @@ use std::num::NonZeroU32;
 use chrono::{DateTime, Utc};
 use sea_orm::sea_query::OnConflict;
 use sea_orm::{
-    ColumnTrait, Condition, EntityTrait, Iterable, QueryFilter, QueryOrder, QuerySelect,
-    QueryTrait, Statement,
+    ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect, QueryTrait,
+    Statement,
 };
 
 use super::row::{Column, Entity, Model};
@@ -28,27 +28,39 @@ impl<'a> Snapshots<'a> {
         Self { database }
     }
 
-    /// Adds a snapshot or, when its name is known, replaces all of it, whichever host has it. Of
-    /// several at one time one stays, whole.
+    /// Adds a snapshot if its name has no row, or replaces all of the row of that name if it is of the
+    /// build `known`; says whether the row was as it was said to be. Nothing is written if not.
     ///
     /// # Errors
     ///
     /// [`StoreError::Busy`]; [`StoreError::Query`], also when the host is not in `hosts`.
-    pub async fn put(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
-        let all_but_name = Column::iter().filter(|column| !matches!(column, Column::Name));
-        let upsert = Entity::insert(Model::from(snapshot).into_insert())
-            .on_conflict(OnConflict::column(Column::Name).update_columns(all_but_name).to_owned())
-            .build(self.database.backend());
+    pub async fn put(&self, snapshot: &Snapshot, known: Option<&str>) -> Result<bool, StoreError> {
         let recording = self.database.recording(snapshot.created_at);
         let name = snapshot.name.as_str();
-        let replaced = named(name).add(Column::Build.ne(snapshot.build.as_str()));
-        let known = named(name).add(Column::Build.eq(snapshot.build.as_str()));
-        let statements = [
-            recording.snapshots_deleted(replaced),
-            recording.snapshot_created(snapshot, known),
-            upsert,
-        ];
-        self.database.write_events(Room::Spare, "put a snapshot", statements).await.map(drop)
+        let model = Model::from(snapshot).into_insert();
+        let backend = self.database.backend();
+        let statements = match known {
+            None => {
+                let insert = Entity::insert(model)
+                    .on_conflict(OnConflict::column(Column::Name).do_nothing().to_owned());
+                vec![recording.snapshot_created(snapshot, named(name)), insert.build(backend)]
+            }
+            Some(known) => {
+                let is_known = || named(name).add(Column::Build.eq(known));
+                let update = Entity::update_many().set(model).filter(is_known()).build(backend);
+                match known == snapshot.build {
+                    // No other files, so nothing has happened.
+                    true => vec![update],
+                    false => vec![
+                        recording.snapshots_deleted(is_known()),
+                        recording.snapshot_replaced(snapshot, is_known()),
+                        update,
+                    ],
+                }
+            }
+        };
+        let written = self.database.write_events(Room::Spare, "put a snapshot", statements).await?;
+        Ok(written.last() == Some(&1))
     }
 
     /// Finds one snapshot.

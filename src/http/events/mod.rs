@@ -12,7 +12,7 @@ use super::error::ApiError;
 use super::openapi::{Messages, Routes, Section};
 use super::page::Window;
 use super::websocket::{self, Farewell, Gone, Lane, Sockets, frames, handshake, upgraded};
-use crate::actors::control_plane::{ControlPlane, EventFeed};
+use crate::actors::control::{ControlPlane, EventFeed};
 use crate::domain::id::SandboxId;
 use crate::entity::events::EventKind;
 

@@ -5,7 +5,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::query::cursor;
-use crate::actors::control_plane::EventPage;
+use crate::actors::control::EventPage;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::sandbox::SandboxState;

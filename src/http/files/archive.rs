@@ -5,7 +5,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{FileQuery, check_path, shown, upload};
-use crate::actors::control_plane::ControlPlane;
+use crate::actors::control::ControlPlane;
 use crate::domain::id::SandboxId;
 use crate::http::auth::Caller;
 use crate::http::error::ApiError;
@@ -47,7 +47,8 @@ async fn pack(
 ) -> Result<HttpResponse, ApiError> {
     let query = query.0;
     check_path(&query.path)?;
-    let archive = control.read_archive(&id, &query.path, query.user.as_deref()).await?;
+    let archive =
+        control.workplace(&id).await?.read_archive(&query.path, query.user.as_deref()).await?;
     Ok(HttpResponse::Ok().content_type("application/x-tar").streaming(archive))
 }
 
@@ -70,7 +71,7 @@ async fn unpack(
     let FileQuery { path, user } = query.0;
     check_path(&path)?;
     let (_, unpacked) = upload::pass(body, async |pieces| {
-        Ok(control.write_archive(&id, &path, user.as_deref(), pieces).await?)
+        Ok(control.workplace(&id).await?.write_archive(&path, user.as_deref(), pieces).await?)
     })
     .await?;
     let (path, path_base64) = shown(&path);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use super::{FileQuery, MAX_PATH, check_path, path_of, shown, upload};
-use crate::actors::control_plane::ControlPlane;
+use crate::actors::control::ControlPlane;
 use crate::domain::file::FileRange;
 use crate::domain::id::SandboxId;
 use crate::domain::path::GuestPath;
@@ -159,7 +159,7 @@ async fn put_file(
     }
     let length = header_text(&request, header::CONTENT_LENGTH).and_then(|text| text.parse().ok());
     let (size, ()) = upload::pass(body, async |pieces| {
-        Ok(control.write_file(&id, &path, user.as_deref(), length, pieces).await?)
+        Ok(control.workplace(&id).await?.write_file(&path, user.as_deref(), length, pieces).await?)
     })
     .await?;
     Ok(HttpResponse::Ok().json(Written::new(&path, size)))
@@ -192,7 +192,11 @@ async fn write(
                 })?;
                 check_path(&path)?;
                 let (size, ()) = upload::pass(field, async |pieces| {
-                    Ok(control.write_file(&id, &path, user.as_deref(), None, pieces).await?)
+                    Ok(control
+                        .workplace(&id)
+                        .await?
+                        .write_file(&path, user.as_deref(), None, pieces)
+                        .await?)
                 })
                 .await?;
                 return Ok(HttpResponse::Ok().json(Written::new(&path, size)));
@@ -225,7 +229,7 @@ async fn send(
         range: header_text(request, header::RANGE),
         condition: header_text(request, header::IF_RANGE),
     };
-    let file = control.read_file(id, path, user, &part).await?;
+    let file = control.workplace(id).await?.read_file(path, user, &part).await?;
     let head = file.head;
     let status = if head.part.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
     let mut response = HttpResponse::build(status);

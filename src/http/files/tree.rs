@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{FileQuery, check_path, path_of, shown};
-use crate::actors::control_plane::ControlPlane;
+use crate::actors::control::ControlPlane;
 use crate::domain::file::{FileEntry, FileKind};
 use crate::domain::id::SandboxId;
 use crate::domain::path::GuestPath;
@@ -196,7 +196,7 @@ async fn list(
         return Err(ApiError::invalid(format!("depth is from 1 to {MAX_DEPTH}")));
     }
     let user = query.user.as_deref();
-    let entries = control.list_files(&id, &query.path, query.depth, user).await?;
+    let entries = control.workplace(&id).await?.list_files(&query.path, query.depth, user).await?;
     Ok(pieces::list("entries", entries.into_iter().map(EntryView::from)))
 }
 
@@ -215,7 +215,7 @@ async fn stat(
 ) -> Result<HttpResponse, ApiError> {
     let query = query.0;
     check_path(&query.path)?;
-    let entry = control.stat(&id, &query.path, query.user.as_deref()).await?;
+    let entry = control.workplace(&id).await?.stat(&query.path, query.user.as_deref()).await?;
     Ok(HttpResponse::Ok().json(EntryView::from(entry)))
 }
 
@@ -234,7 +234,7 @@ async fn mkdir(
 ) -> Result<HttpResponse, ApiError> {
     let MkdirBody { path, path_base64, user } = body.0;
     let path = path_of("path", path, path_base64)?;
-    let entry = control.make_dir(&id, path, user).await?;
+    let entry = control.workplace(&id).await?.make_dir(path, user).await?;
     Ok(HttpResponse::Created().json(EntryView::from(entry)))
 }
 
@@ -254,7 +254,7 @@ async fn rename(
     let MoveBody { source, source_base64, destination, destination_base64, user } = body.0;
     let source = path_of("source", source, source_base64)?;
     let destination = path_of("destination", destination, destination_base64)?;
-    let entry = control.move_file(&id, source, destination, user).await?;
+    let entry = control.workplace(&id).await?.move_file(source, destination, user).await?;
     Ok(HttpResponse::Ok().json(EntryView::from(entry)))
 }
 
@@ -273,7 +273,7 @@ async fn remove(
 ) -> Result<HttpResponse, ApiError> {
     let FileQuery { path, user } = query.0;
     check_path(&path)?;
-    control.remove_file(&id, path, user).await?;
+    control.workplace(&id).await?.remove_file(path, user).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 

@@ -7,7 +7,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::tree::EntryView;
 use super::{check_path, shown};
-use crate::actors::control_plane::{ControlPlane, FileFeed};
+use crate::actors::control::{ControlPlane, FileFeed};
 use crate::domain::file::{ChangeKind, FileChange, Reach, WatchNews};
 use crate::domain::id::SandboxId;
 use crate::domain::path::GuestPath;
@@ -100,7 +100,11 @@ async fn watch(
     check_path(&query.path)?;
     let reach = if query.recursive { Reach::Below } else { Reach::Here };
     // Before the upgrade: who may not, and what is no directory, is told so by a status.
-    let feed = control.watch_files(&id, &query.path, reach, query.user.as_deref()).await?;
+    let feed = control
+        .workplace(&id)
+        .await?
+        .watch_files(&query.path, reach, query.user.as_deref())
+        .await?;
     let body = listen(&sockets, &request, frames(payload), |lane| tell(feed, lane));
     Ok(upgraded(answer, body))
 }

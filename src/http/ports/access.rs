@@ -10,7 +10,7 @@ use actix_web::http::{Method, Uri};
 use actix_web::{HttpRequest, HttpResponse};
 
 use super::Target;
-use crate::actors::control_plane::ControlPlane;
+use crate::actors::control::ControlPlane;
 use crate::domain::id::{InvalidId, SandboxId};
 use crate::domain::port::{GuestPort, InvalidPort};
 use crate::http::auth::API_KEY_HEADER;

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until};
 use super::access::Query;
 use super::headers::{self, BodyLength};
 use super::{Ports, Target, upgrade};
-use crate::actors::control_plane::{ControlPlane, PortStream, PortWatch};
+use crate::actors::control::{ControlPlane, PortStream, PortWatch};
 use crate::http::error::{ApiError, Code};
 use crate::http::websocket::Sockets;
 
@@ -81,7 +81,8 @@ pub async fn forward(
         false => BodyLength::of(request.headers()),
     };
     let outgoing = outgoing(request, &door, &length)?;
-    let (stream, watch) = control.connect_port(id, *port, ports.connect_limit).await?;
+    let (stream, watch) =
+        control.workplace(id).await?.connect_port(*port, ports.connect_limit).await?;
 
     let progress = Rc::new(Cell::new(Instant::now()));
     let (body, payload) = match length {

@@ -31,7 +31,7 @@ use super::error::{ApiError, not_allowed};
 use super::openapi::failures::{Connecting, State};
 use super::openapi::{Routes, Section};
 use super::websocket::Sockets;
-use crate::actors::control_plane::ControlPlane;
+use crate::actors::control::ControlPlane;
 use crate::domain::id::SandboxId;
 use crate::domain::port::GuestPort;
 

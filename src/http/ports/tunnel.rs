@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use utoipa::IntoParams;
 
 use super::Ports;
-use crate::actors::control_plane::{ControlPlane, PortStream, PortWatch};
+use crate::actors::control::{ControlPlane, PortStream, PortWatch};
 use crate::domain::id::SandboxId;
 use crate::domain::port::GuestPort;
 use crate::http::auth::Caller;
@@ -66,7 +66,8 @@ async fn tunnel(
     let answer = handshake(&request)?;
     let TunnelPath { id, port } = path.into_inner();
     // Before the upgrade: a server that is not there is told of by a status.
-    let (stream, watch) = control.connect_port(&id, port, ports.connect_limit).await?;
+    let (stream, watch) =
+        control.workplace(&id).await?.connect_port(port, ports.connect_limit).await?;
     let life = Life::new();
     let (outlet, lane, body) = websocket::open(life.clone());
     let heartbeat = sockets.heartbeat;

@@ -21,7 +21,7 @@ use super::openapi::failures::{Life, Making};
 use super::openapi::{Routes, Section};
 use super::page;
 use super::trace::{Traced, WithTrace};
-use crate::actors::control_plane::{ControlPlane, CreateSandbox, Storage, Trace};
+use crate::actors::control::{ControlPlane, CreateSandbox};
 use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
@@ -29,6 +29,8 @@ use crate::domain::object::or_default;
 use crate::domain::port::GuestPort;
 use crate::domain::rates::RateLimits;
 use crate::domain::sandbox::SandboxState;
+use crate::domain::snapshot::Storage;
+use crate::domain::trace::Trace;
 use crate::entity::sandboxes::{Idempotency, Sandbox};
 
 /// The header by which a repeated create is known.

@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep};
 use super::websocket::{
     self, Body, Farewell, Frames, Hangup, Heartbeat, Lane, Life, Messages, Outlet, Sockets,
 };
-use crate::actors::control_plane::{ExecEvents, FollowHandle};
+use crate::actors::control::{ExecEvents, FollowHandle};
 use crate::domain::exec::{ExecControl, ExecEvent, ExecInput};
 
 /// What a client wants.

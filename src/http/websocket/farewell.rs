@@ -2,7 +2,8 @@
 
 use actix_web_actors::ws::{CloseCode, CloseReason};
 
-use crate::actors::control_plane::{ControlError, ErrorKind};
+use crate::actors::control::ControlError;
+use crate::domain::host::{ErrorKind, HostError};
 use crate::domain::sandbox::SandboxState;
 
 /// Private close codes: 4000 to 4999 are free for applications (RFC 6455, 7.4.2).
@@ -61,13 +62,19 @@ impl Farewell {
 
 impl From<ControlError> for Farewell {
     fn from(error: ControlError) -> Self {
-        let code = match (error.lost_to(), error.kind()) {
+        error.into_host_error().into()
+    }
+}
+
+impl From<HostError> for Farewell {
+    fn from(error: HostError) -> Self {
+        let code = match (error.state, error.kind) {
             (Some(SandboxState::Pausing | SandboxState::Paused), _) => PAUSED.into(),
             (Some(SandboxState::Stopping | SandboxState::Stopped), _) => DESTROYED.into(),
             (_, ErrorKind::Invalid | ErrorKind::NotFound | ErrorKind::Conflict) => {
                 CloseCode::Policy
             }
-            (_, ErrorKind::InvalidState | ErrorKind::TooMuch | ErrorKind::OutOfRange) => {
+            (_, ErrorKind::InvalidState | ErrorKind::TooMuch | ErrorKind::OutOfRange { .. }) => {
                 CloseCode::Policy
             }
             (_, ErrorKind::Unavailable | ErrorKind::Exhausted) => CloseCode::Again,
@@ -75,9 +82,9 @@ impl From<ControlError> for Farewell {
             (_, ErrorKind::Damaged | ErrorKind::Internal) => CloseCode::Error,
         };
         if code == CloseCode::Error {
-            tracing::warn!(error = %crate::chain(&error), "a session failed");
+            tracing::warn!(error = error.cause, "a session failed");
         }
-        Self::new(code, error.public_message())
+        Self::new(code, error.message)
     }
 }
 

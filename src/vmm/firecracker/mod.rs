@@ -27,16 +27,17 @@ use super::cgroup::DeviceAccess;
 use super::console;
 use super::elf::{self, Linking};
 use super::hypervisor::{
-    BootPlan, DiskKind, DiskPlan, Engine, Hypervisor, HypervisorError, Place, RestorePlan,
-    StartAhead, Vm, VmPlan,
+    BootPlan, DiskKind, DiskPlan, Hypervisor, HypervisorError, Place, RestorePlan, StartAhead, Vm,
+    VmPlan,
 };
 use super::memory::{BuildId, Lineage};
 use super::pager::{self, PagerPlan};
 use super::process::{
     Confinement, Files, MOST_THREADS, ProcessId, ProcessLimits, Processes, User, VmProcess,
 };
-use super::trace::Trace;
 use super::vmm_log;
+use crate::domain::engine::Engine;
+use crate::domain::trace::Trace;
 
 /// The program, looked up in `PATH` if the settings do not name it.
 const PROGRAM: &str = "firecracker";

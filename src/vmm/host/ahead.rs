@@ -77,7 +77,7 @@ impl Host {
     ) -> Result<(), MachineError> {
         let hypervisor = self.hypervisor.ahead().expect("nothing is wanted where there is no way");
         parts.make_dir().map_err(file_error)?;
-        let record = Record::nobodys(id, template, shape, self.rates, self.hypervisor.engine());
+        let record = Record::unassigned(id, template, shape, self.rates, self.hypervisor.engine());
         let record = parts.record.insert(Arc::new(RecordFile::create(&parts.dir, record)?)).clone();
         let run = Run { share: Share::Background, ..Run::default() };
         self.take_slot(parts, &record, &run).await?;

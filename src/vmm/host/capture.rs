@@ -29,7 +29,7 @@ use crate::vmm::guest::Agent;
 use crate::vmm::hypervisor::Vm;
 use crate::vmm::machine::{CaptureError, MachineError, Run};
 use crate::vmm::memory::{self, BuildId, Durability};
-use crate::vmm::record::{Home, Record, RecordFile};
+use crate::vmm::record::{Record, RecordFile, Residency};
 use crate::vmm::snapshot::{self, FORMAT, Manifest, Snapshot, SnapshotError};
 
 /// A guest that does not bring its disk up to date in this time is captured as it is: its file
@@ -154,7 +154,7 @@ impl Host {
         on_end();
         let commit = |record: &mut Record| {
             record.snapshot = Some(build);
-            record.home = Home::Snapshot;
+            record.residency = Residency::Snapshot;
         };
         if let Err(error) = run.trace.blocking("commit", || running.record.commit(commit)) {
             let _ = snapshot::remove(snapshot.dir());

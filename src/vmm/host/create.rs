@@ -9,13 +9,12 @@ use super::parts::{Parts, snapshot_dir};
 use super::standby::{self, Standby};
 use crate::domain::name::TemplateName;
 use crate::domain::shape::Shape;
+use crate::domain::snapshot::{Existing, SnapshotInfo};
 use crate::vmm::guest::{AGENT_PORT, Agent};
 use crate::vmm::image::{Image, ImageError};
-use crate::vmm::machine::{
-    Existing, MachineError, MachineSpec, Origin, Run, SnapshotInfo, Template,
-};
+use crate::vmm::machine::{MachineError, MachineSpec, Origin, Run, Template};
 use crate::vmm::memory::Durability;
-use crate::vmm::record::{Home, Record, RecordFile};
+use crate::vmm::record::{Record, RecordFile, Residency};
 use crate::vmm::snapshot::{Named, Snapshot};
 
 impl Host {
@@ -253,12 +252,13 @@ impl Host {
             access_token: spec.access_token,
             envs,
             network: spec.network,
+            network_revision: 0,
             rates: spec.rates,
-            home: Home::Vm,
+            residency: Residency::Vm,
             snapshot: Some(manifest.build),
             slot: None,
             process: None,
-            life: spec.life,
+            status: spec.status,
         }
     }
 

@@ -11,11 +11,13 @@ use super::Host;
 use super::capture::seal;
 use super::machine::HostMachine;
 use super::parts::{Parts, snapshot_dir};
-use crate::domain::egress::Policy;
+use crate::domain::egress::{Policy, PolicyRevision};
 use crate::domain::name::TemplateName;
-use crate::vmm::machine::{Existing, Frozen, Machine, MachineError, Run, SnapshotInfo, Storage};
+use crate::domain::snapshot::{Existing, SnapshotInfo, Storage};
+use crate::domain::status::SandboxStatus;
+use crate::vmm::machine::{Frozen, Machine, MachineError, Run};
 use crate::vmm::memory::Durability;
-use crate::vmm::record::{Home, Life, RecordFile};
+use crate::vmm::record::{RecordFile, Residency};
 use crate::vmm::snapshot::{self, Snapshot};
 
 /// A frozen machine.
@@ -69,7 +71,7 @@ async fn resume(
     parts.snapshot = Some(snapshot);
     let restored = match host.restore(&mut parts, run).await {
         // From here on its VM is what counts; a daemon that ends before leaves it paused.
-        Ok(agent) => match record.update(|record| record.home = Home::Vm) {
+        Ok(agent) => match record.update(|record| record.residency = Residency::Vm) {
             Ok(()) => Ok(agent),
             Err(error) => Err(error.into()),
         },
@@ -90,17 +92,18 @@ async fn resume(
 
 #[async_trait]
 impl Frozen for HostFrozen {
-    fn keep(&self, life: &Life) -> Result<(), MachineError> {
-        Ok(self.record.update(|record| record.life = life.clone())?)
+    fn keep(&self, status: &SandboxStatus) -> Result<(), MachineError> {
+        Ok(self.record.update(|record| record.status = status.clone())?)
     }
 
-    fn network(&self) -> Policy {
-        self.record.get().network
+    fn network(&self) -> PolicyRevision {
+        self.record.get().policy()
     }
 
-    fn set_network(&self, policy: &Policy) -> Result<(), MachineError> {
+    fn set_network(&self, policy: &Policy) -> Result<PolicyRevision, MachineError> {
         // A paused sandbox outlives a crash of the host, and so does what it may reach.
-        Ok(self.record.commit(|record| record.network = policy.clone())?)
+        self.record.commit(|record| record.set_policy(policy))?;
+        Ok(self.record.get().policy())
     }
 
     async fn storage(&self) -> Result<Storage, MachineError> {

@@ -10,17 +10,17 @@ use super::Host;
 use super::frozen::HostFrozen;
 use super::hang::hangs;
 use super::parts::Parts;
-use crate::domain::egress::Policy;
+use crate::domain::egress::{Policy, PolicyRevision};
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::shape::Shape;
+use crate::domain::snapshot::{Existing, SnapshotInfo, Storage};
+use crate::domain::status::SandboxStatus;
 use crate::vmm::cgroup::{Cgroup, CpuMeter};
 use crate::vmm::guest::Agent;
 use crate::vmm::hypervisor::Vm;
-use crate::vmm::machine::{
-    CaptureError, Existing, ForkPoint, Machine, MachineError, Paused, Run, SnapshotInfo, Storage,
-};
-use crate::vmm::record::{Life, RecordFile};
+use crate::vmm::machine::{CaptureError, ForkPoint, Machine, MachineError, Paused, Run};
+use crate::vmm::record::RecordFile;
 use crate::vmm::snapshot::Snapshot;
 use crate::vmm::usage::{ProcessUsage, Usage};
 
@@ -89,15 +89,15 @@ impl Machine for HostMachine {
         self.slot
     }
 
-    fn keep(&self, life: &Life) -> Result<(), MachineError> {
-        Ok(self.record.update(|record| record.life = life.clone())?)
+    fn keep(&self, status: &SandboxStatus) -> Result<(), MachineError> {
+        Ok(self.record.update(|record| record.status = status.clone())?)
     }
 
-    fn network(&self) -> Policy {
-        self.record.get().network
+    fn network(&self) -> PolicyRevision {
+        self.record.get().policy()
     }
 
-    async fn set_network(&self, policy: &Policy) -> Result<(), MachineError> {
+    async fn set_network(&self, policy: &Policy) -> Result<PolicyRevision, MachineError> {
         let (parts, policy) = (self.parts.clone(), policy.clone());
         let work = async move {
             let parts = parts.lock().await;
@@ -108,11 +108,11 @@ impl Machine for HostMachine {
             let now = record.get();
             let (former, rate) = (now.network, now.rates.network());
             // First the record: a later daemon enforces what is in it.
-            record.update(|record| record.network = policy.clone())?;
+            record.update(|record| record.set_policy(&policy))?;
             match slot.limit(&policy, rate).await {
-                Ok(()) => Ok(()),
+                Ok(()) => Ok(record.get().policy()),
                 Err(error) => {
-                    record.update(|record| record.network = former)?;
+                    record.update(|record| record.set_policy(&former))?;
                     Err(MachineError::Network { source: Box::new(error) })
                 }
             }

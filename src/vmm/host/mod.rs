@@ -51,19 +51,20 @@ use super::fault::Faults;
 use super::hypervisor::Hypervisor;
 use super::image::ImageStore;
 use super::machine::{
-    EngineInfo, ForkPoint, Found, Machine, MachineError, MachineSpec, Machines, Run, SnapshotInfo,
-    Survivor, Template,
+    EngineInfo, ForkPoint, Found, Machine, MachineError, MachineSpec, Machines, Run, Survivor,
+    Template,
 };
 use super::memory::Provenance;
 use super::network::{NetworkConfig, NetworkError, SlotPool};
 use super::snapshot::{Snapshot, SnapshotError, SnapshotStore};
-use super::usage::Readiness;
 use crate::domain::egress::Lan;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::rates::RateLimits;
 use crate::domain::shape::Shape;
 use crate::domain::slot::SlotIndex;
+use crate::domain::snapshot::SnapshotInfo;
+use crate::domain::usage::Readiness;
 
 const SANDBOXES: &str = "sandboxes";
 const SNAPSHOTS: &str = "snapshots";

@@ -9,15 +9,15 @@ use super::frozen::HostFrozen;
 use super::machine::HostMachine;
 use super::parts::{Parts, build_of, snapshot_dir};
 use super::{Host, SANDBOXES};
+use crate::domain::engine::Engine;
 use crate::domain::id::SandboxId;
 use crate::domain::sandbox::SandboxState;
 use crate::domain::slot::SlotIndex;
 use crate::vmm::cgroup::CgroupError;
 use crate::vmm::guest::{AGENT_PORT, Agent};
-use crate::vmm::hypervisor::Engine;
 use crate::vmm::machine::{Found, MachineError, Survivor};
 use crate::vmm::process::start_ticks;
-use crate::vmm::record::{Home, RecordFile};
+use crate::vmm::record::{RecordFile, Residency};
 use crate::vmm::snapshot::Snapshot;
 
 impl Host {
@@ -27,7 +27,7 @@ impl Host {
             match RecordFile::read(&dir) {
                 Ok(record) => {
                     let record = record.get();
-                    if record.life.is_nobodys() {
+                    if record.status.is_unassigned() {
                         if let Err(error) = self.sweep_sandbox(&record.id).await {
                             tracing::warn!(sandbox_id = %record.id, error = %crate::chain(&error),
                                 "a machine that nobody had asked for yet is left");
@@ -36,11 +36,10 @@ impl Host {
                     }
                     survivors.push(Survivor {
                         id: record.id,
-                        life: record.life,
+                        status: record.status,
                         template: record.template,
                         shape: record.shape,
                         envs: record.envs,
-                        network: record.network,
                         rates: record.rates,
                     });
                 }
@@ -79,7 +78,7 @@ impl Host {
     ) -> Result<Found, MachineError> {
         let mut parts = Parts::new(self.dir(id));
         let record = RecordFile::read(&parts.dir).ok().map(|record| record.get());
-        if record.is_some_and(|record| record.home == Home::Snapshot) {
+        if record.is_some_and(|record| record.residency == Residency::Snapshot) {
             return self.adopt_frozen(id).await.map(|frozen| Found::Frozen(Arc::new(frozen)));
         }
         match self.find(id, &mut parts).await {
@@ -183,7 +182,7 @@ impl Host {
             Err(CgroupError::NotFound { .. }) => {}
             Err(error) => return Err(told(&error)),
         }
-        if now.life.state == SandboxState::Starting {
+        if now.status.state == SandboxState::Starting {
             return Err("the daemon ended while the sandbox was starting".to_owned());
         }
         let vm = parts.vm.clone().expect("it was just found");
@@ -258,7 +257,7 @@ pub fn left_running(data_dir: &Path) -> Vec<Engine> {
     let dirs = list(&data_dir.join(SANDBOXES)).unwrap_or_default();
     let running = |dir: &PathBuf| {
         let now = RecordFile::read(dir).ok()?.get();
-        let process = now.process.filter(|_| !now.life.is_nobodys())?;
+        let process = now.process.filter(|_| !now.status.is_unassigned())?;
         (start_ticks(process.pid) == Some(process.start_ticks)).then_some(now.engine)
     };
     dirs.iter().filter_map(running).collect()

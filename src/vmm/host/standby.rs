@@ -21,13 +21,13 @@ use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::rates::RateLimits;
 use crate::domain::shape::Shape;
+use crate::domain::status::SandboxStatus;
 use crate::domain::token;
 use crate::vmm::cgroup::Share;
 use crate::vmm::guest::Agent;
 use crate::vmm::host_memory::host_memory;
 use crate::vmm::machine::{MachineError, MachineSpec, Origin, Run};
 use crate::vmm::memory::BuildId;
-use crate::vmm::record::Life;
 
 /// Longest wait for a standby that is being made. It is ahead of a restore that would begin now, and
 /// two at a time would only slow each other down.
@@ -269,7 +269,7 @@ fn spec(image: &TemplateName, shape: Shape, rates: RateLimits) -> MachineSpec {
         network: Default::default(),
         rates,
         access_token: token::random(),
-        life: Life::nobodys(),
+        status: SandboxStatus::unassigned(),
     }
 }
 

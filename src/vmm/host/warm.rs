@@ -169,7 +169,7 @@ impl Host {
         parts.make_dir().map_err(file_error)?;
         // As any machine has one, so that a later daemon takes away what is left of it.
         let engine = self.hypervisor.engine();
-        let record = Record::nobodys(&id, &image.name, shape, self.rates, engine);
+        let record = Record::unassigned(&id, &image.name, shape, self.rates, engine);
         let record = RecordFile::create(&parts.dir, record)?;
         let record = parts.record.insert(Arc::new(record)).clone();
         self.take_slot(parts, &record, &run).await?;

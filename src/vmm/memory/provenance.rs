@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use crate::domain::engine::Engine;
 use crate::domain::shape::Shape;
-use crate::vmm::engine::Engine;
 
 /// What a memory was taken from.
 #[derive(Debug, Clone, PartialEq, Eq)]

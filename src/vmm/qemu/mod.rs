@@ -23,8 +23,7 @@ use super::answered_calls::{self, Answering};
 use super::cgroup::DeviceAccess;
 use super::console;
 use super::hypervisor::{
-    BootPlan, DiskKind, DiskPlan, Engine, Hypervisor, HypervisorError, RestorePlan, StartAhead, Vm,
-    VmPlan,
+    BootPlan, DiskKind, DiskPlan, Hypervisor, HypervisorError, RestorePlan, StartAhead, Vm, VmPlan,
 };
 use super::memory::{self, GuestMemory, Lineage};
 use super::process::{
@@ -33,6 +32,7 @@ use super::process::{
 };
 use super::tsc;
 use super::vmm_log;
+use crate::domain::engine::Engine;
 
 /// The program, looked up in `PATH`.
 const PROGRAM: &str = "qemu-system-x86_64";

@@ -8,17 +8,15 @@ use chrono::Utc;
 use super::guest::Guest;
 use super::steps::{Fault, Obstacle, Step};
 use super::{Host, Phase, Present};
-use crate::domain::egress::Policy;
+use crate::domain::egress::{Policy, PolicyRevision};
+use crate::domain::engine::Engine;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
+use crate::domain::snapshot::{Existing, SnapshotInfo, Storage};
+use crate::domain::status::SandboxStatus;
 use crate::vmm::guest::Agent;
-use crate::vmm::hypervisor::Engine;
-use crate::vmm::machine::{
-    CaptureError, Existing, ForkPoint, Frozen, Machine, MachineError, Paused, Run, SnapshotInfo,
-    Storage,
-};
+use crate::vmm::machine::{CaptureError, ForkPoint, Frozen, Machine, MachineError, Paused, Run};
 use crate::vmm::process::VmProcess;
-use crate::vmm::record::Life;
 use crate::vmm::usage::Usage;
 
 /// What a generation of memory and a disk take on a host that writes neither.
@@ -81,18 +79,17 @@ impl Machine for SimulatedMachine {
         Some(self.slot)
     }
 
-    fn keep(&self, life: &Life) -> Result<(), MachineError> {
-        self.host.change(&self.id, |present| present.life = life.clone());
+    fn keep(&self, status: &SandboxStatus) -> Result<(), MachineError> {
+        self.host.change(&self.id, |present| present.status = status.clone());
         Ok(())
     }
 
-    fn network(&self) -> Policy {
+    fn network(&self) -> PolicyRevision {
         self.host.network(&self.id)
     }
 
-    async fn set_network(&self, policy: &Policy) -> Result<(), MachineError> {
-        self.host.change(&self.id, |present| present.network = policy.clone());
-        Ok(())
+    async fn set_network(&self, policy: &Policy) -> Result<PolicyRevision, MachineError> {
+        Ok(self.host.set_network(&self.id, policy))
     }
 
     async fn storage(&self) -> Result<Storage, MachineError> {
@@ -160,18 +157,17 @@ impl SimulatedFrozen {
 
 #[async_trait]
 impl Frozen for SimulatedFrozen {
-    fn keep(&self, life: &Life) -> Result<(), MachineError> {
-        self.host.change(&self.id, |present| present.life = life.clone());
+    fn keep(&self, status: &SandboxStatus) -> Result<(), MachineError> {
+        self.host.change(&self.id, |present| present.status = status.clone());
         Ok(())
     }
 
-    fn network(&self) -> Policy {
+    fn network(&self) -> PolicyRevision {
         self.host.network(&self.id)
     }
 
-    fn set_network(&self, policy: &Policy) -> Result<(), MachineError> {
-        self.host.change(&self.id, |present| present.network = policy.clone());
-        Ok(())
+    fn set_network(&self, policy: &Policy) -> Result<PolicyRevision, MachineError> {
+        Ok(self.host.set_network(&self.id, policy))
     }
 
     async fn storage(&self) -> Result<Storage, MachineError> {
@@ -215,8 +211,16 @@ impl Host {
         self.present().get(id).map(look).ok_or_else(gone)
     }
 
-    fn network(&self, id: &SandboxId) -> Policy {
+    fn network(&self, id: &SandboxId) -> PolicyRevision {
         self.look(id, |present| present.network.clone()).unwrap_or_default()
+    }
+
+    fn set_network(&self, id: &SandboxId, policy: &Policy) -> PolicyRevision {
+        self.change(id, |present| {
+            present.network.policy = policy.clone();
+            present.network.revision += 1;
+        });
+        self.network(id)
     }
 
     fn storage(&self, id: &SandboxId) -> Result<Storage, MachineError> {

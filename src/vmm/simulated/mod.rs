@@ -21,19 +21,21 @@ use self::guest::Guest;
 use self::machine::{SimulatedFrozen, SimulatedMachine};
 use self::steps::Steps;
 use super::guest::{Agent, Identity};
-use super::hypervisor::{Engine, HypervisorError};
+use super::hypervisor::HypervisorError;
 use super::machine::{
     EngineInfo, ForkPoint, Found, Machine, MachineError, MachineSpec, Machines, Origin, Run,
-    SnapshotInfo, Survivor, Template,
+    Survivor, Template,
 };
 use super::process::VmProcess;
-use super::record::Life;
-use super::usage::Readiness;
-use crate::domain::egress::Policy;
+use crate::domain::egress::PolicyRevision;
+use crate::domain::engine::Engine;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
+use crate::domain::snapshot::SnapshotInfo;
+use crate::domain::status::SandboxStatus;
+use crate::domain::usage::Readiness;
 
 pub use steps::{Fault, Held, Mode, Step};
 
@@ -62,8 +64,8 @@ struct Present {
     access_token: String,
     slot: u32,
     /// Kept and shown, for there is no network to enforce it in.
-    network: Policy,
-    life: Life,
+    network: PolicyRevision,
+    status: SandboxStatus,
     /// The image that it all began with.
     image: TemplateName,
     shape: Shape,
@@ -196,8 +198,8 @@ impl Host {
             phase: Phase::Running,
             access_token: spec.access_token,
             slot: self.slots.fetch_add(1, Ordering::SeqCst),
-            network: spec.network,
-            life: spec.life,
+            network: PolicyRevision { policy: spec.network, revision: 0 },
+            status: spec.status,
             image,
             shape: spec.shape,
             generations: 0,
@@ -302,19 +304,18 @@ impl Machines for SimulatedMachines {
         let present = self.0.present();
         let survivor = |(id, present): (&SandboxId, &Present)| Survivor {
             id: id.clone(),
-            life: present.life.clone(),
+            status: present.status.clone(),
             template: present.image.clone(),
             shape: present.shape,
             // Its agent knows them.
             envs: BTreeMap::new(),
-            network: present.network.clone(),
             rates: Default::default(),
         };
         present.iter().map(survivor).collect()
     }
 
     async fn adopt(&self, id: &SandboxId) -> Result<Found, MachineError> {
-        let known = self.0.present().get(id).map(|found| (found.phase, found.life.state));
+        let known = self.0.present().get(id).map(|found| (found.phase, found.status.state));
         let reason = match (self.0.watch(id), known) {
             (Ok(_), Some((_, SandboxState::Starting))) => {
                 "the daemon ended while the sandbox was starting".to_owned()

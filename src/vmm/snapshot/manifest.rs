@@ -8,12 +8,12 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{ROOTFS, SnapshotError};
+use crate::domain::engine::Engine;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::rates::RateLimits;
 use crate::domain::shape::Shape;
 use crate::vmm::disk::{DiskFormat, Layer};
-use crate::vmm::engine::Engine;
 use crate::vmm::memory::BuildId;
 
 /// Version of the manifest's layout; another one is refused.

@@ -7,11 +7,11 @@ use std::process::Command;
 use chrono::Utc;
 
 use super::*;
+use crate::domain::engine::Engine;
 use crate::domain::id::SandboxId;
 use crate::domain::shape::Shape;
 use crate::vmm::disk::Overlay;
 use crate::vmm::disk::cow::tests::{Chunks, cow_of, read};
-use crate::vmm::hypervisor::Engine;
 use crate::vmm::snapshot::{FORMAT, Manifest, ROOTFS};
 
 /// A snapshot whose disk was captured this often, with all that the overlays have together.

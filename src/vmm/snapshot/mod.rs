@@ -20,6 +20,7 @@ mod manifest;
 mod merge;
 mod store;
 
+use crate::domain::snapshot::Storage;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -33,7 +34,6 @@ use nix::unistd::linkat;
 use super::disk::{
     DiskFormat, Layer, LayerError, OpenLayer, Sealing, is_sealed, qcow2, seal as seal_layer,
 };
-use super::machine::Storage;
 use super::memory::{Durability, Lineage, MemoryError};
 
 pub use manifest::{FORMAT, Manifest, overlay};

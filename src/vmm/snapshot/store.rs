@@ -15,7 +15,8 @@ use std::sync::{Mutex, PoisonError};
 
 use super::{Snapshot, SnapshotError, remove};
 use crate::domain::name::TemplateName;
-use crate::vmm::machine::{Existing, ForkPoint};
+use crate::domain::snapshot::Existing;
+use crate::vmm::machine::ForkPoint;
 use crate::vmm::memory::{BuildId, Durability};
 
 /// Between name and build; no name has it.
