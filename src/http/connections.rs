@@ -7,7 +7,7 @@
 //! root's, and not counted.
 //!
 //! How long one may be idle, or take for the head of a request, are the server's own limits
-//! (`IDLE` and `HEAD` in [`super`]).
+//! (`IDLE` and `HEAD` in [`super::server`]).
 
 use std::any::Any;
 use std::collections::HashMap;

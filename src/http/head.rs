@@ -11,7 +11,7 @@ use actix_web::middleware::Next;
 use actix_web::{HttpRequest, web};
 use bytes::Bytes;
 
-use super::ports::{Ports, is_path_of_server, names_server};
+use super::ports::{Ports, leads_to_server};
 
 /// The middleware. Servers in sandboxes see what was asked, and answer it themselves.
 ///
@@ -51,6 +51,5 @@ impl MessageBody for Unsent {
 
 fn is_for_a_server(request: &HttpRequest) -> bool {
     let ports = request.app_data::<web::Data<Ports>>();
-    ports.is_some_and(|ports| names_server(request.headers(), &ports.domain))
-        || is_path_of_server(request.path())
+    ports.is_some_and(|ports| leads_to_server(request.head(), &ports.domain))
 }

@@ -11,6 +11,7 @@ mod error;
 mod events;
 mod exec;
 mod exec_stream;
+mod expect;
 mod files;
 mod fork;
 mod head;
@@ -29,21 +30,16 @@ mod processes;
 mod pty;
 mod query;
 mod sandboxes;
+mod server;
 mod session;
 mod snapshots;
 mod trace;
 mod usage;
 mod websocket;
 
-use std::io;
-use std::net::TcpListener;
-use std::os::unix::net::UnixListener;
-use std::time::Duration;
-
-use actix_web::body::MessageBody;
-use actix_web::dev::{Server, ServiceFactory, ServiceRequest, ServiceResponse};
+use actix_web::dev::{ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::middleware::from_fn;
-use actix_web::{App, HttpServer, web};
+use actix_web::{App, web};
 
 use self::error::{ApiError, Code};
 use self::openapi::Routes;
@@ -54,6 +50,7 @@ pub use connections::{Budget, Connections};
 pub use exec::OUTPUT_LIMIT;
 pub use own_names::OwnNames;
 pub use ports::{Ports, TOKEN_HEADER};
+pub use server::{Listeners, create_server};
 pub use websocket::{Heartbeat, MESSAGE_LIMIT, Sockets};
 
 /// The largest JSON body, in bytes.
@@ -61,23 +58,6 @@ pub const JSON_LIMIT: usize = 2 << 20;
 
 /// What the paths of the API begin with.
 const PREFIX: &str = "/v1";
-
-/// Requests under way get this many seconds to end when the daemon does.
-const SHUTDOWN_SECONDS: u64 = 5;
-
-/// How long a client may take for the head of a request, and for its first one to begin.
-const HEAD: Duration = Duration::from_secs(5);
-
-/// How long a connection may be idle after a request.
-const IDLE: Duration = Duration::from_secs(5);
-
-/// Where a server listens.
-pub struct Listeners {
-    /// For everybody who can reach it.
-    pub tcp: TcpListener,
-    /// For who can open its file.
-    pub unix: Option<UnixListener>,
-}
 
 /// What the application is made with, beside the control plane.
 #[derive(Debug, Clone)]
@@ -92,37 +72,6 @@ pub struct Front {
     pub connections: Connections,
 }
 
-/// Serves the application on `listeners` with so many threads, until it is stopped.
-///
-/// # Errors
-///
-/// If a listener cannot be used.
-pub fn create_server(
-    control: ControlPlane,
-    listeners: Listeners,
-    threads: usize,
-    front: Front,
-) -> io::Result<Server> {
-    let connections = front.connections.clone();
-    let app = move || create_app(control.clone(), front.clone());
-    let server = HttpServer::new(app)
-        .workers(threads)
-        .on_connect(move |connection, data| connections.begin(connection, data))
-        .client_request_timeout(HEAD)
-        .keep_alive(IDLE)
-        .shutdown_timeout(SHUTDOWN_SECONDS)
-        // Else a client that hangs up looks like one that has sent all it has to send, and nobody
-        // would end the command that it no longer waits for.
-        .h1_allow_half_closed(false)
-        .disable_signals()
-        .listen(listeners.tcp)?;
-    let server = match listeners.unix {
-        Some(unix) => server.listen_uds(unix)?,
-        None => server,
-    };
-    Ok(server.run())
-}
-
 /// Builds the application: the daemon serves it, and tests call the same one.
 pub fn create_app(
     control: ControlPlane,
@@ -131,7 +80,7 @@ pub fn create_app(
     impl ServiceFactory<
         ServiceRequest,
         Config = (),
-        Response = ServiceResponse<impl MessageBody>,
+        Response = ServiceResponse,
         Error = actix_web::Error,
         InitError = (),
     >,

@@ -44,6 +44,7 @@ mod own_names;
 mod pause;
 mod ports;
 mod ports_answers;
+mod ports_expect;
 mod ports_sites;
 mod ports_trouble;
 mod processes;

@@ -23,6 +23,7 @@ use super::headers::{self, BodyLength};
 use super::{Ports, Target, upgrade};
 use crate::actors::control::{ControlPlane, PortStream, PortWatch};
 use crate::http::error::{ApiError, Code};
+use crate::http::expect::GoOn;
 use crate::http::websocket::Sockets;
 
 /// What one connection may hold of an answer that its client has not taken, and the longest head of
@@ -142,6 +143,13 @@ fn outgoing(
         .body(())
         .map_err(unusable)?;
     *outgoing.headers_mut() = headers::inwards(request, length, door.prefix);
+    if let Some(go_on) = GoOn::of(request) {
+        hyper::ext::on_informational(&mut outgoing, move |interim| {
+            if interim.status() == http::StatusCode::CONTINUE {
+                go_on.say();
+            }
+        });
+    }
     Ok(outgoing)
 }
 

@@ -1,19 +1,19 @@
 //! Headers on their way through: what is for the next hop only stays here, and so do our secrets.
 
 use actix_web::HttpRequest;
-use actix_web::http::header as here;
+use actix_web::http::{Version, header as here};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::access::{TOKEN_HEADER, cookies, token_of};
 use crate::http::auth::API_KEY_HEADER;
+use crate::http::expect::GoOn;
 use crate::http::websocket::KEY_PREFIX;
 
 /// For the next hop only (RFC 9110, 7.6.1), beside those that `Connection` names. A body's length
-/// and coding are said anew by whoever sends it on; an expectation has been met here.
-const HOP_BY_HOP: [&str; 10] = [
+/// and coding are said anew by whoever sends it on.
+const HOP_BY_HOP: [&str; 9] = [
     "connection",
     "content-length",
-    "expect",
     "keep-alive",
     "proxy-authenticate",
     "proxy-authorization",
@@ -58,9 +58,11 @@ pub fn inwards(request: &HttpRequest, length: &BodyLength, prefix: Option<&str>)
     let mut headers = HeaderMap::new();
     let from = request.headers();
     let named = connection_options(from.get_all(here::CONNECTION).map(|value| value.as_bytes()));
+    let is_expectation_theirs = is_expectation_theirs(request);
     for (name, value) in from {
         let name = name.as_str();
-        if is_for_this_hop(name, &named) || is_secret(name) {
+        let over = name == here::EXPECT && !is_expectation_theirs;
+        if is_for_this_hop(name, &named) || is_secret(name) || over {
             continue;
         }
         append(&mut headers, name, value.as_bytes());
@@ -86,6 +88,13 @@ pub fn inwards(request: &HttpRequest, length: &BodyLength, prefix: Option<&str>)
         headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     }
     headers
+}
+
+/// Whether what a request expects is for the server to meet. An expectation in HTTP/1.0 is to be ignored
+/// (RFC 9110, 10.1.1), and who was told to go on already does not wait to be told.
+fn is_expectation_theirs(request: &HttpRequest) -> bool {
+    let waits = request.head().expect();
+    request.version() > Version::HTTP_10 && (!waits || GoOn::of(request).is_some())
 }
 
 /// Whether a body has a transfer coding beside `chunked`: it would have to be undone here, or named to the

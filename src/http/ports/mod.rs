@@ -18,6 +18,7 @@ mod upgrade;
 
 use std::time::Duration;
 
+use actix_web::dev::{RequestHead, Url};
 use actix_web::http::Method;
 use actix_web::http::header::HeaderValue;
 use actix_web::{HttpRequest, HttpResponse, get, guard, web};
@@ -211,8 +212,13 @@ pub fn server_routes(domain: &str) -> impl FnOnce(&mut web::ServiceConfig) + use
     }
 }
 
-/// Whether a path leads to a server in a sandbox: `/v1/sandboxes/{id}/ports/{port}` and below.
-pub(super) fn is_path_of_server(path: &str) -> bool {
+/// Whether a request is for a server in a sandbox: by its host, or by a path that is
+/// `/v1/sandboxes/{id}/ports/{port}` or below, as the routes of [`server_routes`] read it.
+pub(super) fn leads_to_server(head: &RequestHead, domain: &str) -> bool {
+    names_server(head.headers(), domain) || is_path_of_server(Url::new(head.uri.clone()).path())
+}
+
+fn is_path_of_server(path: &str) -> bool {
     let mut parts = path.split('/').skip(1);
     let begins = parts.by_ref().take(2).eq(["v1", "sandboxes"]);
     begins && parts.nth(1) == Some("ports") && parts.next().is_some()
