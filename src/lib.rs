@@ -14,6 +14,9 @@ pub mod domain;
 pub mod entity;
 pub mod http;
 mod print;
+#[cfg(test)]
+#[path = "../tests/support/skip.rs"]
+mod skip;
 pub mod startup;
 pub mod vmm;
 

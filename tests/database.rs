@@ -62,6 +62,8 @@ mod raw;
 mod sandboxes;
 #[path = "support/postgres.rs"]
 mod server;
+#[path = "support/skip.rs"]
+mod skip;
 #[path = "support/small_disk.rs"]
 mod small_disk;
 #[path = "database/snapshots.rs"]

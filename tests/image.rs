@@ -17,6 +17,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use nestbox::domain::name::TemplateName;
 use nestbox::vmm::image::{Image, ImageError, ImageStore, Progress, RootfsSource, Silent};
 
+#[path = "support/skip.rs"]
+mod skip;
+
 /// An image store of its own, a small tree and a file that passes for a kernel.
 struct Lab {
     dir: tempfile::TempDir,
@@ -283,7 +286,7 @@ fn a_second_build_waits_for_the_first() {
 #[test]
 fn the_default_image_is_whole_and_has_its_user() -> io::Result<()> {
     let Some(dir) = std::env::var_os("NESTBOX_TEST_IMAGES") else {
-        eprintln!("skipped: NESTBOX_TEST_IMAGES names no images; `make test` makes them");
+        skip::skip("NESTBOX_TEST_IMAGES names no images: `make test` makes them");
         return Ok(());
     };
     let store = ImageStore::open(dir);

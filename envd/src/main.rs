@@ -18,6 +18,9 @@ mod filesystem;
 mod http;
 mod init;
 mod process;
+#[cfg(test)]
+#[path = "../../tests/support/skip.rs"]
+mod skip;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;

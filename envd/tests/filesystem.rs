@@ -16,7 +16,7 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use support::{Agent, is_root, keeps_attributes};
+use support::{Agent, is_root, keeps_attributes, skip};
 
 fn call(agent: &Agent, method: &str, request: Value) -> Result<Value, (String, String)> {
     agent.call(&format!("filesystem.Filesystem/{method}"), request)
@@ -167,11 +167,11 @@ fn a_move_replaces_files_makes_parents_and_keeps_the_rest() {
 fn a_move_to_another_file_system_takes_everything_along() {
     let (one, other) = (tempfile::tempdir_in("/dev/shm"), tempfile::tempdir_in("/var/tmp"));
     let (Ok(one), Ok(other)) = (one, other) else {
-        eprintln!("skipped: needs /dev/shm and /var/tmp");
+        skip("there is no /dev/shm or no /var/tmp: `mount -t tmpfs shm /dev/shm`");
         return;
     };
     if fs::metadata(one.path()).unwrap().dev() == fs::metadata(other.path()).unwrap().dev() {
-        eprintln!("skipped: /dev/shm and /var/tmp are one file system");
+        skip("/dev/shm and /var/tmp are one file system: `mount -t tmpfs shm /dev/shm`");
         return;
     }
     let agent = Agent::start();

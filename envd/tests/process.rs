@@ -13,7 +13,7 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Agent, eventually, is_root};
+use support::{Agent, eventually, is_root, skip};
 
 fn code<T: std::fmt::Debug>(result: Result<T, (String, String)>) -> String {
     result.unwrap_err().0
@@ -267,7 +267,7 @@ fn has_cgroup2() -> bool {
         fields.next() == Some("cgroup2") && place.starts_with("/sys/fs/cgroup")
     });
     if !found {
-        eprintln!("skipped: no cgroup2 is mounted");
+        skip("no cgroup2 is mounted: `mount -t cgroup2 cgroup2 /sys/fs/cgroup`");
     }
     found
 }

@@ -11,6 +11,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::files::{SmallDisk, noise};
 use crate::nest::{Answer, Nest, eventually};
+use crate::skip::is_root;
 
 fn about(nest: &Nest, method: Method, id: &str, path: &str) -> RequestBuilder {
     let target = format!("/v1/sandboxes/{id}/files/archive");
@@ -162,8 +163,7 @@ async fn directories_that_cannot_be_are_refused() {
 
 #[actix_web::test]
 async fn what_is_unpacked_belongs_to_the_user() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: needs root to switch users");
+    if !is_root("to switch users") {
         return;
     }
     let nest = Nest::start().await;

@@ -7,6 +7,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::nest::{Answer, Nest};
+use crate::skip::is_root;
 
 async fn ask(nest: &Nest, id: &str, what: &str, query: &[(&str, &str)]) -> Answer {
     let path = format!("/v1/sandboxes/{id}/files/{what}");
@@ -237,8 +238,7 @@ async fn what_the_guests_kernel_refuses_is_the_callers_mistake() {
 
 #[actix_web::test]
 async fn what_is_made_belongs_to_the_user() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: needs root to switch users");
+    if !is_root("to switch users") {
         return;
     }
     let nest = Nest::start().await;

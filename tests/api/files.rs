@@ -9,6 +9,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::nest::{Answer, Nest, eventually};
+use crate::skip::{is_root, skip};
 
 fn form(path: &str, content: Vec<u8>) -> Form {
     Form::new().text("path", path.to_owned()).part("file", Part::bytes(content).file_name("f"))
@@ -156,8 +157,7 @@ async fn a_form_says_the_path_before_the_file_and_nothing_else() {
 
 #[actix_web::test]
 async fn files_are_those_of_the_user_asked_for() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: needs root to switch users");
+    if !is_root("to switch users") {
         return;
     }
     let nest = Nest::start().await;
@@ -252,14 +252,14 @@ async fn a_sandbox_that_goes_away_ends_a_download() {
 pub struct SmallDisk(pub String);
 
 impl SmallDisk {
-    /// Says so if that cannot be.
+    /// Skips the test if that cannot be.
     pub fn mount(nest: &Nest) -> Option<Self> {
         let dir = nest.path("small");
         std::fs::create_dir(&dir).unwrap();
         let (flags, size) = (nix::mount::MsFlags::empty(), Some("size=256k"));
         let mounted = nix::mount::mount(Some("none"), dir.as_str(), Some("tmpfs"), flags, size);
-        if mounted.is_err() {
-            eprintln!("skipped: needs root to mount a small file system");
+        if let Err(errno) = mounted {
+            skip(&format!("no small file system can be mounted ({errno}): run the tests as root"));
         }
         mounted.ok().map(|()| Self(dir))
     }

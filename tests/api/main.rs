@@ -52,6 +52,8 @@ mod processes_trouble;
 mod pty;
 mod rates;
 mod resume;
+#[path = "../support/skip.rs"]
+mod skip;
 mod snapshots;
 #[path = "../support/socket.rs"]
 mod socket;

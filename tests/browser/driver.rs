@@ -44,7 +44,7 @@ pub fn missing() -> Option<String> {
         let found = nestbox::vmm::find_program(name);
         found.is_none()
     });
-    absent.map(|name| format!("{name} is not installed (apt packages chromium, chromium-driver)"))
+    absent.map(|name| format!("{name} is not installed: run `scripts/setup.sh tests`"))
 }
 
 /// An element of the page.

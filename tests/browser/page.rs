@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::driver::{Browser, Element, missing};
+use super::support::skip::skip;
 use super::support::{Daemon, Lab, PATIENCE, in_a_lab};
 
 /// For what is asked of a browser after it has not done what a test waits for.
@@ -35,7 +36,7 @@ impl Deref for Page {
 /// Runs a test with a daemon and a browser, which has at most `vms` VMs at a time.
 pub fn on_the_page(vms: u32, test: impl AsyncFnOnce(&Page, &mut Daemon, &Lab) + Send + 'static) {
     if let Some(reason) = missing() {
-        eprintln!("skipped: {reason}");
+        skip(&reason);
         return;
     }
     in_a_lab(vms, async move |lab| {

@@ -19,11 +19,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 
 use crate::own_machine::separate;
+use crate::skip::is_root;
 
-/// Runs a test on a machine of its own. Without root it is skipped, and says so.
+/// Runs a test on a machine of its own. Without root it is skipped.
 pub fn on_own_machine<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: network namespaces need root");
+    if !is_root("a network namespace") {
         return;
     }
     let machine = thread::spawn(move || {

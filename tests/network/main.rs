@@ -25,4 +25,6 @@ mod neighbour;
 mod own_machine;
 mod rates;
 mod reach;
+#[path = "../support/skip.rs"]
+mod skip;
 mod walls;

@@ -6,7 +6,7 @@
 //! directory. PostgreSQL refuses to run as root, so under root both run as an unprivileged user.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
@@ -16,6 +16,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use sea_orm::sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use super::skip::skip;
 
 /// The password of the server's user; a test looks for it in error messages.
 pub const PASSWORD: &str = "egg-in-the-nest";
@@ -42,17 +44,15 @@ struct Server {
     _keeper: Child,
 }
 
-/// Makes an empty database and gives its URL; none, with the reason on stderr, when PostgreSQL is
-/// not installed.
+/// Makes an empty database and gives its URL; none, and the test is skipped, when
+/// PostgreSQL is not installed.
 ///
 /// # Panics
 ///
 /// When it is installed and does not start.
 pub async fn database() -> Option<String> {
     let Some(bin) = newest_installation() else {
-        // The test harness hides what is printed with the macros.
-        let reason = "skipped on PostgreSQL: no /usr/lib/postgresql/*/bin (apt package postgresql)";
-        writeln!(std::io::stderr(), "{reason}").expect("stderr is open");
+        skip("PostgreSQL is not installed: run `scripts/setup.sh tests`");
         return None;
     };
     let server = SERVER.get_or_init(|| start(&bin)).as_ref();

@@ -15,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use crate::support::skip::belongs_elsewhere;
 use crate::support::{Answer, Daemon, Engine, Lab, Options, Sandbox, eventually, in_a_lab, lives};
 
 /// Touches memory that nobody has touched before, for a quarter of a minute or longer, so that there
@@ -51,7 +52,7 @@ const CYCLES: &str = "NESTBOX_TEST_CYCLES";
 fn under_firecracker(vms: u32, test: impl AsyncFnOnce(&Lab) + Send + 'static) {
     match Engine::present() {
         Engine::Firecracker => in_a_lab(vms, test),
-        Engine::Qemu => eprintln!("skipped: only Firecracker has a pager, a jail and a device"),
+        Engine::Qemu => belongs_elsewhere("about Firecracker alone: `make lab` runs it"),
     }
 }
 

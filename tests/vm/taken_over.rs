@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::support::skip::belongs_elsewhere;
 use crate::support::{
     Answer, BrokenVmm, Daemon, Engine, FileId, Lab, Options, Sandbox, eventually, id_at, id_of,
     in_a_lab, run,
@@ -23,7 +24,7 @@ const SECRET: &str = "what only root may read";
 fn under_qemu(vms: u32, test: impl AsyncFnOnce(&Lab) + Send + 'static) {
     match Engine::present() {
         Engine::Qemu => in_a_lab(vms, test),
-        Engine::Firecracker => eprintln!("skipped: its process has no disk and no memory open"),
+        Engine::Firecracker => belongs_elsewhere("about QEMU alone: `make test` runs it"),
     }
 }
 

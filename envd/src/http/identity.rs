@@ -255,8 +255,7 @@ mod tests {
 
     #[test]
     fn a_mounted_file_is_written_in_place() {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: needs root to mount");
+        if !crate::skip::is_root("a mount") {
             return;
         }
         let dir = tempfile::tempdir().unwrap();

@@ -54,8 +54,7 @@ mod tests {
 
     #[test]
     fn what_the_image_says_is_kept_and_the_image_is_left_alone() {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: needs root to mount");
+        if !crate::skip::is_root("a mount") {
             return;
         }
         let dir = tempfile::tempdir().unwrap();

@@ -3,6 +3,9 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+#[path = "../../../tests/support/skip.rs"]
+mod skip;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -12,24 +15,21 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+pub use skip::skip;
 
 /// No answer takes longer than this, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whether the test can switch users; says so if not.
+/// Whether the test can switch users; skips it if not.
 pub fn is_root() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        eprintln!("skipped: needs root to switch users");
-    }
-    root
+    skip::is_root("another user")
 }
 
-/// Whether a file system that takes `user.*` attributes holds the directory; says so if not.
+/// Whether a file system that takes `user.*` attributes holds the directory; skips the test if not.
 pub fn keeps_attributes(dir: &Path) -> bool {
     let kept = xattr::set(dir, "user.e2b-probe", b"x").is_ok();
     if !kept {
-        eprintln!("skipped: {} keeps no extended attributes", dir.display());
+        skip(&format!("{} keeps no extended attributes: mount a disk there", dir.display()));
     }
     kept
 }

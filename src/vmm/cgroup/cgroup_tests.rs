@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 
 use super::group::cpu_time;
 use super::*;
+use crate::skip::{is_root, skip};
 
 const LIMITS: Limits = Limits {
     memory_bytes: 64 << 20,
@@ -16,16 +17,15 @@ const LIMITS: Limits = Limits {
     devices: DeviceAccess::Unrestricted,
 };
 
-/// A daemon's cgroups, or `None` with the reason where they cannot be tested.
+/// A daemon's cgroups; none, and the test is skipped, where they cannot be tested.
 fn cgroups() -> Option<(tempfile::TempDir, Cgroups)> {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: cgroups need root");
+    if !is_root("a cgroup") {
         return None;
     }
     let data = tempfile::tempdir().expect("a data directory");
     let cgroups = Cgroups::open(data.path()).expect("the machine's cgroups");
     if cgroups.hierarchies.is_empty() {
-        eprintln!("skipped: this machine has no cgroups mounted");
+        skip("this machine has no cgroups mounted: `mount -t cgroup2 cgroup2 /sys/fs/cgroup`");
         return None;
     }
     Some((data, cgroups))

@@ -9,6 +9,7 @@ use std::process::Command;
 use nix::sched::{CloneFlags, unshare};
 
 use super::*;
+use crate::skip::{is_root, skip};
 use crate::vmm::process::{ProcessId, start_ticks};
 
 const NAME: &[u8] = b"quiet0";
@@ -53,8 +54,11 @@ fn comes_through(tap: &mut File) -> bool {
 
 #[test]
 fn a_guest_that_is_to_have_no_packets_gets_none_until_it_may() {
-    if !nix::unistd::geteuid().is_root() || !std::path::Path::new("/dev/net/tun").exists() {
-        eprintln!("skipped: a tap needs root and /dev/net/tun");
+    if !is_root("a tap") {
+        return;
+    }
+    if !std::path::Path::new("/dev/net/tun").exists() {
+        skip("there is no /dev/net/tun: `modprobe tun`");
         return;
     }
     let test = std::thread::spawn(|| {

@@ -15,6 +15,7 @@ use super::census::{Census, processes_of};
 use super::daemon::{Daemon, Options, bare_command};
 use super::engine::Engine;
 use super::own_machine::separate;
+use super::skip::{is_root, skip};
 
 /// VMs of all tests together: enough that the long test holds up no other, few enough that boots on
 /// two cores stay quick.
@@ -31,12 +32,15 @@ pub struct Lab {
 }
 
 /// Runs a test that has at most `vms` VMs at a time in a lab of its own, and compares what is on the
-/// machine before and after. A test that cannot run says why.
+/// machine before and after. A test that cannot run is skipped.
 pub fn in_a_lab(vms: u32, test: impl AsyncFnOnce(&Lab) + Send + 'static) {
+    if !is_root("a VM") {
+        return;
+    }
     let images = match images() {
         Ok(images) => images,
         Err(reason) => {
-            eprintln!("skipped: {reason}");
+            skip(&reason);
             return;
         }
     };
@@ -57,18 +61,15 @@ pub fn in_a_lab(vms: u32, test: impl AsyncFnOnce(&Lab) + Send + 'static) {
 
 /// Where the images are, or why no VM can be started.
 fn images() -> Result<PathBuf, String> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err("VMs need root".to_owned());
-    }
     let program = Engine::present().program();
     if nestbox::vmm::find_program(program).is_none() {
-        return Err(format!("{program} is not installed"));
+        return Err(format!("{program} is not installed: run `scripts/setup.sh tests`"));
     }
     let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join(".nestbox/images");
     let dir = std::env::var_os("NESTBOX_TEST_IMAGES").map_or_else(default, PathBuf::from);
     match dir.join("debian/image.json").is_file() {
         true => Ok(dir),
-        false => Err(format!("no image called debian in {}", dir.display())),
+        false => Err(format!("no image called debian in {}: `make test` makes it", dir.display())),
     }
 }
 

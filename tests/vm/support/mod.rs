@@ -16,6 +16,8 @@ mod neighbour;
 #[path = "../../support/own_machine.rs"]
 mod own_machine;
 mod programs;
+#[path = "../../support/skip.rs"]
+pub mod skip;
 #[path = "../../support/small_disk.rs"]
 mod small_disk;
 mod snapshots;
