@@ -7,10 +7,10 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 images := $(NESTBOX_DATA_DIR)/images
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test lab bench lint deny build
+.PHONY: help demo run check test test-long lab bench lint deny build
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build ## make a sandbox, run code in it, and clean up, on this machine
 	@target/release/nestbox demo
@@ -23,12 +23,17 @@ build: ## build target/release/nestbox
 	@scripts/setup.sh
 	@cargo build --release
 
-test: ## run every test, on real microVMs
+check: lint deny ## what is said without a VM in minutes: format, clippy, layers, unit tests, crates; no root
+	@scripts/test.sh units
+
+test: ## run every test, on real microVMs (SUITES="vm api" some of them)
 	@scripts/setup.sh tests
-	cargo build
-	target/debug/nestbox image build debian
-	NESTBOX_TEST_IMAGES=$(abspath $(images)) cargo test --workspace
-	@scripts/lab/test.sh
+	@NESTBOX_TEST_IMAGES=$(abspath $(images)) scripts/test.sh all $(SUITES)
+	@$(if $(SUITES),,scripts/lab/test.sh)
+
+test-long: ## run the tests that are nothing but long
+	@scripts/setup.sh tests
+	@NESTBOX_TEST_IMAGES=$(abspath $(images)) scripts/test.sh long
 
 lab: ## run the tests on microVMs under Firecracker, in a machine in software (ARGS="pause::")
 	@scripts/lab/test.sh $(ARGS)
@@ -44,11 +49,7 @@ lint: ## check the format and what clippy finds
 
 # Of the licences, sources and versions nothing has to be fetched. What is known against the crates
 # has, from a git repository: `cargo deny check advisories`.
-cargo_deny := 0.20.2
-
 deny: ## check the licences and origins of all crates
-	@scripts/setup.sh
-	@test "$$(cargo deny --version 2>/dev/null)" = "cargo-deny $(cargo_deny)" || \
-		cargo install --quiet --locked cargo-deny@$(cargo_deny)
+	@scripts/setup.sh check
 	cargo fetch --quiet --locked
-	cargo deny --offline --locked check -D unmatched-skip licenses sources bans
+	PATH="$(CURDIR)/target/tools/bin:$$PATH" cargo deny --offline --locked check -D unmatched-skip licenses sources bans

@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh          what the daemon calls
 #   scripts/setup.sh tests    that, and what the tests need besides
+#   scripts/setup.sh check    what the daemon calls, and cargo-deny
 set -eu
 
 # Each with the reason; nothing here that the code does not call.
@@ -100,4 +101,16 @@ if [ "${1:-}" = tests ] && [ ! -e "$venv/$schemathesis" ]; then
     python3 -m venv "$venv"
     "$venv/bin/pip" install -q --disable-pip-version-check "schemathesis==$schemathesis"
     touch "$venv/$schemathesis"
+fi
+
+# Checks licences and origins of crates. Unoptimised it is installed in half the time, and what it does is
+# little. Cargo's own place is left to its owner.
+cargo_deny=0.20.2
+tools=$(dirname "$0")/../target/tools
+if [ "${1:-}" = check ]; then
+    said=$(PATH="$tools/bin:$PATH" cargo deny --version 2>/dev/null || true)
+    if [ "$said" != "cargo-deny $cargo_deny" ]; then
+        echo "setup: installing cargo-deny $cargo_deny into target/tools"
+        cargo install --quiet --locked --debug --root "$tools" "cargo-deny@$cargo_deny"
+    fi
 fi

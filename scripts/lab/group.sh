@@ -29,6 +29,7 @@ set -- --cpus "${NESTBOX_LAB_CPUS:-1}" --disk "$in/nestbox:$nestbox" --disk "$in
     --results "$out/failed" --console "$out/console.log" --time "${NESTBOX_LAB_TIME:-5400}" \
     -- env NESTBOX_TEST_IMAGES=/lab/images NESTBOX_TEST_LEFT=/results \
     ${NESTBOX_TEST_CYCLES:+NESTBOX_TEST_CYCLES=$NESTBOX_TEST_CYCLES} \
+    ${NESTBOX_TEST_STRICT:+NESTBOX_TEST_STRICT=$NESTBOX_TEST_STRICT} \
     NESTBOX_HYPERVISOR="${NESTBOX_HYPERVISOR:-firecracker}" RUST_TEST_THREADS=1 \
     /lab/vm --exact "$@"
 # The image goes without what was frozen from it.

@@ -1,19 +1,31 @@
-//! The same on a real kernel. Without device-mapper these tests say that they are skipped.
+//! The same on a real kernel. Without device-mapper these tests are skipped.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
 use super::kernel::Access;
 use super::*;
+use crate::skip::{belongs_elsewhere, skip};
 use crate::vmm::disk::DiskFormat::{Cow, Raw};
 use crate::vmm::disk::cow::flatten;
 
 pub(super) const MIB: usize = 1 << 20;
 pub(super) const SIZE: usize = 64 * MIB;
+
+/// Whether this kernel has the device mapper, loaded or not.
+fn kernel_could() -> bool {
+    let devices = std::fs::read_to_string("/proc/misc").unwrap();
+    let module = || {
+        let asked = Command::new("modprobe").args(["--dry-run", "--quiet", "dm-snapshot"]).status();
+        asked.is_ok_and(|status| status.success())
+    };
+    devices.contains("device-mapper") || module()
+}
 
 pub(super) struct Lab {
     dir: tempfile::TempDir,
@@ -29,7 +41,13 @@ impl Lab {
             Err(error) => {
                 let inside = std::env::var_os("NESTBOX_IN_LAB").is_some();
                 assert!(!inside, "{}", crate::chain(&error));
-                eprintln!("skipped: {}", crate::chain(&error));
+                let reason = crate::chain(&error);
+                match kernel_could() {
+                    true => skip(&format!("{reason}: `modprobe dm-snapshot`, as root")),
+                    false => {
+                        belongs_elsewhere(&format!("{reason}: the lab's kernel is made for it"))
+                    }
+                }
                 return None;
             }
         };

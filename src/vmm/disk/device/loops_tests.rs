@@ -1,14 +1,15 @@
 use std::os::unix::fs::FileExt;
 
 use super::*;
+use crate::skip::skip;
 
-/// Loop devices, or `None` where this process may not use them.
+/// Whether there are loop devices; skips the test if not.
 fn available() -> bool {
     let control = File::options().read(true).write(true).open("/dev/loop-control");
     match control {
         Ok(_) => true,
         Err(error) => {
-            eprintln!("skipped: no loop devices: {error}");
+            skip(&format!("no loop devices ({error}): `modprobe loop`, and run the tests as root"));
             false
         }
     }
