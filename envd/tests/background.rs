@@ -9,7 +9,7 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -176,9 +176,7 @@ fn a_stop_hangs_a_terminal_up_and_kills_what_does_not_listen() {
         listed(&agent, pid)["end"]["status"].clone()
     };
     let pid = start(&agent, json!({ "pty": {} })).unwrap();
-    let asked = Instant::now();
-    stop(pid);
-    assert!(asked.elapsed() < Duration::from_secs(4), "shells go when their terminal does");
+    assert_ne!(stop(pid), "signal: killed", "shells go when their terminal does");
     let pid = start_shell(&agent, "trap '' TERM; while :; do sleep 1; done");
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(stop(pid), "signal: killed");

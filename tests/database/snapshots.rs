@@ -362,9 +362,8 @@ async fn a_locked_sqlite_is_waited_for() {
             async move { database.snapshots().replace_all(HOST, &disk, noon()).await.unwrap() },
         )
     };
-    let begun = Instant::now();
     while database.busy_retries() == 0 {
-        assert!(begun.elapsed() < Duration::from_secs(9), "never busy");
+        assert!(!replacing.is_finished(), "never busy");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(found(&database, "old").await.is_some() && !replacing.is_finished());

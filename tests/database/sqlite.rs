@@ -19,12 +19,10 @@ async fn a_lock_of_another_process_is_waited_for() {
         tokio::spawn(async move { insert(&database, new_sandbox()).await })
     };
     // Readers are not in the way of a writer, nor it in theirs.
-    let begun = Instant::now();
     database.sandboxes().list(&Filter::default(), &window(10)).await.unwrap();
-    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
     // Until SQLite itself has given up once and said busy.
     while database.busy_retries() == 0 {
-        assert!(begun.elapsed() < Duration::from_secs(9), "never busy");
+        assert!(!writing.is_finished(), "never busy");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(!writing.is_finished());

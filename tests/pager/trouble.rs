@@ -170,8 +170,8 @@ fn a_hundred_pagers_leave_nothing() {
 }
 
 #[test]
-#[ignore = "takes a minute"]
-fn a_pager_without_a_vm_gives_up_after_a_minute() {
+#[ignore = "takes long: a minute, see `make test-long`"]
+fn takes_long_a_pager_without_a_vm_gives_up_after_a_minute() {
     let lab = Lab::new();
     let lineage = lab.base(4, &[]);
     let (dir, pager) = lab.pager(&lineage, &WorkingSet::default());

@@ -8,14 +8,12 @@ use nestbox::vmm::disk::{DiskError, DiskFormat, Layer, Overlay};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::support::{
-    Lab, Options, Sandbox, eventually, eventually_within, hypervisor_script, in_a_lab, path_with,
-    two_vcpus,
+    Lab, Options, PATIENCE, Sandbox, eventually, eventually_within, hypervisor_script, in_a_lab,
+    path_with, two_vcpus,
 };
-
-/// A VM is killed, not shut down: its end takes nothing like a boot.
-const AT_ONCE: Duration = Duration::from_millis(1500);
 
 #[test]
 fn a_sandbox_runs_code_and_leaves_nothing() {
@@ -173,10 +171,8 @@ fn destroy_does_not_wait_for_an_image_to_boot() {
         assert_eq!(sandbox.state().await, "starting");
         sandbox.try_exec(json!({ "cmd": "true" })).await.is_error(409, "invalid_state");
 
-        let started = Instant::now();
         sandbox.destroy().await;
-        let took = started.elapsed();
-        assert!(took < AT_ONCE, "it took {took:?}");
+        assert!(boot.dir().exists(), "the boot was waited for");
         let answer = creating.await.expect("no panic");
         answer.is_error(409, "invalid_state");
 
@@ -192,7 +188,7 @@ fn destroy_does_not_wait_for_an_image_to_boot() {
 fn destroy_ends_a_restore_at_once() {
     in_a_lab(1, async |lab| {
         hypervisor_script(
-            "[ -e /run/slow ] && [ \"$1\" != --version ] && sleep 30; exec $HYPERVISOR \"$@\"",
+            "[ -e /run/slow ] && [ \"$1\" != --version ] && sleep 1000; exec $HYPERVISOR \"$@\"",
         );
         let path = Some(path_with());
         let mut daemon =
@@ -206,10 +202,7 @@ fn destroy_ends_a_restore_at_once() {
         eventually("the hypervisor starts", || async { daemon.census().count("processes") > 1 })
             .await;
         let sandbox = daemon.sandbox(&daemon.ids().await[0]);
-        let started = Instant::now();
-        sandbox.destroy().await;
-        let took = started.elapsed();
-        assert!(took < AT_ONCE, "it took {took:?}");
+        timeout(PATIENCE, sandbox.destroy()).await.expect("the hypervisor is not waited for");
         creating.await.expect("no panic").is_error(409, "invalid_state");
         idle.compare(&daemon.census());
         daemon.stop().await;
