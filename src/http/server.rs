@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::expect::Application;
 use super::{Front, create_app};
-use crate::actors::control_plane::ControlPlane;
+use crate::actors::control::ControlPlane;
 
 /// Requests under way get this many seconds to end when the daemon does.
 const SHUTDOWN_SECONDS: u64 = 5;
