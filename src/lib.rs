@@ -7,11 +7,11 @@
 //! ```
 
 pub mod actors;
-mod chain;
 pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod entity;
+mod error_chain;
 pub mod http;
 mod print;
 #[cfg(test)]
@@ -20,4 +20,4 @@ mod skip;
 pub mod startup;
 pub mod vmm;
 
-pub use chain::chain;
+pub use error_chain::chain;

@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nestbox::domain::id::SandboxId;
-use nestbox::vmm::cgroup::{Cgroup, Cgroups, DeviceAccess, Limits, Share};
-use nestbox::vmm::disk::Overlay;
 use nestbox::vmm::guest::AGENT_PORT;
-use nestbox::vmm::memory::{Durability, GuestMemory, inject};
 use nestbox::vmm::network::{NetworkConfig, Slot, SlotPool};
-use nestbox::vmm::snapshot::Snapshot;
+use nestbox::vmm::process::cgroup::{Cgroup, Cgroups, DeviceAccess, Limits, Share};
+use nestbox::vmm::storage::disk::Overlay;
+use nestbox::vmm::storage::memory::{Durability, GuestMemory, inject};
+use nestbox::vmm::storage::snapshot::Snapshot;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

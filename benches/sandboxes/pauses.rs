@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nestbox::vmm::memory::{Lineage, PAGE_SIZE};
-use nestbox::vmm::snapshot::Snapshot;
+use nestbox::vmm::storage::memory::{Lineage, PAGE_SIZE};
+use nestbox::vmm::storage::snapshot::Snapshot;
 
 use crate::Bench;
 use crate::measurement::{Measurement, milliseconds};

@@ -4,10 +4,10 @@
 
 use libfuzzer_sys::fuzz_target;
 use nestbox_fuzz::said::expanded;
-use nestbox_fuzz::{measure, vmm::json};
+use nestbox_fuzz::{measure, vmm::hypervisor::json};
 use serde_json::Value;
 
-/// As `vmm::json` has it.
+/// As `vmm::hypervisor::json` has it.
 const MOST_VALUES: usize = 16_384;
 
 /// An object with one field is the largest of them.

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use nestbox_fuzz::vmm::disk::DiskFormat;
-use nestbox_fuzz::vmm::snapshot::{FORMAT, Manifest, ROOTFS, fuzzing};
+use nestbox_fuzz::vmm::storage::disk::DiskFormat;
+use nestbox_fuzz::vmm::storage::snapshot::{FORMAT, Manifest, ROOTFS, fuzzing};
 use nestbox_fuzz::{measure, said::is_fit};
 use tempfile::TempDir;
 

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use nestbox_fuzz::measure;
-use nestbox_fuzz::vmm::memory::Header;
+use nestbox_fuzz::vmm::storage::memory::Header;
 use sha2::{Digest, Sha256};
 
 fuzz_target!(|content: &[u8]| {

@@ -6,8 +6,8 @@ use std::fs::File;
 
 use libfuzzer_sys::fuzz_target;
 use nestbox_fuzz::measure;
-use nestbox_fuzz::vmm::disk::qcow2::{HEADER_LIMIT, Header, check, write_overlay};
-use nestbox_fuzz::vmm::disk::{DiskFormat, Layer};
+use nestbox_fuzz::vmm::storage::disk::qcow2::{HEADER_LIMIT, Header, check, write_overlay};
+use nestbox_fuzz::vmm::storage::disk::{DiskFormat, Layer};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 fuzz_target!(|content: &[u8]| {

@@ -9,8 +9,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use nestbox_fuzz::measure;
-use nestbox_fuzz::vmm::disk::qcow2::{check, flatten, write_overlay};
-use nestbox_fuzz::vmm::disk::{DiskFormat, Layer, LayerError};
+use nestbox_fuzz::vmm::storage::disk::qcow2::{check, flatten, write_overlay};
+use nestbox_fuzz::vmm::storage::disk::{DiskFormat, Layer, LayerError};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 const CLUSTER: u64 = 64 << 10;

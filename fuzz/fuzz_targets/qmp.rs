@@ -9,8 +9,8 @@ use std::path::Path;
 use libfuzzer_sys::fuzz_target;
 use nestbox_fuzz::measure;
 use nestbox_fuzz::said::{expanded, is_fit};
-use nestbox_fuzz::vmm::console;
-use nestbox_fuzz::vmm::qemu::qmp::{Qmp, QmpError, unexpected};
+use nestbox_fuzz::vmm::hypervisor::console;
+use nestbox_fuzz::vmm::hypervisor::qemu::qmp::{Qmp, QmpError, unexpected};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 /// A line of a megabyte, with the most values that one may hold.
 const MEMORY: usize = 24 << 20;
 
-/// As `vmm::qemu::qmp` has it, in bytes.
+/// As `vmm::hypervisor::qemu::qmp` has it, in bytes.
 const LONGEST_LINE: usize = 1 << 20;
 
 fuzz_target!(|input: &[u8]| {

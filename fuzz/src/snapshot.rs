@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{FORMAT, Manifest};
-use crate::vmm::disk::LayerError;
+use crate::vmm::storage::disk::LayerError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {

@@ -4,6 +4,7 @@
 //! against a daemon elsewhere. What a command in a sandbox prints is passed on byte for byte, and
 //! its exit code becomes ours; see [`exit`].
 
+mod batch;
 mod client;
 mod completions;
 mod cp;
@@ -35,7 +36,6 @@ mod resume;
 mod rm;
 mod run;
 mod session;
-mod several;
 mod shell;
 mod signals;
 mod snapshot;
@@ -138,9 +138,9 @@ pub enum Command {
     /// End a process in the background, or send it a signal
     Kill(kill::KillArgs),
     /// Freeze sandboxes to disk, with all that runs in them
-    Pause(several::SeveralArgs),
+    Pause(batch::SeveralArgs),
     /// Let frozen sandboxes go on where they were
-    Resume(several::SeveralArgs),
+    Resume(batch::SeveralArgs),
     /// Make copies of a running sandbox, which go on as it does, and print their ids
     Fork(fork::ForkArgs),
     /// Create, list and remove snapshots

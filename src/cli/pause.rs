@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use super::batch::{SeveralArgs, change};
 use super::client::Client;
 use super::output::Format;
-use super::several::{SeveralArgs, change};
 
 pub(super) async fn run(client: &Client, format: Format, args: SeveralArgs) -> Result<ExitCode> {
     let pause = |id: String, tracing| async move { client.pause(&id, tracing).await };

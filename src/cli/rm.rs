@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 
+use super::batch::each;
 use super::client::{Client, ListQuery};
 use super::output::Format;
 use super::resolve::{live_states, resolve_all};
-use super::several::each;
 
 /// Arguments of `rm`.
 #[derive(Debug, Args)]

@@ -6,10 +6,10 @@ use anyhow::Result;
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 
+use super::batch::each;
 use super::client::{Client, Snapshot, SnapshotRequest};
 use super::output::{Format, age, mebibytes, printable, table};
 use super::resolve::resolve;
-use super::several::each;
 use crate::domain::name::TemplateName;
 
 /// What to do with snapshots.

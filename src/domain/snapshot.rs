@@ -50,3 +50,7 @@ pub struct SnapshotInfo {
     /// When it was taken.
     pub created_at: DateTime<Utc>,
 }
+
+/// Names what a fork has frozen of its parent, until its host discards it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ForkPoint(pub String);

@@ -11,7 +11,7 @@ use super::error::ApiError;
 use super::exec::{Encoding, ExecBody, command};
 use super::openapi::failures::Work;
 use super::openapi::{Messages, Routes, Section};
-use super::session::{Language, Opening, Session, Wish, speech};
+use super::session::{ClientCommand, Language, Opening, Session, speech};
 use super::websocket::{Sockets, frames, handshake, upgraded};
 use crate::actors::control::ControlPlane;
 use crate::domain::exec::{Exec, ExecControl};
@@ -93,16 +93,16 @@ pub fn routes(routes: &mut Routes) {
     routes.section(Section::Commands).add_websocket(exec_stream, messages);
 }
 
-fn hear(text: &[u8]) -> Result<Wish<Exec>, String> {
+fn hear(text: &[u8]) -> Result<ClientCommand<Exec>, String> {
     match serde_json::from_slice(text).map_err(speech::nonsense)? {
         ClientMessage::Start { cmd, args, envs, cwd, user } => {
             let body = ExecBody { cmd, args, envs, cwd, user, ..ExecBody::default() };
-            command(body).map(Wish::Begin).map_err(|error| error.to_string())
+            command(body).map(ClientCommand::Begin).map_err(|error| error.to_string())
         }
         ClientMessage::Stdin { data, encoding, eof } => {
-            speech::input(data, encoding, eof).map(Wish::Input)
+            speech::input(data, encoding, eof).map(ClientCommand::Input)
         }
-        ClientMessage::Signal { signal } => speech::signal(&signal).map(Wish::Control),
-        ClientMessage::Stop {} => Ok(Wish::Control(ExecControl::Stop)),
+        ClientMessage::Signal { signal } => speech::signal(&signal).map(ClientCommand::Control),
+        ClientMessage::Stop {} => Ok(ClientCommand::Control(ExecControl::Stop)),
     }
 }

@@ -13,7 +13,7 @@ use super::exec::Encoding;
 use super::openapi::failures::Work;
 use super::openapi::{Messages, Routes, Section};
 use super::pieces;
-use super::session::{Language, Opening, Session, Wish, speech};
+use super::session::{ClientCommand, Language, Opening, Session, speech};
 use super::websocket::{Sockets, frames, handshake, upgraded};
 use crate::actors::control::ControlPlane;
 use crate::domain::exec::ExecControl;
@@ -217,12 +217,12 @@ pub fn routes(routes: &mut Routes) {
     routes.section(Section::Commands).add(list).add(stop).add_websocket(stream, messages);
 }
 
-fn hear(text: &[u8]) -> Result<Wish<Infallible>, String> {
+fn hear(text: &[u8]) -> Result<ClientCommand<Infallible>, String> {
     match serde_json::from_slice(text).map_err(speech::nonsense)? {
         ClientMessage::Stdin { data, encoding, eof } => {
-            speech::input(data, encoding, eof).map(Wish::Input)
+            speech::input(data, encoding, eof).map(ClientCommand::Input)
         }
-        ClientMessage::Signal { signal } => speech::signal(&signal).map(Wish::Control),
-        ClientMessage::Stop {} => Ok(Wish::Control(ExecControl::Stop)),
+        ClientMessage::Signal { signal } => speech::signal(&signal).map(ClientCommand::Control),
+        ClientMessage::Stop {} => Ok(ClientCommand::Control(ExecControl::Stop)),
     }
 }

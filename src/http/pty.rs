@@ -11,7 +11,7 @@ use super::error::ApiError;
 use super::exec::{Encoding, ExecBody, command};
 use super::openapi::failures::Work;
 use super::openapi::{Messages, Routes, Section};
-use super::session::{Language, Opening, Session, Wish, speech};
+use super::session::{ClientCommand, Language, Opening, Session, speech};
 use super::websocket::{Sockets, frames, handshake, upgraded};
 use crate::actors::control::ControlPlane;
 use crate::domain::exec::{Exec, ExecControl, ExecEvent};
@@ -112,13 +112,13 @@ pub fn routes(routes: &mut Routes) {
     routes.section(Section::Commands).add_websocket(pty, messages);
 }
 
-fn hear(text: &[u8]) -> Result<Wish<TerminalStart>, String> {
+fn hear(text: &[u8]) -> Result<ClientCommand<TerminalStart>, String> {
     match serde_json::from_slice(text).map_err(speech::nonsense)? {
         ClientMessage::Start(start) => {
             let size = size(start.cols, start.rows)?.unwrap_or(TerminalSize::USUAL);
             let tag = start.tag.clone();
             let exec = exec(start).map_err(|error| error.to_string())?;
-            Ok(Wish::Begin(TerminalStart::New { exec, size, tag }))
+            Ok(ClientCommand::Begin(TerminalStart::New { exec, size, tag }))
         }
         ClientMessage::Connect { tag, pid, cols, rows } => {
             let process = match (tag, pid) {
@@ -129,16 +129,16 @@ fn hear(text: &[u8]) -> Result<Wish<TerminalStart>, String> {
                 }
             };
             let size = size(cols, rows)?;
-            Ok(Wish::Begin(TerminalStart::Existing { process, size }))
+            Ok(ClientCommand::Begin(TerminalStart::Existing { process, size }))
         }
         ClientMessage::Input { data, encoding } => {
-            speech::input(data, encoding, false).map(Wish::Input)
+            speech::input(data, encoding, false).map(ClientCommand::Input)
         }
         ClientMessage::Resize { cols, rows } => {
             let size = TerminalSize::new(cols, rows).map_err(|error| error.to_string())?;
-            Ok(Wish::Control(ExecControl::Resize(size)))
+            Ok(ClientCommand::Control(ExecControl::Resize(size)))
         }
-        ClientMessage::Stop {} => Ok(Wish::Control(ExecControl::Stop)),
+        ClientMessage::Stop {} => Ok(ClientCommand::Control(ExecControl::Stop)),
     }
 }
 

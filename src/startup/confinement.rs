@@ -6,8 +6,8 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use crate::config::Wall;
-use crate::vmm::cgroup::{Cgroups, Controller};
 use crate::vmm::hypervisor::Hypervisor;
+use crate::vmm::process::cgroup::{Cgroups, Controller};
 
 /// A wall that is missing here, and why or where it was looked for.
 pub struct Missing {

@@ -8,12 +8,12 @@ use serde::Serialize;
 use super::{choose_hypervisor, confinement, descriptors, hardening, uids};
 use crate::config::Config;
 use crate::print::say;
-use crate::vmm::cgroup::Cgroups;
 use crate::vmm::find_program;
 use crate::vmm::host_memory::host_memory;
 use crate::vmm::hypervisor::Hypervisor;
+use crate::vmm::hypervisor::kvm::{Check, Outcome};
 use crate::vmm::image::ImageStore;
-use crate::vmm::kvm::{Check, Outcome};
+use crate::vmm::process::cgroup::Cgroups;
 
 /// Programs that the daemon or `image build` calls, and the packages they come in.
 const PROGRAMS: [(&str, &str); 7] = [
@@ -168,7 +168,7 @@ fn cgroups(data_dir: &Path) -> Vec<Check> {
             return vec![Check::of("cgroups limit sandboxes", Err(error))];
         }
     };
-    let check = |support: &crate::vmm::cgroup::Support| {
+    let check = |support: &crate::vmm::process::cgroup::Support| {
         let found = match &support.offered_by {
             Some((version, root)) => Ok(format!("{version:?} at {}", root.display())),
             None => Err("not offered here: sandboxes do without".to_owned()),

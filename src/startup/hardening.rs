@@ -8,7 +8,7 @@ use std::path::Path;
 
 use chrono::{Datelike, NaiveDate, NaiveDateTime, Utc};
 
-use crate::vmm::kvm::{Check, Outcome};
+use crate::vmm::hypervisor::kvm::{Check, Outcome};
 
 /// A kernel that is older lacks fixes of holes that are known by now.
 const OLD_DAYS: i64 = 180;

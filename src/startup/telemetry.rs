@@ -22,7 +22,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use super::repeats::Repeats;
+use super::log_repeats::Repeats;
 use crate::config::{Config, LogFormat};
 
 /// How long a collector may take for what it is sent at a time.

@@ -2,7 +2,7 @@
 //! found again and taken away.
 //!
 //! [`Machines`] is the host's edge: above it are actors that know no kernel, below it nothing that
-//! knows an actor. [`super::host`] is the real one, [`super::simulated`] the one for tests.
+//! knows an actor. [`crate::vmm::host`] is the real one, [`crate::vmm::simulated`] the one for tests.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,21 +10,21 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use super::cgroup::Share;
-use super::guest::{Agent, AgentError};
-use super::hypervisor::HypervisorError;
-use super::record::RecordError;
-use super::usage::Usage;
 use crate::domain::egress::{Policy, PolicyRevision};
 use crate::domain::engine::Engine;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::rates::RateLimits;
 use crate::domain::shape::Shape;
-use crate::domain::snapshot::{Existing, SnapshotInfo, Storage};
+use crate::domain::snapshot::{Existing, ForkPoint, SnapshotInfo, Storage};
 use crate::domain::status::SandboxStatus;
 use crate::domain::trace::Trace;
 use crate::domain::usage::Readiness;
+use crate::vmm::guest::{Agent, AgentError};
+use crate::vmm::hypervisor::HypervisorError;
+use crate::vmm::process::cgroup::Share;
+use crate::vmm::process::process_usage::Usage;
+use crate::vmm::record::RecordError;
 
 /// What went wrong with a machine.
 #[derive(Debug, thiserror::Error)]
@@ -101,10 +101,6 @@ pub enum Origin {
     /// What a fork has frozen of its parent.
     Fork(ForkPoint),
 }
-
-/// Names what a fork has frozen of its parent, until [`Machines::discard`].
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ForkPoint(pub String);
 
 /// What to make.
 #[derive(Debug, Clone)]

@@ -12,8 +12,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::memory::BuildId;
-use super::process::ProcessId;
 use crate::domain::egress::{Policy, PolicyRevision};
 use crate::domain::engine::Engine;
 use crate::domain::id::SandboxId;
@@ -21,6 +19,8 @@ use crate::domain::name::TemplateName;
 use crate::domain::rates::RateLimits;
 use crate::domain::shape::Shape;
 use crate::domain::status::SandboxStatus;
+use crate::vmm::process::ProcessId;
+use crate::vmm::storage::memory::BuildId;
 
 /// Name of the file in a sandbox's directory.
 const FILE: &str = "sandbox.json";

@@ -16,7 +16,7 @@ async fn a_client_that_hangs_up_does_not_cancel_its_create() {
     let boot = nest.machines.held(Step::Boot).await;
     let id = boot.id.to_string();
     nest.hang_up(creating).await;
-    assert_eq!(nest.state(&id).await, "starting");
+    nest.becomes(&id, "starting").await;
     boot.succeed();
     nest.becomes(&id, "running").await;
     assert_eq!(nest.sh(&id, "echo on").await, "on\n");
@@ -46,7 +46,7 @@ async fn a_client_that_hangs_up_does_not_cancel_its_destroy() {
     let destroying = nest.begin_destroy(&id);
     let step = nest.machines.held(Step::Destroy).await;
     nest.hang_up(destroying).await;
-    assert_eq!(nest.state(&id).await, "stopping");
+    nest.becomes(&id, "stopping").await;
     step.succeed();
     nest.becomes(&id, "stopped").await;
     assert!(nest.machines.present().is_empty());

@@ -52,7 +52,7 @@ async fn all_who_pause_at_once_get_the_one_pause() {
     nest.machines.set_mode(Step::Pause, Mode::SingleStep);
     let first = nest.begin_to(&id, "pause");
     let step = nest.machines.held(Step::Pause).await;
-    assert_eq!(nest.state(&id).await, "pausing");
+    nest.becomes(&id, "pausing").await;
     let others: Vec<_> = (0..3).map(|_| nest.begin_to(&id, "pause")).collect();
     // The actor has them all when it has refused this one.
     let message = nest.try_exec(&id, json!({"cmd": "true"})).await.error(409, "invalid_state");
@@ -86,7 +86,7 @@ async fn a_command_in_a_frozen_sandbox_is_refused_and_says_what_to_do() {
     let nest = Nest::start().await;
     let id = nest.create(json!({})).await;
     let refused = async |state: &str, word: &str| {
-        assert_eq!(nest.state(&id).await, state);
+        nest.becomes(&id, state).await;
         let exec = nest.try_exec(&id, json!({"cmd": "true"})).await;
         let read = format!("/v1/sandboxes/{id}/files/read");
         let read = nest.post(&read, json!({"path": "/x"})).await;
@@ -241,7 +241,7 @@ async fn a_client_that_hangs_up_does_not_cancel_its_pause() {
     let pausing = nest.begin_to(&id, "pause");
     let step = nest.machines.held(Step::Pause).await;
     nest.hang_up(pausing).await;
-    assert_eq!(nest.state(&id).await, "pausing");
+    nest.becomes(&id, "pausing").await;
     step.succeed();
     nest.becomes(&id, "paused").await;
 }

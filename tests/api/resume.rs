@@ -48,7 +48,7 @@ async fn all_who_resume_at_once_get_the_one_resume() {
     nest.machines.set_mode(Step::Resume, Mode::SingleStep);
     let first = nest.begin_to(&id, "resume");
     let step = nest.machines.held(Step::Resume).await;
-    assert_eq!(nest.state(&id).await, "resuming");
+    nest.becomes(&id, "resuming").await;
     let others: Vec<_> = (0..3).map(|_| nest.begin_to(&id, "resume")).collect();
     let message = nest.pause(&id).await.error(409, "invalid_state");
     assert!(message.contains("resuming"), "{message}");
@@ -150,7 +150,7 @@ async fn a_client_that_hangs_up_does_not_cancel_its_resume() {
     let resuming = nest.begin_to(&id, "resume");
     let step = nest.machines.held(Step::Resume).await;
     nest.hang_up(resuming).await;
-    assert_eq!(nest.state(&id).await, "resuming");
+    nest.becomes(&id, "resuming").await;
     step.succeed();
     nest.becomes(&id, "running").await;
     assert_eq!(nest.sh(&id, "echo on").await, "on\n");
@@ -192,7 +192,7 @@ async fn a_sandbox_whose_time_runs_out_in_a_pause_that_fails_ends_after_it() {
     let pausing = nest.begin_to(&id, "pause");
     let step = nest.machines.held(Step::Pause).await;
     sleep(Duration::from_millis(1500)).await;
-    assert_eq!(nest.state(&id).await, "pausing");
+    nest.becomes(&id, "pausing").await;
     step.fail(Fault::NoSpace);
     pausing.await.unwrap().error(507, "no_space");
     nest.becomes(&id, "stopped").await;

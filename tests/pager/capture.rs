@@ -1,6 +1,6 @@
 //! What is written of a memory that a pager served.
 
-use nestbox::vmm::memory::{BuildId, Durability, PAGE_SIZE, capture_merged};
+use nestbox::vmm::storage::memory::{BuildId, Durability, PAGE_SIZE, capture_merged};
 
 use super::lab::{Lab, content, origin, pages};
 

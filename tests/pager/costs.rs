@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nestbox::vmm::pager::Counters;
+use nestbox::vmm::storage::pager::Counters;
 
 use super::lab::{Lab, content, exit_code, pages, status_kb};
 

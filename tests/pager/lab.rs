@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use nestbox::domain::id::SandboxId;
 use nestbox::domain::shape::Shape;
-use nestbox::vmm::cgroup::{Cgroup, Cgroups, DeviceAccess, Limits, Share};
-use nestbox::vmm::memory::{
+use nestbox::vmm::process::ProcessId;
+use nestbox::vmm::process::cgroup::{Cgroup, Cgroups, DeviceAccess, Limits, Share};
+use nestbox::vmm::storage::memory::{
     BuildId, Captured, Durability, GuestMemory, Lineage, Origin, PAGE_SIZE, Provenance, capture,
 };
-use nestbox::vmm::pager::{self, Counters, PagerPlan, State, WorkingSet};
-use nestbox::vmm::process::ProcessId;
+use nestbox::vmm::storage::pager::{self, Counters, PagerPlan, State, WorkingSet};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tempfile::TempDir;

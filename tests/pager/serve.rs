@@ -4,8 +4,8 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use nestbox::vmm::memory::{Durability, Lineage, PAGE_SIZE};
-use nestbox::vmm::pager::{Phase, State, WorkingSet};
+use nestbox::vmm::storage::memory::{Durability, Lineage, PAGE_SIZE};
+use nestbox::vmm::storage::pager::{Phase, State, WorkingSet};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::time::{Duration, Instant};
 
-use nestbox::vmm::pager::{Phase, WorkingSet};
+use nestbox::vmm::storage::pager::{Phase, WorkingSet};
 use nix::libc::SIGKILL;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -176,6 +176,6 @@ fn takes_long_a_pager_without_a_vm_gives_up_after_a_minute() {
     let lineage = lab.base(4, &[]);
     let (dir, pager) = lab.pager(&lineage, &WorkingSet::default());
     assert_eq!(exit_code(pager, Duration::from_secs(70)), 1);
-    let state = nestbox::vmm::pager::State::read(&dir).unwrap();
+    let state = nestbox::vmm::storage::pager::State::read(&dir).unwrap();
     assert_eq!(state.error(), Some("no VM has connected within 60s"));
 }

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nestbox::vmm::memory::{PAGE_SIZE, Region};
+use nestbox::vmm::storage::memory::{PAGE_SIZE, Region};
 use nix::libc;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::{Gid, Uid, setgid, setuid};

@@ -9,8 +9,8 @@ use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use nestbox::vmm::memory::{Lineage, PAGE_SIZE};
-use nestbox::vmm::pager::{Counters, State};
+use nestbox::vmm::storage::memory::{Lineage, PAGE_SIZE};
+use nestbox::vmm::storage::pager::{Counters, State};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};

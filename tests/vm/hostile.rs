@@ -53,7 +53,10 @@ fn whatever_answers_in_the_agents_place_costs_the_daemon_little_and_leads_it_now
             assert!(started.elapsed() < ANSWER_LIMIT, "{mode}: {:?}", started.elapsed());
             let grown = growth.mib();
             assert!(grown < GROWTH_MIB, "{mode}: grew by {grown} MiB");
-            assert!(guest.asked().await.is_some_and(|asked| asked > 4), "it was asked: {mode}");
+            // Not each of the five has to get through: it may be sent on a connection that the guest is
+            // just closing.
+            let asked = guest.asked().await;
+            assert!(asked.is_some_and(|asked| asked > 2), "it was asked {asked:?} times: {mode}");
         }
         assert_eq!(guest.visits(), 0, "the host went where its guest had sent it");
         files_without_an_end(&guest, &Growth::begin(&daemon)).await;

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use nestbox::vmm::disk::{DiskError, DiskFormat, Layer, Overlay};
+use nestbox::vmm::storage::disk::{DiskError, DiskFormat, Layer, Overlay};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -168,7 +168,7 @@ fn destroy_does_not_wait_for_an_image_to_boot() {
         let ids = daemon.ids().await;
         assert!(ids.len() == 1 && ids[0] != boot.id, "{ids:?}");
         let sandbox = daemon.sandbox(&ids[0]);
-        assert_eq!(sandbox.state().await, "starting");
+        sandbox.becomes("starting").await;
         sandbox.try_exec(json!({ "cmd": "true" })).await.is_error(409, "invalid_state");
 
         sandbox.destroy().await;

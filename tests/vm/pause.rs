@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nestbox::vmm::memory::{BuildId, Durability, Lineage, MAX_DIFFS, collapse};
+use nestbox::vmm::storage::memory::{BuildId, Durability, Lineage, MAX_DIFFS, collapse};
 use serde_json::json;
 
 use crate::support::{Options, Sandbox, Witness, eventually, in_a_lab};

@@ -129,7 +129,7 @@ fn what_cannot_be_adopted_says_why_and_is_cleaned_up() {
         // Nobody knows any more what its VM was, so it is ended.
         let garbled = garbled.through(daemon.api());
         let reason = garbled.becomes("stopped").await;
-        assert!(reason.contains("not there any more"), "{reason}");
+        assert!(reason.contains("VM not found at startup"), "{reason}");
         killed.destroy().await;
         garbled.destroy().await;
 

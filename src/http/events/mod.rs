@@ -11,7 +11,7 @@ use super::auth::Caller;
 use super::error::ApiError;
 use super::openapi::{Messages, Routes, Section};
 use super::page::Window;
-use super::websocket::{self, Farewell, Gone, Lane, Sockets, frames, handshake, upgraded};
+use super::websocket::{self, CloseReason, Gone, Lane, Sockets, frames, handshake, upgraded};
 use crate::actors::control::{ControlPlane, EventFeed};
 use crate::domain::id::SandboxId;
 use crate::entity::events::EventKind;
@@ -69,7 +69,7 @@ fn wants_websocket(request: &HttpRequest) -> bool {
 }
 
 /// Says what happens, as fast as the client takes it.
-async fn tell(mut feed: EventFeed, lane: Lane) -> Result<Farewell, Gone> {
+async fn tell(mut feed: EventFeed, lane: Lane) -> Result<CloseReason, Gone> {
     lane.say(view::start(feed.after())).await?;
     loop {
         let news = tokio::select! {

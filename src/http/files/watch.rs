@@ -16,7 +16,9 @@ use crate::http::error::ApiError;
 use crate::http::openapi::failures::Work;
 use crate::http::openapi::{Messages, Routes};
 use crate::http::query::Query;
-use crate::http::websocket::{Farewell, Gone, Lane, Sockets, frames, handshake, listen, upgraded};
+use crate::http::websocket::{
+    CloseReason, Gone, Lane, Sockets, frames, handshake, listen, upgraded,
+};
 
 /// Query of `files/watch`.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -115,7 +117,7 @@ pub fn routes(routes: &mut Routes) {
 }
 
 /// Says what happens, as fast as the client takes it.
-async fn tell(mut feed: FileFeed, lane: Lane) -> Result<Farewell, Gone> {
+async fn tell(mut feed: FileFeed, lane: Lane) -> Result<CloseReason, Gone> {
     lane.say(text(&ServerMessage::Start)).await?;
     loop {
         let news = tokio::select! {
@@ -127,7 +129,7 @@ async fn tell(mut feed: FileFeed, lane: Lane) -> Result<Farewell, Gone> {
             Ok(WatchNews::Lost) => {
                 let error = "changes came faster than they were taken, and some are lost: watch \
                              again, and then look what is there";
-                return Ok(Farewell::new(CloseCode::Again, error));
+                return Ok(CloseReason::new(CloseCode::Again, error));
             }
             Err(error) => return Ok(error.into()),
         }

@@ -25,7 +25,7 @@ use crate::http::error::ApiError;
 use crate::http::openapi::Routes;
 use crate::http::openapi::failures::Connecting;
 use crate::http::websocket::{
-    self, Farewell, Frames, Hangup, Heartbeat, Lane, Life, Outlet, Sockets, frames, handshake,
+    self, CloseReason, Frames, Hangup, Heartbeat, Lane, Life, Outlet, Sockets, frames, handshake,
     upgraded,
 };
 
@@ -96,9 +96,9 @@ enum End {
     /// The client is gone; nobody needs to be told.
     Gone,
     /// The client has said goodbye, or what it says cannot be understood.
-    Deaf(Farewell),
+    Deaf(CloseReason),
     /// The client is still there.
-    Over(Farewell),
+    Over(CloseReason),
 }
 
 impl From<websocket::Gone> for End {
@@ -120,17 +120,17 @@ impl Client {
             let (waits, all_heard) = (Cell::new(false), Notify::new());
             tokio::select! {
                 biased;
-                () = ending => End::Over(Farewell::away()),
+                () = ending => End::Over(CloseReason::away()),
                 lost = watch.lost() => End::Over(lost.into()),
                 () = self.lane.gone() => End::Gone,
                 end = self.hear(&mut frames, to_server, &watch, &waits, &all_heard) => {
                     match end { Err(end) => end, Ok(never) => match never {} }
                 }
                 end = self.speak(from_server, &watch, &all_heard) => match end {
-                    Ok(()) => End::Over(Farewell::done()),
+                    Ok(()) => End::Over(CloseReason::done()),
                     Err(end) => end,
                 },
-                () = self.silence(&waits) => End::Over(Farewell::silent()),
+                () = self.silence(&waits) => End::Over(CloseReason::silent()),
             }
             // The connection to the server ends here.
         };
@@ -152,16 +152,20 @@ impl Client {
             let piece = match frame.map(bytes_of) {
                 Ok(Said::Bytes(piece)) if open => piece,
                 Ok(Said::Bytes(_)) => {
-                    return Err(End::Over(Farewell::policy("bytes follow the end of the bytes")));
+                    return Err(End::Over(CloseReason::policy(
+                        "bytes follow the end of the bytes",
+                    )));
                 }
                 Ok(Said::Ping(payload)) => {
                     self.outlet.pong(payload);
                     continue;
                 }
                 Ok(Said::Nothing) => continue,
-                Ok(Said::Goodbye) => return Err(End::Deaf(Farewell::done())),
+                Ok(Said::Goodbye) => return Err(End::Deaf(CloseReason::done())),
                 Ok(Said::Text) => {
-                    return Err(End::Over(Farewell::policy("bytes are sent in binary messages")));
+                    return Err(End::Over(CloseReason::policy(
+                        "bytes are sent in binary messages",
+                    )));
                 }
                 Err(error) => {
                     return Err(websocket::broken(error).map_or(End::Gone, End::Deaf));
@@ -270,9 +274,11 @@ fn bytes_of(frame: Frame) -> Said {
 }
 
 /// How a connection ends whose server has cut it, or is gone.
-async fn broken(error: io::Error, watch: &PortWatch) -> Farewell {
+async fn broken(error: io::Error, watch: &PortWatch) -> CloseReason {
     match watch.news().await {
         Some(lost) => lost.into(),
-        None => Farewell::new(CloseCode::Error, format!("the server cut the connection: {error}")),
+        None => {
+            CloseReason::new(CloseCode::Error, format!("the server cut the connection: {error}"))
+        }
     }
 }

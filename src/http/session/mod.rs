@@ -25,14 +25,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 
 use super::websocket::{
-    self, Body, Farewell, Frames, Hangup, Heartbeat, Lane, Life, Messages, Outlet, Sockets,
+    self, Body, CloseReason, Frames, Hangup, Heartbeat, Lane, Life, Messages, Outlet, Sockets,
 };
 use crate::actors::control::{ExecEvents, FollowHandle};
 use crate::domain::exec::{ExecControl, ExecEvent, ExecInput};
 
 /// What a client wants.
 #[derive(Debug)]
-pub enum Wish<B> {
+pub enum ClientCommand<B> {
     /// To begin, with this.
     Begin(B),
     /// To write this to the command.
@@ -44,7 +44,7 @@ pub enum Wish<B> {
 /// What is understood in sessions of one kind, and how they speak.
 pub struct Language<B> {
     /// Reads a message, or says what is wrong with it.
-    pub hear: fn(&[u8]) -> Result<Wish<B>, String>,
+    pub hear: fn(&[u8]) -> Result<ClientCommand<B>, String>,
     /// Says what is heard of the command.
     pub say: fn(&ExecEvent) -> String,
     /// What the first message must be.
@@ -78,7 +78,7 @@ pub struct Session<B: 'static> {
     handle: Option<FollowHandle<B>>,
     outlet: Outlet,
     /// Has the speaker say its last words.
-    part: Option<oneshot::Sender<Farewell>>,
+    part: Option<oneshot::Sender<CloseReason>>,
     speaker: rt::task::JoinHandle<()>,
     messages: Messages,
     /// Whether nothing the client may still send can be heard.
@@ -131,7 +131,7 @@ impl<B: Send + Unpin + 'static> Session<B> {
     }
 
     /// Lets go of the command, and says why once the client has taken what was said before.
-    fn close(&mut self, farewell: Farewell) {
+    fn close(&mut self, farewell: CloseReason) {
         self.phase = Phase::Closing;
         self.handle = None;
         if let Some(part) = self.part.take() {
@@ -143,28 +143,28 @@ impl<B: Send + Unpin + 'static> Session<B> {
     fn hear(&mut self, text: &[u8], ctx: &mut Context<Self>) {
         let wish = match (self.language.hear)(text) {
             Ok(wish) => wish,
-            Err(error) => return self.close(Farewell::policy(error)),
+            Err(error) => return self.close(CloseReason::policy(error)),
         };
         let Some(handle) = &mut self.handle else { return };
         match (wish, &self.phase) {
             (_, Phase::Closing) => {}
-            (Wish::Begin(with), Phase::Waiting(_)) => {
+            (ClientCommand::Begin(with), Phase::Waiting(_)) => {
                 handle.begin(with);
                 self.phase = Phase::Running;
             }
-            (Wish::Begin(_), Phase::Running) => {
+            (ClientCommand::Begin(_), Phase::Running) => {
                 let error = "a command was started already, and a session has one";
-                self.close(Farewell::policy(error));
+                self.close(CloseReason::policy(error));
             }
-            (Wish::Input(_) | Wish::Control(_), Phase::Waiting(_)) => {
+            (ClientCommand::Input(_) | ClientCommand::Control(_), Phase::Waiting(_)) => {
                 let first = self.language.first;
-                self.close(Farewell::policy(format!("the first message is of type {first}")));
+                self.close(CloseReason::policy(format!("the first message is of type {first}")));
             }
-            (Wish::Input(input), Phase::Running) => {
+            (ClientCommand::Input(input), Phase::Running) => {
                 let lane = handle.input.clone();
                 self.pass(input, lane, ctx);
             }
-            (Wish::Control(control), Phase::Running) => {
+            (ClientCommand::Control(control), Phase::Running) => {
                 let lane = handle.control.clone();
                 self.pass(vec![control], lane, ctx);
             }
@@ -208,11 +208,11 @@ impl<B: Send + Unpin + 'static> Session<B> {
                 ctx.stop();
             }
             Phase::Closing => {}
-            _ if self.life.silence() > limit => self.close(Farewell::silent()),
+            _ if self.life.silence() > limit => self.close(CloseReason::silent()),
             Phase::Waiting(since) if since.elapsed() > limit => {
                 let first = self.language.first;
                 let error = format!("no message of type {first} within {limit:?}");
-                self.close(Farewell::policy(error));
+                self.close(CloseReason::policy(error));
             }
             Phase::Waiting(_) | Phase::Running => self.outlet.ping(),
         }
@@ -233,7 +233,7 @@ impl<B: Send + Unpin + 'static> Actor for Session<B> {
         let gone = async move { outlet.gone().await };
         ctx.spawn(gone.into_actor(self).map(|(), _, ctx| ctx.stop()));
         let ending = self.sockets.ending();
-        ctx.spawn(ending.into_actor(self).map(|(), session, _| session.close(Farewell::away())));
+        ctx.spawn(ending.into_actor(self).map(|(), session, _| session.close(CloseReason::away())));
         ctx.run_interval(self.sockets.heartbeat.period, Self::beat);
     }
 }
@@ -259,7 +259,7 @@ impl<B: Send + Unpin + 'static> StreamHandler<Result<Frame, ProtocolError>> for 
             Ok(Some(websocket::Message::Close)) if self.part.is_none() => ctx.stop(),
             Ok(Some(websocket::Message::Close)) => {
                 self.deaf = true;
-                self.close(Farewell::done());
+                self.close(CloseReason::done());
             }
             Err(farewell) => self.close(farewell),
         }
@@ -299,7 +299,7 @@ async fn speak(
     say: fn(&ExecEvent) -> String,
     mut events: ExecEvents,
     lane: Lane,
-    mut parting: oneshot::Receiver<Farewell>,
+    mut parting: oneshot::Receiver<CloseReason>,
 ) {
     let farewell = tokio::select! {
         biased;
@@ -322,7 +322,7 @@ async fn relay(
     say: fn(&ExecEvent) -> String,
     events: &mut ExecEvents,
     lane: &Lane,
-) -> Result<Farewell, websocket::Gone> {
+) -> Result<CloseReason, websocket::Gone> {
     loop {
         let event = tokio::select! {
             event = events.next() => event,
@@ -332,11 +332,11 @@ async fn relay(
             Some(Ok(event)) => {
                 lane.say(say(&event)).await?;
                 if let ExecEvent::Ended(_) = event {
-                    return Ok(Farewell::done());
+                    return Ok(CloseReason::done());
                 }
             }
             Some(Err(error)) => return Ok(error.into()),
-            None => return Ok(Farewell::away()),
+            None => return Ok(CloseReason::away()),
         }
     }
 }

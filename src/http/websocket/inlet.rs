@@ -11,7 +11,7 @@ use futures::{Stream, TryStreamExt};
 use tokio_util::codec::FramedRead;
 use tokio_util::io::StreamReader;
 
-use super::{Farewell, MESSAGE_LIMIT};
+use super::{CloseReason, MESSAGE_LIMIT};
 
 /// The frames of a client; none after an error.
 pub type Frames = Pin<Box<dyn Stream<Item = Result<Frame, ProtocolError>>>>;
@@ -47,15 +47,15 @@ impl Messages {
     /// # Errors
     ///
     /// How the session ends: a message is binary, or too big.
-    pub fn take(&mut self, frame: Frame) -> Result<Option<Message>, Farewell> {
+    pub fn take(&mut self, frame: Frame) -> Result<Option<Message>, CloseReason> {
         match frame {
             Frame::Text(text) => Ok(Some(Message::Text(text))),
             Frame::Ping(payload) => Ok(Some(Message::Ping(payload))),
             Frame::Pong(_) => Ok(Some(Message::Pong)),
             Frame::Close(_) => Ok(Some(Message::Close)),
-            Frame::Binary(_) | Frame::Continuation(Item::FirstBinary(_)) => {
-                Err(Farewell::policy("a message is JSON in a text frame: encode binary data in it"))
-            }
+            Frame::Binary(_) | Frame::Continuation(Item::FirstBinary(_)) => Err(
+                CloseReason::policy("a message is JSON in a text frame: encode binary data in it"),
+            ),
             Frame::Continuation(Item::FirstText(piece)) => {
                 self.part.clear();
                 self.add(&piece).map(|()| None)
@@ -68,7 +68,7 @@ impl Messages {
         }
     }
 
-    fn add(&mut self, piece: &[u8]) -> Result<(), Farewell> {
+    fn add(&mut self, piece: &[u8]) -> Result<(), CloseReason> {
         if self.part.len() + piece.len() > MESSAGE_LIMIT {
             return Err(too_big());
         }
@@ -78,18 +78,18 @@ impl Messages {
 }
 
 /// How a session ends after what is no frame; `None` if the client has just vanished.
-pub fn broken(error: ProtocolError) -> Option<Farewell> {
+pub fn broken(error: ProtocolError) -> Option<CloseReason> {
     match error {
         ProtocolError::Overflow => Some(too_big()),
         // The codec's own complaints are of the other kind.
         ProtocolError::Io(error) if error.kind() != io::ErrorKind::InvalidData => None,
-        other => Some(Farewell::new(CloseCode::Protocol, other.to_string())),
+        other => Some(CloseReason::new(CloseCode::Protocol, other.to_string())),
     }
 }
 
-fn too_big() -> Farewell {
+fn too_big() -> CloseReason {
     let error = format!("a message is at most {MESSAGE_LIMIT} bytes: send more of them");
-    Farewell::new(CloseCode::Size, error)
+    CloseReason::new(CloseCode::Size, error)
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::{
-    Body, Farewell, Frames, Gone, Hangup, Lane, Life, Message, Messages, Outlet, Sockets, broken,
-    open,
+    Body, CloseReason, Frames, Gone, Hangup, Lane, Life, Message, Messages, Outlet, Sockets,
+    broken, open,
 };
 
 /// Begins a session in this thread; gives what it says. `speech` says it, and ends with why there is
@@ -26,7 +26,7 @@ pub fn listen<S>(
     speech: impl FnOnce(Lane) -> S,
 ) -> Body
 where
-    S: Future<Output = Result<Farewell, Gone>> + 'static,
+    S: Future<Output = Result<CloseReason, Gone>> + 'static,
 {
     let life = Life::new();
     let (outlet, lane, body) = open(life.clone());
@@ -68,7 +68,7 @@ enum Phase {
 struct Listener {
     outlet: Outlet,
     /// Has the speaker say its last words.
-    part: Option<oneshot::Sender<Farewell>>,
+    part: Option<oneshot::Sender<CloseReason>>,
     speaker: rt::task::JoinHandle<()>,
     messages: Messages,
     phase: Phase,
@@ -81,7 +81,7 @@ struct Listener {
 
 impl Listener {
     /// Ends the speech, and says why once the client has taken what was said before.
-    fn close(&mut self, farewell: Farewell) {
+    fn close(&mut self, farewell: CloseReason) {
         self.phase = Phase::Closing;
         if let Some(part) = self.part.take() {
             // A speaker that has ended by itself has said its own last words.
@@ -94,7 +94,7 @@ impl Listener {
         let silent = self.life.silence() > self.sockets.heartbeat.limit;
         match (self.phase, silent) {
             (Phase::Open, false) => self.outlet.ping(),
-            (Phase::Open, true) => self.close(Farewell::silent()),
+            (Phase::Open, true) => self.close(CloseReason::silent()),
             (Phase::Closing, false) => {}
             (Phase::Closing, true) => {
                 if let Some(hangup) = &self.hangup {
@@ -120,7 +120,7 @@ impl Actor for Listener {
         let gone = async move { outlet.gone().await };
         ctx.spawn(gone.into_actor(self).map(|(), _, ctx| ctx.stop()));
         let ending = self.sockets.ending();
-        ctx.spawn(ending.into_actor(self).map(|(), session, _| session.close(Farewell::away())));
+        ctx.spawn(ending.into_actor(self).map(|(), session, _| session.close(CloseReason::away())));
         ctx.run_interval(self.sockets.heartbeat.period, Self::beat);
     }
 }
@@ -140,7 +140,7 @@ impl StreamHandler<Result<Frame, ProtocolError>> for Listener {
         };
         match message {
             Ok(Some(Message::Text(_))) => {
-                self.close(Farewell::policy("this session takes no messages"));
+                self.close(CloseReason::policy("this session takes no messages"));
             }
             Ok(Some(Message::Ping(payload))) => self.outlet.pong(payload),
             Ok(Some(Message::Pong) | None) => {}
@@ -148,7 +148,7 @@ impl StreamHandler<Result<Frame, ProtocolError>> for Listener {
             Ok(Some(Message::Close)) if self.part.is_none() => ctx.stop(),
             Ok(Some(Message::Close)) => {
                 self.deaf = true;
-                self.close(Farewell::done());
+                self.close(CloseReason::done());
             }
             Err(farewell) => self.close(farewell),
         }
@@ -184,9 +184,9 @@ impl Handler<AllSaid> for Listener {
 
 /// Has the speech held until it is over or broken off, and then says why it is.
 async fn speak(
-    speech: impl Future<Output = Result<Farewell, Gone>>,
+    speech: impl Future<Output = Result<CloseReason, Gone>>,
     lane: Lane,
-    mut parting: oneshot::Receiver<Farewell>,
+    mut parting: oneshot::Receiver<CloseReason>,
 ) {
     let farewell = tokio::select! {
         biased;

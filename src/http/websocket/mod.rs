@@ -10,7 +10,7 @@
 //! session is an actor with a context of its own, and writes into the lanes of an [`outlet`],
 //! which the connection empties only as fast as the client reads.
 
-mod farewell;
+mod close_reason;
 mod hangup;
 mod inlet;
 mod life;
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::ApiError;
 
-pub use farewell::Farewell;
+pub use close_reason::CloseReason;
 pub use hangup::Hangup;
 pub use inlet::{Frames, Message, Messages, broken, frames};
 pub use life::Life;

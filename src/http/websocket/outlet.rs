@@ -13,7 +13,7 @@ use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_util::codec::Encoder;
 
-use super::{Farewell, Life};
+use super::{CloseReason, Life};
 
 /// Frames of output that wait for the connection.
 const FRAMES: usize = 1;
@@ -58,7 +58,7 @@ impl Lane {
     }
 
     /// Closes the WebSocket; nothing may be said after it.
-    pub async fn close(&self, farewell: &Farewell) -> Result<(), Gone> {
+    pub async fn close(&self, farewell: &CloseReason) -> Result<(), Gone> {
         let close = frame(Message::Close(Some(farewell.reason())));
         self.0.send(close).await.map_err(|_| Gone)
     }

@@ -20,7 +20,7 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// The command's end of the queues between it and whoever follows it. All are bounded: a follower
 /// that does not take events stops the command, and one that sends too much has to wait.
-pub struct Wires {
+pub struct ExecChannels {
     /// Where it is heard.
     pub events: mpsc::Sender<ExecEvent>,
     /// What goes to its standard input.
@@ -39,10 +39,10 @@ impl Agent {
     pub async fn follow(
         &self,
         exec: Exec,
-        wires: Wires,
+        channels: ExecChannels,
         abandoned: &CancellationToken,
     ) -> Result<(), AgentError> {
-        let Wires { events, mut input, mut control } = wires;
+        let ExecChannels { events, mut input, mut control } = channels;
         let mut process = match self.start_process(exec, Stdin::Open).await? {
             Start::Runs(process) => process,
             Start::Failed { code, message } => {
@@ -81,10 +81,10 @@ impl Agent {
     pub async fn accompany(
         &self,
         mut process: Following,
-        wires: Wires,
+        channels: ExecChannels,
         left: &CancellationToken,
     ) -> Result<(), AgentError> {
-        let Wires { events, mut input, mut control } = wires;
+        let ExecChannels { events, mut input, mut control } = channels;
         let reach = process.control.clone();
         let started = ExecEvent::Started { pid: reach.pid, tag: process.tag.clone() };
         // Both end when nobody can send anything more and all of it is passed on.

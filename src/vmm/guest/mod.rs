@@ -35,7 +35,7 @@ pub use background::{Begin, Following};
 pub use crate::domain::port::AGENT_PORT;
 pub use error::AgentError;
 pub use files::FileStream;
-pub use follow::Wires;
+pub use follow::ExecChannels;
 pub use port::ServerStream;
 pub use watch::Watching;
 

@@ -22,15 +22,15 @@ use chrono::Utc;
 use super::Host;
 use super::disk::{self, Base};
 use super::error::file_error;
-use super::parts::{Parts, overlay_name, snapshot_dir};
-use crate::vmm::disk::DiskFormat;
+use super::resources::{MachineResources, overlay_name, snapshot_dir};
 use crate::vmm::fault::Point;
 use crate::vmm::guest::Agent;
 use crate::vmm::hypervisor::Vm;
 use crate::vmm::machine::{CaptureError, MachineError, Run};
-use crate::vmm::memory::{self, BuildId, Durability};
 use crate::vmm::record::{Record, RecordFile, Residency};
-use crate::vmm::snapshot::{self, FORMAT, Manifest, Snapshot, SnapshotError};
+use crate::vmm::storage::disk::DiskFormat;
+use crate::vmm::storage::memory::{self, BuildId, Durability};
+use crate::vmm::storage::snapshot::{self, FORMAT, Manifest, Snapshot, SnapshotError};
 
 /// A guest that does not bring its disk up to date in this time is captured as it is: its file
 /// system has a journal.
@@ -42,7 +42,7 @@ const CLOCK_LIMIT: Duration = Duration::from_secs(2);
 /// Diffs of a chain that grows no further: a header has room for 255 generations.
 const MOST_DIFFS: usize = 100;
 
-/// The parts of a machine that runs.
+/// The resources of a machine that runs.
 struct Running {
     vm: Arc<dyn Vm>,
     snapshot: Arc<Snapshot>,
@@ -51,8 +51,8 @@ struct Running {
 }
 
 impl Running {
-    fn of(parts: &Parts, agent: &Agent) -> Result<Self, MachineError> {
-        match (&parts.vm, &parts.snapshot, &parts.record) {
+    fn of(resources: &MachineResources, agent: &Agent) -> Result<Self, MachineError> {
+        match (&resources.vm, &resources.snapshot, &resources.record) {
             (Some(vm), Some(snapshot), Some(record)) => Ok(Self {
                 vm: vm.clone(),
                 snapshot: snapshot.clone(),
@@ -89,26 +89,27 @@ impl Host {
     /// next capture builds on it.
     pub(super) async fn checkpoint(
         &self,
-        parts: &mut Parts,
+        resources: &mut MachineResources,
         agent: &Agent,
         run: &Run,
     ) -> Result<Arc<Snapshot>, CaptureError> {
-        let running = Running::of(parts, agent).map_err(CaptureError::RunsOn)?;
+        let running = Running::of(resources, agent).map_err(CaptureError::RunsOn)?;
         let build = BuildId::random();
         self.sync_and_freeze(&running, run).await?;
-        let captured = self.capture(parts, &running, build, Durability::Cached, run).await;
+        let captured = self.capture(resources, &running, build, Durability::Cached, run).await;
         let snapshot = match captured {
             Ok(snapshot) => snapshot,
             Err(error) => return Err(running.after(error).await),
         };
-        if let Err(error) = run.trace.span("switch", self.switch(parts, &running, &snapshot)).await
+        if let Err(error) =
+            run.trace.span("switch", self.switch(resources, &running, &snapshot)).await
         {
             let _ = snapshot::remove(snapshot.dir());
             return Err(running.after(error).await);
         }
         // The VM writes to its new overlay: from here on the new snapshot is what it builds on,
         // whatever else fails.
-        let former = parts.snapshot.replace(snapshot.clone());
+        let former = resources.snapshot.replace(snapshot.clone());
         let thawed = run.trace.span("thaw", running.vm.thaw()).await;
         thawed.map_err(|error| CaptureError::Lost(error.into()))?;
         // Beside what is left to do: a guest in software may take a moment for it.
@@ -119,7 +120,7 @@ impl Host {
             });
         // Not needed even if the record still names it: who finds the VM asks it what it has.
         if let Some(former) = former {
-            self.forget_former(&parts.dir, former).await;
+            self.forget_former(&resources.dir, former).await;
         }
         switched.map_err(CaptureError::RunsOn)?;
         self.faults
@@ -135,15 +136,15 @@ impl Host {
     /// snapshot and the record that says so. The inner result says whether that is really all.
     pub(super) async fn freeze(
         &self,
-        parts: &mut Parts,
+        resources: &mut MachineResources,
         agent: &Agent,
         run: &Run,
         on_end: impl FnOnce(),
     ) -> Result<Result<(), MachineError>, CaptureError> {
-        let running = Running::of(parts, agent).map_err(CaptureError::RunsOn)?;
+        let running = Running::of(resources, agent).map_err(CaptureError::RunsOn)?;
         let build = BuildId::random();
         self.sync_and_freeze(&running, run).await?;
-        let captured = self.capture(parts, &running, build, Durability::Synced, run).await;
+        let captured = self.capture(resources, &running, build, Durability::Synced, run).await;
         let snapshot = match captured {
             Ok(_) if run.cancel.is_cancelled() => {
                 return Err(running.after(MachineError::Cancelled).await);
@@ -161,29 +162,29 @@ impl Host {
             return Err(running.after(error.into()).await);
         }
         // Paused, as anybody would find who looked now. What follows can only leave things behind.
-        let former = parts.snapshot.replace(snapshot.clone());
+        let former = resources.snapshot.replace(snapshot.clone());
         let remains = async {
             let at = |point, vm| self.faults.at(point, vm).map_err(|error| vec![error.to_string()]);
             at(Point::PauseCommitted, running.pid())?;
-            parts.kill().await.map_err(|error| vec![error])?;
+            resources.kill().await.map_err(|error| vec![error])?;
             // Without a pid: it may name another process by now.
             at(Point::VmEnded, None)?;
-            match parts.release().await {
+            match resources.release().await {
                 remains if remains.is_empty() => Ok(()),
                 remains => Err(remains),
             }
         };
         let mut taken_away = Ok(());
         if let Err(remains) = run.trace.span("release", remains).await {
-            tracing::error!(dir = %parts.dir.display(), remains = remains.join("; "),
+            tracing::error!(dir = %resources.dir.display(), remains = remains.join("; "),
                 "something is left of a VM that was paused");
             // Once more, for what was not tried because something before it failed.
-            let remains = parts.release().await;
+            let remains = resources.release().await;
             if !remains.is_empty() {
                 taken_away = Err(MachineError::Remains(remains));
             }
         }
-        let dir = parts.dir.clone();
+        let dir = resources.dir.clone();
         if let Some(former) = former {
             self.forget_former(&dir, former).await;
         }
@@ -222,7 +223,7 @@ impl Host {
     /// Writes the snapshot of a frozen VM.
     async fn capture(
         &self,
-        parts: &Parts,
+        resources: &MachineResources,
         running: &Running,
         build: BuildId,
         durability: Durability,
@@ -233,14 +234,14 @@ impl Host {
         let devices = run.trace.span("devices", running.vm.save_devices()).await?;
         at(Point::DevicesSaved)?;
 
-        let disk = parts.disk.as_ref().expect("a running machine has a disk");
+        let disk = resources.disk.as_ref().expect("a running machine has a disk");
         run.trace.span("flush", disk.flush()).await?;
         let (overlay, format) = (disk.path().to_owned(), self.disks.format());
         let manifest = next_manifest(build, format, &running.record.get(), &running.snapshot);
         let (former, vm) = (running.snapshot.clone(), running.vm.clone());
         let provenance = self.provenance_after(&former);
         let origin = memory::Origin { shape: manifest.shape, provenance };
-        let (dir, faults) = (snapshot_dir(&parts.dir, build), self.faults.clone());
+        let (dir, faults) = (snapshot_dir(&resources.dir, build), self.faults.clone());
         let write = move || {
             let memory = former.memory();
             Snapshot::create::<MachineError>(&dir, &manifest, &devices, durability, |new| {
@@ -270,12 +271,12 @@ impl Host {
     /// Has a frozen VM write to an overlay on its new snapshot.
     async fn switch(
         &self,
-        parts: &mut Parts,
+        resources: &mut MachineResources,
         running: &Running,
         snapshot: &Snapshot,
     ) -> Result<(), MachineError> {
         let name = overlay_name(snapshot.manifest().build);
-        disk::switch(&self.disks, parts, &*running.vm, &name, &Base::of(snapshot)).await
+        disk::switch(&self.disks, resources, &*running.vm, &name, &Base::of(snapshot)).await
     }
 
     /// Removes a snapshot that a machine does not build on any more, and the name of the overlay that

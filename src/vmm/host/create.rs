@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::Host;
 use super::error::file_error;
-use super::machine::HostMachine;
-use super::parts::{Parts, snapshot_dir};
+use super::resources::{MachineResources, snapshot_dir};
+use super::running::HostMachine;
 use super::standby::{self, Standby};
 use crate::domain::name::TemplateName;
 use crate::domain::shape::Shape;
@@ -13,9 +13,9 @@ use crate::domain::snapshot::{Existing, SnapshotInfo};
 use crate::vmm::guest::{AGENT_PORT, Agent};
 use crate::vmm::image::{Image, ImageError};
 use crate::vmm::machine::{MachineError, MachineSpec, Origin, Run, Template};
-use crate::vmm::memory::Durability;
 use crate::vmm::record::{Record, RecordFile, Residency};
-use crate::vmm::snapshot::{Named, Snapshot};
+use crate::vmm::storage::memory::Durability;
+use crate::vmm::storage::snapshot::{Named, Snapshot};
 
 impl Host {
     pub(super) fn image(&self, name: &TemplateName) -> Result<Option<Image>, MachineError> {
@@ -116,22 +116,22 @@ impl Host {
             return Ok(machine);
         }
         let id = spec.id.clone();
-        let mut parts = match vmm {
-            Some(vmm) if vmm.waits() => vmm.parts,
+        let mut resources = match vmm {
+            Some(vmm) if vmm.waits() => vmm.resources,
             Some(dead) => {
                 standby::dismiss(dead).await;
-                Parts::new(self.dir(&id))
+                MachineResources::new(self.dir(&id))
             }
-            None => Parts::new(self.dir(&id)),
+            None => MachineResources::new(self.dir(&id)),
         };
         let made = async {
-            self.found(&mut parts, spec, source, run).await?;
-            self.restore(&mut parts, run).await
+            self.found(&mut resources, spec, source, run).await?;
+            self.restore(&mut resources, run).await
         };
         match made.await {
-            Ok(agent) => Ok(HostMachine::new(self.clone(), parts, agent)),
+            Ok(agent) => Ok(HostMachine::new(self.clone(), resources, agent)),
             Err(error) => {
-                let remains = parts.dismantle().await;
+                let remains = resources.dismantle().await;
                 if remains.is_empty() {
                     return Err(error);
                 }
@@ -155,11 +155,11 @@ impl Host {
             standby::dismiss(standby).await;
             return Ok(None);
         }
-        let mut parts = standby.parts;
-        match self.wake(&parts, spec, source, run).await {
-            Ok(agent) => Ok(Some(HostMachine::new(self.clone(), parts, agent))),
+        let mut resources = standby.resources;
+        match self.wake(&resources, spec, source, run).await {
+            Ok(agent) => Ok(Some(HostMachine::new(self.clone(), resources, agent))),
             Err(error) => {
-                let remains = parts.dismantle().await;
+                let remains = resources.dismantle().await;
                 tracing::warn!(sandbox_id = %spec.id, error = %crate::chain(&error),
                     "a standby did not become a sandbox");
                 match (remains.is_empty(), error) {
@@ -174,19 +174,19 @@ impl Host {
     /// Thaws a standby and tells its guest who it is.
     async fn wake(
         &self,
-        parts: &Parts,
+        resources: &MachineResources,
         spec: &MachineSpec,
         source: &Snapshot,
         run: &Run,
     ) -> Result<Agent, MachineError> {
-        let (record, vm, slot) = match (&parts.record, &parts.vm, &parts.slot) {
+        let (record, vm, slot) = match (&resources.record, &resources.vm, &resources.slot) {
             (Some(record), Some(vm), Some(slot)) => (record, vm, slot),
             _ => unreachable!("a standby is whole"),
         };
         let wanted = self.new_record(spec.clone(), source);
         let known_token = Some(record.get().access_token.clone());
         run.trace.blocking("record", || record.update(|record| record.hand_over_to(wanted)))?;
-        if let Some(cgroup) = &parts.cgroup {
+        if let Some(cgroup) = &resources.cgroup {
             let shared = cgroup.set_share(record.get().shape.vcpus, run.share);
             shared.map_err(|error| MachineError::Cgroup { source: Box::new(error) })?;
         }
@@ -199,20 +199,21 @@ impl Host {
         run.trace.span("thaw", vm.thaw()).await?;
         let agent = Agent::new((slot.address(), AGENT_PORT).into(), &spec.access_token);
         let up = self.introduce(&now, known_token, &agent);
-        run.trace.span("init", self.unless_it_ends(&**vm, &parts.dir, run, up)).await?;
+        run.trace.span("init", self.unless_it_ends(&**vm, &resources.dir, run, up)).await?;
         Ok(agent)
     }
 
     /// Makes a machine's directory with its record, and its own copy of what it starts from.
     pub(super) async fn found(
         &self,
-        parts: &mut Parts,
+        resources: &mut MachineResources,
         spec: MachineSpec,
         source: Arc<Snapshot>,
         run: &Run,
     ) -> Result<(), MachineError> {
         let wanted = self.new_record(spec, &source);
-        let (place, made) = (Parts::new(parts.dir.clone()), parts.record.clone());
+        let (place, made) =
+            (MachineResources::new(resources.dir.clone()), resources.record.clone());
         let cancel = run.cancel.clone();
         let work = move || {
             let record = match made {
@@ -234,8 +235,8 @@ impl Host {
         };
         let made = run.trace.span("directory", tokio::task::spawn_blocking(work)).await;
         let (record, snapshot) = made.expect("making files does not panic")?;
-        parts.record = Some(record);
-        parts.snapshot = Some(Arc::new(snapshot));
+        resources.record = Some(record);
+        resources.snapshot = Some(Arc::new(snapshot));
         Ok(())
     }
 

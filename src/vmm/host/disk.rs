@@ -5,12 +5,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::file_error;
-use super::parts::{Parts, build_of, overlay_path};
+use super::resources::{MachineResources, build_of, overlay_path};
 use crate::domain::id::SandboxId;
-use crate::vmm::disk::{Device, DeviceError, Devices, DiskFormat, Layer, Overlay};
 use crate::vmm::hypervisor::{DiskKind, DiskPlan, HypervisorError, OverlayPlan, Vm};
 use crate::vmm::machine::MachineError;
-use crate::vmm::snapshot::Snapshot;
+use crate::vmm::storage::disk::{Device, DeviceError, Devices, DiskFormat, Layer, Overlay};
+use crate::vmm::storage::snapshot::Snapshot;
 
 /// How this host makes disks.
 pub(super) enum Disks {
@@ -199,7 +199,7 @@ impl Disk {
         };
         let open = |(path, format): &(PathBuf, DiskFormat)| {
             let file = fs::File::open(path)?;
-            io::Result::Ok(crate::vmm::disk::OpenLayer { file, format: *format })
+            io::Result::Ok(crate::vmm::storage::disk::OpenLayer { file, format: *format })
         };
         let layers = match base.snapshot {
             Some(snapshot) => snapshot.open_layers()?,
@@ -236,13 +236,13 @@ impl Disk {
 /// far. On failure it is as it was.
 pub(super) async fn switch(
     disks: &Disks,
-    parts: &mut Parts,
+    resources: &mut MachineResources,
     vm: &dyn Vm,
     name: &str,
     base: &Base<'_>,
 ) -> Result<(), MachineError> {
-    let path = disks.overlay_path(&parts.dir, name);
-    let disk = parts.disk.as_mut().expect("a running machine has a disk");
+    let path = disks.overlay_path(&resources.dir, name);
+    let disk = resources.disk.as_mut().expect("a running machine has a disk");
     match (disk, vm.layered_disk()) {
         (Disk::Device(device), _) => Ok(device.switch(&base.layers, &path).await?),
         (Disk::Overlay(former), Some(layered)) => {

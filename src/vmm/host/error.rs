@@ -1,14 +1,14 @@
-//! What errors of the parts mean for a machine.
+//! What errors of the resources mean for a machine.
 
 use std::error::Error;
 use std::io;
 
-use crate::vmm::disk::{DeviceError, DiskError, LayerError};
 use crate::vmm::hypervisor::HypervisorError;
 use crate::vmm::machine::MachineError;
-use crate::vmm::memory::MemoryError;
 use crate::vmm::record::RecordError;
-use crate::vmm::snapshot::SnapshotError;
+use crate::vmm::storage::disk::{DeviceError, DiskError, LayerError};
+use crate::vmm::storage::memory::MemoryError;
+use crate::vmm::storage::snapshot::SnapshotError;
 
 /// Sets a full disk of the host apart, wherever in the chain of causes it is.
 fn no_space_or<E: Error + Send + Sync + 'static>(

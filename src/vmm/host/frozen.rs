@@ -9,16 +9,16 @@ use tokio::sync::Mutex;
 
 use super::Host;
 use super::capture::seal;
-use super::machine::HostMachine;
-use super::parts::{Parts, snapshot_dir};
+use super::resources::{MachineResources, snapshot_dir};
+use super::running::HostMachine;
 use crate::domain::egress::{Policy, PolicyRevision};
 use crate::domain::name::TemplateName;
 use crate::domain::snapshot::{Existing, SnapshotInfo, Storage};
 use crate::domain::status::SandboxStatus;
 use crate::vmm::machine::{Frozen, Machine, MachineError, Run};
-use crate::vmm::memory::Durability;
 use crate::vmm::record::{RecordFile, Residency};
-use crate::vmm::snapshot::{self, Snapshot};
+use crate::vmm::storage::memory::Durability;
+use crate::vmm::storage::snapshot::{self, Snapshot};
 
 /// A frozen machine.
 pub(super) struct HostFrozen {
@@ -66,10 +66,10 @@ async fn resume(
     snapshot: Arc<Snapshot>,
     run: &Run,
 ) -> Result<HostMachine, MachineError> {
-    let mut parts = Parts::new(dir.to_owned());
-    parts.record = Some(record.clone());
-    parts.snapshot = Some(snapshot);
-    let restored = match host.restore(&mut parts, run).await {
+    let mut resources = MachineResources::new(dir.to_owned());
+    resources.record = Some(record.clone());
+    resources.snapshot = Some(snapshot);
+    let restored = match host.restore(&mut resources, run).await {
         // From here on its VM is what counts; a daemon that ends before leaves it paused.
         Ok(agent) => match record.update(|record| record.residency = Residency::Vm) {
             Ok(()) => Ok(agent),
@@ -78,9 +78,9 @@ async fn resume(
         Err(error) => Err(error),
     };
     match restored {
-        Ok(agent) => Ok(HostMachine::new(host.clone(), parts, agent)),
+        Ok(agent) => Ok(HostMachine::new(host.clone(), resources, agent)),
         Err(error) => {
-            let remains = parts.release().await;
+            let remains = resources.release().await;
             if !remains.is_empty() {
                 tracing::error!(dir = %dir.display(), remains = remains.join("; "),
                     "something is left of a VM that could not be resumed");
@@ -153,7 +153,7 @@ impl Frozen for HostFrozen {
 
     async fn destroy(&self) -> Result<(), MachineError> {
         let _files = self.claim().await;
-        let remains = Parts::new(self.dir.clone()).dismantle().await;
+        let remains = MachineResources::new(self.dir.clone()).dismantle().await;
         match remains.is_empty() {
             true => Ok(()),
             false => Err(MachineError::Remains(remains)),

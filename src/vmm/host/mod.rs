@@ -12,23 +12,23 @@
 //! gets as open files.
 //!
 //! Every machine comes out of a snapshot ([`restore`]), and goes into one ([`capture`]). What it
-//! consists of at any moment is in [`parts::Parts`], so that a failure half-way leaves nothing
+//! consists of at any moment is in [`resources::MachineResources`], so that a failure half-way leaves nothing
 //! behind.
 
-mod ahead;
 mod capture;
 mod create;
 mod disk;
 mod error;
 mod frozen;
 mod hang;
-mod machine;
-mod parts;
 mod recover;
+mod resources;
 mod restore;
+mod running;
 mod space;
 mod standby;
 mod warm;
+mod warm_vmm_pool;
 
 use std::io;
 use std::num::NonZeroU32;
@@ -45,26 +45,26 @@ use self::recover::{list, slot_of};
 use self::space::SpaceWatch;
 use self::standby::Standbys;
 use self::warm::Making;
-use super::cgroup::{CgroupError, Cgroups};
-use super::disk::DeviceError;
-use super::fault::Faults;
-use super::hypervisor::Hypervisor;
-use super::image::ImageStore;
-use super::machine::{
-    EngineInfo, ForkPoint, Found, Machine, MachineError, MachineSpec, Machines, Run, Survivor,
-    Template,
-};
-use super::memory::Provenance;
-use super::network::{NetworkConfig, NetworkError, SlotPool};
-use super::snapshot::{Snapshot, SnapshotError, SnapshotStore};
 use crate::domain::egress::Lan;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::rates::RateLimits;
 use crate::domain::shape::Shape;
 use crate::domain::slot::SlotIndex;
+use crate::domain::snapshot::ForkPoint;
 use crate::domain::snapshot::SnapshotInfo;
 use crate::domain::usage::Readiness;
+use crate::vmm::fault::Faults;
+use crate::vmm::hypervisor::Hypervisor;
+use crate::vmm::image::ImageStore;
+use crate::vmm::machine::{
+    EngineInfo, Found, Machine, MachineError, MachineSpec, Machines, Run, Survivor, Template,
+};
+use crate::vmm::network::{NetworkConfig, NetworkError, SlotPool};
+use crate::vmm::process::cgroup::{CgroupError, Cgroups};
+use crate::vmm::storage::disk::DeviceError;
+use crate::vmm::storage::memory::Provenance;
+use crate::vmm::storage::snapshot::{Snapshot, SnapshotError, SnapshotStore};
 
 const SANDBOXES: &str = "sandboxes";
 const SNAPSHOTS: &str = "snapshots";

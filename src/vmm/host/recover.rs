@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::frozen::HostFrozen;
-use super::machine::HostMachine;
-use super::parts::{Parts, build_of, snapshot_dir};
+use super::resources::{MachineResources, build_of, snapshot_dir};
+use super::running::HostMachine;
 use super::{Host, SANDBOXES};
 use crate::domain::engine::Engine;
 use crate::domain::id::SandboxId;
 use crate::domain::sandbox::SandboxState;
 use crate::domain::slot::SlotIndex;
-use crate::vmm::cgroup::CgroupError;
 use crate::vmm::guest::{AGENT_PORT, Agent};
 use crate::vmm::machine::{Found, MachineError, Survivor};
+use crate::vmm::process::cgroup::CgroupError;
 use crate::vmm::process::start_ticks;
 use crate::vmm::record::{RecordFile, Residency};
-use crate::vmm::snapshot::Snapshot;
+use crate::vmm::storage::snapshot::Snapshot;
 
 impl Host {
     pub(super) async fn list_survivors(&self) -> Vec<Survivor> {
@@ -76,20 +76,20 @@ impl Host {
         self: &Arc<Self>,
         id: &SandboxId,
     ) -> Result<Found, MachineError> {
-        let mut parts = Parts::new(self.dir(id));
-        let record = RecordFile::read(&parts.dir).ok().map(|record| record.get());
+        let mut resources = MachineResources::new(self.dir(id));
+        let record = RecordFile::read(&resources.dir).ok().map(|record| record.get());
         if record.is_some_and(|record| record.residency == Residency::Snapshot) {
             return self.adopt_frozen(id).await.map(|frozen| Found::Frozen(Arc::new(frozen)));
         }
-        match self.find(id, &mut parts).await {
+        match self.find(id, &mut resources).await {
             Ok(agent) => {
-                let machine = HostMachine::new(self.clone(), parts, agent);
+                let machine = HostMachine::new(self.clone(), resources, agent);
                 Ok(Found::Running(Arc::new(machine)))
             }
             Err(reason) => {
                 // What was found is let go of, not taken away: the sweep goes by the record, which
                 // also names what was not found any more.
-                drop(parts);
+                drop(resources);
                 match self.sweep_sandbox(id).await {
                     Ok(()) => Err(MachineError::NotAdopted(reason)),
                     Err(error) => Err(error),
@@ -101,23 +101,23 @@ impl Host {
     /// A frozen sandbox is its record and its snapshot. What else there is, a pause could not take
     /// away any more, or a resume had just made.
     async fn adopt_frozen(self: &Arc<Self>, id: &SandboxId) -> Result<HostFrozen, MachineError> {
-        let (mut parts, slot, mut remains) = self.take_vm_away(id).await?;
-        remains.extend(parts.release().await);
-        remains.extend(self.discard_slot(&parts, slot).await);
+        let (mut resources, slot, mut remains) = self.take_vm_away(id).await?;
+        remains.extend(resources.release().await);
+        remains.extend(self.discard_slot(&resources, slot).await);
         if !remains.is_empty() {
             return Err(MachineError::Remains(remains));
         }
-        let record = RecordFile::read(&parts.dir)?;
+        let record = RecordFile::read(&resources.dir)?;
         if let Some(build) = record.get().snapshot {
-            remove_all_but(&parts.dir, &[snapshot_dir(&parts.dir, build)]);
+            remove_all_but(&resources.dir, &[snapshot_dir(&resources.dir, build)]);
         }
-        Ok(HostFrozen::new(self.clone(), parts.dir.clone(), Arc::new(record)))
+        Ok(HostFrozen::new(self.clone(), resources.dir.clone(), Arc::new(record)))
     }
 
     pub(super) async fn sweep_sandbox(&self, id: &SandboxId) -> Result<(), MachineError> {
-        let (mut parts, slot, mut remains) = self.take_vm_away(id).await?;
-        remains.extend(parts.dismantle().await);
-        remains.extend(self.discard_slot(&parts, slot).await);
+        let (mut resources, slot, mut remains) = self.take_vm_away(id).await?;
+        remains.extend(resources.dismantle().await);
+        remains.extend(self.discard_slot(&resources, slot).await);
         match remains.is_empty() {
             true => Ok(()),
             false => Err(MachineError::Remains(remains)),
@@ -129,55 +129,63 @@ impl Host {
     async fn take_vm_away(
         &self,
         id: &SandboxId,
-    ) -> Result<(Parts, Option<SlotIndex>, Vec<String>), MachineError> {
-        let mut parts = Parts::new(self.dir(id));
+    ) -> Result<(MachineResources, Option<SlotIndex>, Vec<String>), MachineError> {
+        let mut resources = MachineResources::new(self.dir(id));
         let mut remains = Vec::new();
-        parts.cgroup = self.cgroups.adopt(id).ok();
-        let record = RecordFile::read(&parts.dir).ok();
+        resources.cgroup = self.cgroups.adopt(id).ok();
+        let record = RecordFile::read(&resources.dir).ok();
         let now = record.as_ref().map(RecordFile::get);
-        parts.record = record.map(Arc::new);
+        resources.record = record.map(Arc::new);
         // By its pid, for its sockets may be what is broken.
-        parts.process = now.as_ref().and_then(|now| now.process);
+        resources.process = now.as_ref().and_then(|now| now.process);
         // A VM that lives uses everything, so everything stays.
-        if let Err(error) = parts.kill().await {
+        if let Err(error) = resources.kill().await {
             return Err(MachineError::Remains(vec![error]));
         }
         if let Err(error) = self.disks.discard(id).await {
             remains.push(crate::chain(&error).to_string());
         }
         let slot = now.and_then(|now| now.slot).and_then(|slot| SlotIndex::try_from(slot).ok());
-        Ok((parts, slot, remains))
+        Ok((resources, slot, remains))
     }
 
     /// Gives back the slot that a record names which a former daemon has written.
-    async fn discard_slot(&self, parts: &Parts, slot: Option<SlotIndex>) -> Vec<String> {
+    async fn discard_slot(
+        &self,
+        resources: &MachineResources,
+        slot: Option<SlotIndex>,
+    ) -> Vec<String> {
         let Some(slot) = slot else { return Vec::new() };
-        let forgotten = parts.forget_slot().err();
+        let forgotten = resources.forget_slot().err();
         let removed = self.slots.discard(slot).await.err();
         let removed = removed.map(|error| crate::chain(&error).to_string());
         forgotten.into_iter().chain(removed).collect()
     }
 
     /// Finds everything that a machine consists of; what is missing makes it unfit.
-    async fn find(&self, id: &SandboxId, parts: &mut Parts) -> Result<Agent, String> {
-        let dir = parts.dir.clone();
+    async fn find(
+        &self,
+        id: &SandboxId,
+        resources: &mut MachineResources,
+    ) -> Result<Agent, String> {
+        let dir = resources.dir.clone();
         let told = |error: &(dyn std::error::Error + 'static)| crate::chain(error).to_string();
         let record = RecordFile::read(&dir).map_err(|error| told(&error))?;
-        let now = parts.record.insert(Arc::new(record)).get();
+        let now = resources.record.insert(Arc::new(record)).get();
         let (Some(process), Some(slot)) = (now.process, now.slot) else {
             return Err("the daemon ended while the sandbox was being made".to_owned());
         };
         let vm = self.hypervisor.adopt(process, &dir).await.map_err(|error| told(&error))?;
-        parts.vm = Some(Arc::from(vm));
+        resources.vm = Some(Arc::from(vm));
         let slot = SlotIndex::try_from(slot).map_err(|error| told(&error))?;
         let slot = self
             .slots
             .adopt(slot, &now.network, now.rates.network())
             .await
             .map_err(|error| told(&error))?;
-        let address = (parts.slot.insert(slot).address(), AGENT_PORT).into();
+        let address = (resources.slot.insert(slot).address(), AGENT_PORT).into();
         match self.cgroups.adopt(id) {
-            Ok(cgroup) => parts.cgroup = Some(cgroup),
+            Ok(cgroup) => resources.cgroup = Some(cgroup),
             // A host without cgroups has none to adopt.
             Err(CgroupError::NotFound { .. }) => {}
             Err(error) => return Err(told(&error)),
@@ -185,17 +193,17 @@ impl Host {
         if now.status.state == SandboxState::Starting {
             return Err("the daemon ended while the sandbox was starting".to_owned());
         }
-        let vm = parts.vm.clone().expect("it was just found");
+        let vm = resources.vm.clone().expect("it was just found");
         // The record may not know yet that a capture has moved the VM to another overlay.
         let found = self.disks.adopt(&dir, id, &*vm).await;
         let (disk, name) = found.map_err(|error| told(&error))?;
-        let path = parts.disk.insert(disk).path().to_owned();
+        let path = resources.disk.insert(disk).path().to_owned();
         let build = build_of(&name).ok_or_else(|| format!("{name} is no overlay of ours"))?;
         let kept = snapshot_dir(&dir, build);
         let snapshot = Snapshot::open(&kept).map_err(|error| told(&error))?;
-        parts.snapshot = Some(Arc::new(snapshot));
+        resources.snapshot = Some(Arc::new(snapshot));
         if now.snapshot != Some(build) {
-            let record = parts.record.as_ref().expect("it was just read");
+            let record = resources.record.as_ref().expect("it was just read");
             record.update(|record| record.snapshot = Some(build)).map_err(|error| told(&error))?;
         }
         remove_all_but(&dir, &[kept, path]);

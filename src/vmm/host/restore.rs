@@ -7,19 +7,19 @@ use std::time::Duration;
 use super::Host;
 use super::disk::Base;
 use super::error::file_error;
-use super::parts::{Parts, overlay_name};
+use super::resources::{MachineResources, overlay_name};
 use crate::domain::shape::Shape;
 use crate::domain::visible;
-use crate::vmm::cgroup::{Limits, Share};
-use crate::vmm::console;
 use crate::vmm::fault::Point;
 use crate::vmm::guest::{AGENT_PORT, Agent, Identity};
+use crate::vmm::hypervisor::console;
 use crate::vmm::hypervisor::{Place, RestorePlan, Vm, VmPlan};
 use crate::vmm::machine::{MachineError, Run};
 use crate::vmm::network::resolvers;
 use crate::vmm::process::MOST_THREADS;
+use crate::vmm::process::cgroup::{Limits, Share};
 use crate::vmm::record::{Record, RecordFile};
-use crate::vmm::snapshot::Snapshot;
+use crate::vmm::storage::snapshot::Snapshot;
 
 /// What a VM's process may take beside its guest's memory: the program, its threads, translations.
 const MEMORY_OVERHEAD_MIB: u64 = 256;
@@ -38,14 +38,14 @@ impl Host {
         }
     }
 
-    /// Makes a running machine out of a directory with a record and a snapshot. On failure `parts`
+    /// Makes a running machine out of a directory with a record and a snapshot. On failure `resources`
     /// holds what there is to take away.
     pub(super) async fn restore(
         &self,
-        parts: &mut Parts,
+        resources: &mut MachineResources,
         run: &Run,
     ) -> Result<Agent, MachineError> {
-        let (record, snapshot) = match (&parts.record, &parts.snapshot) {
+        let (record, snapshot) = match (&resources.record, &resources.snapshot) {
             (Some(record), Some(snapshot)) => (record.clone(), snapshot.clone()),
             _ => unreachable!("what is restored has a record and a snapshot"),
         };
@@ -53,43 +53,43 @@ impl Host {
         // Once more: it may have been opened long ago.
         snapshot.memory().check_untouched()?;
         let now = record.get();
-        match parts.process {
-            Some(_) => self.fit(parts, &now, run).await?,
-            None => self.take_slot(parts, &record, run).await?,
+        match resources.process {
+            Some(_) => self.fit(resources, &now, run).await?,
+            None => self.take_slot(resources, &record, run).await?,
         }
         self.faults.at(Point::SlotTaken, None).map_err(file_error)?;
         let name = overlay_name(snapshot.manifest().build);
         let base = Base::of(&snapshot);
-        let disk = self.disks.make(&parts.dir, &now.id, &name, &base);
-        parts.disk = Some(run.trace.span("overlay", disk).await?);
+        let disk = self.disks.make(&resources.dir, &now.id, &name, &base);
+        resources.disk = Some(run.trace.span("overlay", disk).await?);
         self.faults.at(Point::OverlayMade, None).map_err(file_error)?;
         if run.cancel.is_cancelled() {
             return Err(MachineError::Cancelled);
         }
 
         let plan = RestorePlan {
-            vm: self.plan(parts, &now, &name, &base).await?,
+            vm: self.plan(resources, &now, &name, &base).await?,
             memory: snapshot.memory().clone(),
             devices: snapshot.open_devices()?.into(),
             build: snapshot.manifest().build,
-            started: parts.process,
+            started: resources.process,
             cancel: &run.cancel,
             trace: &run.trace,
         };
         let vm: Arc<dyn Vm> = Arc::from(self.hypervisor.restore(plan).await?);
         let process = vm.process();
-        (parts.process, parts.vm) = (None, Some(vm.clone()));
+        (resources.process, resources.vm) = (None, Some(vm.clone()));
         record.update(|record| record.process = Some(process))?;
         self.faults.at(Point::Restored, Some(process.pid)).map_err(file_error)?;
 
         self.limit_disk(&*vm, &now, &snapshot, run).await?;
         run.trace.span("thaw", vm.thaw()).await?;
         self.faults.at(Point::RestoreThawed, Some(process.pid)).map_err(file_error)?;
-        let slot = parts.slot.as_ref().expect("it was just taken");
+        let slot = resources.slot.as_ref().expect("it was just taken");
         let agent = Agent::new((slot.address(), AGENT_PORT).into(), &now.access_token);
         let known_token = snapshot.manifest().access_token.clone();
         let up = self.introduce(&now, known_token, &agent);
-        run.trace.span("init", self.unless_it_ends(&*vm, &parts.dir, run, up)).await?;
+        run.trace.span("init", self.unless_it_ends(&*vm, &resources.dir, run, up)).await?;
         vm.learn();
         self.faults.at(Point::Introduced, Some(process.pid)).map_err(file_error)?;
         Ok(agent)
@@ -113,13 +113,13 @@ impl Host {
     /// Takes a network slot and makes a cgroup.
     pub(super) async fn take_slot(
         &self,
-        parts: &mut Parts,
+        resources: &mut MachineResources,
         record: &RecordFile,
         run: &Run,
     ) -> Result<(), MachineError> {
         let slot = run.trace.span("slot", self.slots.acquire()).await;
         let slot = slot.map_err(|error| MachineError::Network { source: Box::new(error) })?;
-        let slot = parts.slot.insert(slot);
+        let slot = resources.slot.insert(slot);
         record.update(|record| record.slot = Some(slot.index().get()))?;
         let now = record.get();
         // Before there is a guest: its first packet is the first that the policy is asked about.
@@ -129,13 +129,18 @@ impl Host {
         let made = self.cgroups.create(&now.id, self.limits(now.shape, run.share));
         let cgroup = run.trace.span("cgroup", made).await;
         let cgroup = cgroup.map_err(|error| MachineError::Cgroup { source: Box::new(error) })?;
-        parts.cgroup = Some(cgroup);
+        resources.cgroup = Some(cgroup);
         Ok(())
     }
 
     /// Fits the slot and the cgroup of a process that was started ahead to what it becomes.
-    async fn fit(&self, parts: &Parts, now: &Record, run: &Run) -> Result<(), MachineError> {
-        let (Some(slot), Some(cgroup)) = (&parts.slot, &parts.cgroup) else {
+    async fn fit(
+        &self,
+        resources: &MachineResources,
+        now: &Record,
+        run: &Run,
+    ) -> Result<(), MachineError> {
+        let (Some(slot), Some(cgroup)) = (&resources.slot, &resources.cgroup) else {
             unreachable!("a process runs in both")
         };
         // Before there is a guest: its first packet is the first that the policy is asked about.
@@ -159,13 +164,16 @@ impl Host {
     }
 
     /// Where the VM's process runs, in a machine that has a slot and a cgroup.
-    pub(super) async fn place<'a>(&self, parts: &'a Parts) -> Result<Place<'a>, MachineError> {
-        let (Some(slot), Some(cgroup)) = (&parts.slot, &parts.cgroup) else {
+    pub(super) async fn place<'a>(
+        &self,
+        resources: &'a MachineResources,
+    ) -> Result<Place<'a>, MachineError> {
+        let (Some(slot), Some(cgroup)) = (&resources.slot, &resources.cgroup) else {
             unreachable!("they were made before")
         };
         let (tap, entry) = (slot.tap().await, cgroup.entry());
         Ok(Place {
-            dir: &parts.dir,
+            dir: &resources.dir,
             tap: tap.map_err(|error| MachineError::Network { source: Box::new(error) })?,
             namespace: slot.namespace(),
             cgroup: entry.map_err(|error| MachineError::Cgroup { source: Box::new(error) })?,
@@ -176,17 +184,17 @@ impl Host {
     /// What the VM is made of, in a machine that has a slot, a cgroup and an overlay.
     pub(super) async fn plan<'a>(
         &self,
-        parts: &'a Parts,
+        resources: &'a MachineResources,
         now: &Record,
         overlay_name: &'a str,
         base: &Base<'_>,
     ) -> Result<VmPlan<'a>, MachineError> {
-        let disk = parts.disk.as_ref().expect("it was made before");
+        let disk = resources.disk.as_ref().expect("it was made before");
         Ok(VmPlan {
             shape: now.shape,
             disk: disk.plan(overlay_name, base)?,
             disk_bytes: base.size(),
-            place: self.place(parts).await?,
+            place: self.place(resources).await?,
         })
     }
 

@@ -13,7 +13,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::disk::Disks;
 use crate::domain::id::SandboxId;
-use crate::vmm::disk::{Condition, Devices, Space};
+use crate::vmm::storage::disk::{Condition, Devices, Space};
 
 /// Time from one look to the next. What guests write in that time has to fit into what is left when
 /// space is called short.

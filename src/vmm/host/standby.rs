@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use super::Host;
-use super::parts::Parts;
+use super::resources::MachineResources;
 use crate::domain::exec::Exec;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
@@ -23,11 +23,11 @@ use crate::domain::rates::RateLimits;
 use crate::domain::shape::Shape;
 use crate::domain::status::SandboxStatus;
 use crate::domain::token;
-use crate::vmm::cgroup::Share;
 use crate::vmm::guest::Agent;
 use crate::vmm::host_memory::host_memory;
 use crate::vmm::machine::{MachineError, MachineSpec, Origin, Run};
-use crate::vmm::memory::BuildId;
+use crate::vmm::process::cgroup::Share;
+use crate::vmm::storage::memory::BuildId;
 
 /// Longest wait for a standby that is being made. It is ahead of a restore that would begin now, and
 /// two at a time would only slow each other down.
@@ -57,7 +57,7 @@ pub(super) struct Standby {
     id: SandboxId,
     /// The warm snapshot that it came from.
     source: Option<BuildId>,
-    pub parts: Parts,
+    pub resources: MachineResources,
     offered: Option<Instant>,
 }
 
@@ -200,8 +200,13 @@ impl Standbys {
 }
 
 impl Standby {
-    pub fn new(kind: Kind, id: SandboxId, source: Option<BuildId>, parts: Parts) -> Self {
-        Self { kind, id, source, parts, offered: None }
+    pub fn new(
+        kind: Kind,
+        id: SandboxId,
+        source: Option<BuildId>,
+        resources: MachineResources,
+    ) -> Self {
+        Self { kind, id, source, resources, offered: None }
     }
 
     /// Whether it is what a restore of that snapshot would give.
@@ -232,24 +237,26 @@ impl Host {
     async fn make_standby(self: &Arc<Self>, image: TemplateName, shape: Shape) -> Option<Standby> {
         let spec = spec(&image, shape, self.rates);
         let id = spec.id.clone();
-        let mut parts = Parts::new(self.dir(&id));
+        let mut resources = MachineResources::new(self.dir(&id));
         let run = Run { share: Share::Background, ..Run::default() };
         let made = async {
             let (source, _) = self.source(&spec.origin, spec.shape, &run).await?;
             let build = source.manifest().build;
-            self.found(&mut parts, spec, source, &run).await?;
-            let agent = self.restore(&mut parts, &run).await?;
+            self.found(&mut resources, spec, source, &run).await?;
+            let agent = self.restore(&mut resources, &run).await?;
             rehearse(&agent).await?;
-            let vm = parts.vm.as_ref().expect("it was just restored");
+            let vm = resources.vm.as_ref().expect("it was just restored");
             vm.learn();
             vm.freeze().await?;
             Ok::<_, MachineError>(build)
         };
         match made.await {
-            Ok(source) => Some(Standby::new(Kind::Of { image, shape }, id, Some(source), parts)),
+            Ok(source) => {
+                Some(Standby::new(Kind::Of { image, shape }, id, Some(source), resources))
+            }
             Err(error) => {
                 tracing::warn!(error = %crate::chain(&error), "a standby could not be made");
-                report(parts.dismantle().await);
+                report(resources.dismantle().await);
                 None
             }
         }
@@ -286,7 +293,7 @@ fn has_room(shape: Shape) -> bool {
 }
 
 pub(super) async fn dismiss(mut standby: Standby) {
-    report(standby.parts.dismantle().await);
+    report(standby.resources.dismantle().await);
 }
 
 pub(super) fn report(remains: Vec<String>) {

@@ -26,20 +26,20 @@ use super::Host;
 use super::capture::seal;
 use super::disk::Base;
 use super::error::file_error;
-use super::parts::{Parts, overlay_name};
+use super::resources::{MachineResources, overlay_name};
 use crate::domain::exec::Exec;
 use crate::domain::id::SandboxId;
 use crate::domain::shape::Shape;
 use crate::domain::token;
-use crate::vmm::disk::{DiskFormat, Layer};
 use crate::vmm::guest::{AGENT_PORT, Agent};
 use crate::vmm::hypervisor::{BootPlan, Vm};
 use crate::vmm::image::Image;
 use crate::vmm::lock_file;
 use crate::vmm::machine::{MachineError, Run};
-use crate::vmm::memory::{BuildId, Durability, Lineage};
 use crate::vmm::record::{Record, RecordFile};
-use crate::vmm::snapshot::{self, FORMAT, Manifest, ROOTFS, Snapshot, SnapshotError};
+use crate::vmm::storage::disk::{DiskFormat, Layer};
+use crate::vmm::storage::memory::{BuildId, Durability, Lineage};
+use crate::vmm::storage::snapshot::{self, FORMAT, Manifest, ROOTFS, Snapshot, SnapshotError};
 
 const WARM: &str = "warm";
 const LOCK: &str = ".lock";
@@ -124,7 +124,7 @@ impl Host {
     fn key(&self, image: &Image) -> String {
         let here = self.provenance(&image.kernel_version);
         let initramfs = image.initramfs.file_name().unwrap_or_default().to_string_lossy();
-        let parts = [
+        let resources = [
             image.rootfs_sha256.as_str(),
             &image.kernel_sha256,
             &initramfs,
@@ -134,7 +134,7 @@ impl Host {
             &format!("{FORMAT}"),
             &format!("{WAY}"),
         ];
-        let digest = Sha256::digest(parts.join("\n"));
+        let digest = Sha256::digest(resources.join("\n"));
         hex::encode(&digest[..8])
     }
 
@@ -145,9 +145,9 @@ impl Host {
         dir: &Path,
     ) -> Result<Arc<Snapshot>, MachineError> {
         let id = SandboxId::random();
-        let mut parts = Parts::new(self.dir(&id));
-        let made = self.boot_in(&mut parts, id, image, shape, dir).await;
-        let remains = parts.dismantle().await;
+        let mut resources = MachineResources::new(self.dir(&id));
+        let made = self.boot_in(&mut resources, id, image, shape, dir).await;
+        let remains = resources.dismantle().await;
         let made = made?;
         if !remains.is_empty() {
             return Err(MachineError::Remains(remains));
@@ -159,41 +159,41 @@ impl Host {
 
     async fn boot_in(
         &self,
-        parts: &mut Parts,
+        resources: &mut MachineResources,
         id: SandboxId,
         image: &Image,
         shape: Shape,
         dir: &Path,
     ) -> Result<Arc<Snapshot>, MachineError> {
         let run = Run::default();
-        parts.make_dir().map_err(file_error)?;
+        resources.make_dir().map_err(file_error)?;
         // As any machine has one, so that a later daemon takes away what is left of it.
         let engine = self.hypervisor.engine();
         let record = Record::unassigned(&id, &image.name, shape, self.rates, engine);
-        let record = RecordFile::create(&parts.dir, record)?;
-        let record = parts.record.insert(Arc::new(record)).clone();
-        self.take_slot(parts, &record, &run).await?;
+        let record = RecordFile::create(&resources.dir, record)?;
+        let record = resources.record.insert(Arc::new(record)).clone();
+        self.take_slot(resources, &record, &run).await?;
 
         let build = BuildId::random();
         let base = Layer { file: ROOTFS.to_owned(), format: DiskFormat::Raw };
         let name = overlay_name(build);
         let below = Base::single(&image.rootfs, &base, image.rootfs_bytes);
         let now = record.get();
-        parts.disk = Some(self.disks.make(&parts.dir, &now.id, &name, &below).await?);
-        let memory = parts.dir.join(MEMORY);
+        resources.disk = Some(self.disks.make(&resources.dir, &now.id, &name, &below).await?);
+        let memory = resources.dir.join(MEMORY);
         make_memory(&memory, shape).map_err(file_error)?;
         let plan = BootPlan {
-            vm: self.plan(parts, &now, &name, &below).await?,
+            vm: self.plan(resources, &now, &name, &below).await?,
             kernel: &image.kernel,
             initramfs: &image.initramfs,
             memory: &memory,
         };
         let vm: Arc<dyn Vm> = Arc::from(self.hypervisor.boot(plan).await?);
         let process = vm.process();
-        parts.vm = Some(vm.clone());
+        resources.vm = Some(vm.clone());
         record.update(|record| record.process = Some(process))?;
 
-        let slot = parts.slot.as_ref().expect("it was just taken");
+        let slot = resources.slot.as_ref().expect("it was just taken");
         // Every sandbox that comes from here knows it, and has one of its own instead at once.
         let access_token = token::random();
         let agent = Agent::new((slot.address(), AGENT_PORT).into(), &access_token);
@@ -204,7 +204,7 @@ impl Host {
             warm_up(&agent).await;
             Ok(agent.sync().await?)
         };
-        let up = self.unless_it_ends(&*vm, &parts.dir, &run, up).await;
+        let up = self.unless_it_ends(&*vm, &resources.dir, &run, up).await;
         up.map_err(|error| no_space_or(error, &memory))?;
         // Its connections end before the freeze, so that no clone thinks that it has them.
         drop(agent);
@@ -212,10 +212,10 @@ impl Host {
         vm.freeze().await?;
         let devices = vm.save_devices().await?;
         vm.save_memory(&memory).await?;
-        let disk = parts.disk.as_ref().expect("it was just made");
+        let disk = resources.disk.as_ref().expect("it was just made");
         disk.flush().await?;
         let overlay = disk.path().to_owned();
-        parts.kill().await.map_err(|error| MachineError::Remains(vec![error]))?;
+        resources.kill().await.map_err(|error| MachineError::Remains(vec![error]))?;
 
         let layers = vec![base, snapshot::overlay(build, self.disks.format())];
         let manifest = Manifest {

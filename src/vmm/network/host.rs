@@ -5,9 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use super::NetworkError;
+use super::filter::rules;
+use super::filter::ruleset;
 use super::link::{self, Netlink};
-use super::rules;
-use super::ruleset;
 
 const PLACE: &str = "the host";
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";

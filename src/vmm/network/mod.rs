@@ -18,20 +18,17 @@
 //! a namespace is never used for anything else. This module knows no VM and no sandbox.
 
 mod claim;
-mod egress;
 mod error;
+mod filter;
 mod host;
 mod link;
 mod names;
 mod namespace;
 mod pool;
 mod resolver;
-mod rules;
-mod ruleset;
 mod setup;
 mod slot;
 mod tap;
-mod vocabulary;
 
 pub use error::NetworkError;
 pub use pool::{DNS_RATE, NetworkConfig, PoolStatus, SlotPool};

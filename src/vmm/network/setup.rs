@@ -8,11 +8,11 @@ use std::path::Path;
 
 use super::NetworkError;
 use super::claim::Claims;
-use super::egress::Reach;
+use super::filter::egress::Reach;
+use super::filter::rules;
 use super::host;
 use super::link::{self, Netlink};
 use super::namespace;
-use super::rules;
 use super::tap;
 use crate::domain::slot::{
     GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX_LEN, LINK_PREFIX_LEN,

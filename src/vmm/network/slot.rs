@@ -9,7 +9,7 @@ use std::sync::Arc;
 use nix::time::{ClockId, clock_gettime};
 
 use super::NetworkError;
-use super::egress::Reach;
+use super::filter::egress::Reach;
 use super::names::NameGuard;
 use super::namespace::{self, on_thread};
 use super::pool::Shared;

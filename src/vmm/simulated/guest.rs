@@ -18,8 +18,8 @@ use nix::unistd::Pid;
 use crate::vmm::hypervisor::HypervisorError;
 use crate::vmm::image::ENVD;
 use crate::vmm::machine::MachineError;
+use crate::vmm::process::process_usage::ProcessUsage;
 use crate::vmm::process::{ProcessError, ProcessId, VmProcess, start_ticks};
-use crate::vmm::usage::ProcessUsage;
 
 /// A killed process is gone within this, unless the kernel is in trouble.
 const KILL_LIMIT: Duration = Duration::from_secs(5);

@@ -7,7 +7,7 @@
 //! confined at all.
 
 mod guest;
-mod machine;
+mod running;
 mod steps;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -18,24 +18,25 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use self::guest::Guest;
-use self::machine::{SimulatedFrozen, SimulatedMachine};
+use self::running::{SimulatedFrozen, SimulatedMachine};
 use self::steps::Steps;
-use super::guest::{Agent, Identity};
-use super::hypervisor::HypervisorError;
-use super::machine::{
-    EngineInfo, ForkPoint, Found, Machine, MachineError, MachineSpec, Machines, Origin, Run,
-    Survivor, Template,
-};
-use super::process::VmProcess;
 use crate::domain::egress::PolicyRevision;
 use crate::domain::engine::Engine;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
+use crate::domain::snapshot::ForkPoint;
 use crate::domain::snapshot::SnapshotInfo;
 use crate::domain::status::SandboxStatus;
 use crate::domain::usage::Readiness;
+use crate::vmm::guest::{Agent, Identity};
+use crate::vmm::hypervisor::HypervisorError;
+use crate::vmm::machine::{
+    EngineInfo, Found, Machine, MachineError, MachineSpec, Machines, Origin, Run, Survivor,
+    Template,
+};
+use crate::vmm::process::VmProcess;
 
 pub use steps::{Fault, Held, Mode, Step};
 

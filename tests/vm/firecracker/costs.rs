@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use nestbox::vmm::memory::Durability;
-use nestbox::vmm::pager::State;
-use nestbox::vmm::snapshot::Snapshot;
+use nestbox::vmm::storage::memory::Durability;
+use nestbox::vmm::storage::pager::State;
+use nestbox::vmm::storage::snapshot::Snapshot;
 use serde_json::{Value, json};
 
 use super::floor::{Floor, Way};

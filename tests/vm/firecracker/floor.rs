@@ -11,16 +11,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nestbox::domain::id::SandboxId;
-use nestbox::vmm::cgroup::{Cgroup, Cgroups, DeviceAccess, Limits, Share};
-use nestbox::vmm::console;
-use nestbox::vmm::disk::Devices;
 use nestbox::vmm::guest::AGENT_PORT;
+use nestbox::vmm::hypervisor::console;
 use nestbox::vmm::network::{NetworkConfig, Slot, SlotPool};
-use nestbox::vmm::pager::{PagerPlan, WorkingSet, start_program};
+use nestbox::vmm::process::cgroup::{Cgroup, Cgroups, DeviceAccess, Limits, Share};
 use nestbox::vmm::process::{
     Confinement, Files, ProcessId, ProcessLimits, Processes, User, VmProcess,
 };
-use nestbox::vmm::snapshot::Snapshot;
+use nestbox::vmm::storage::disk::Devices;
+use nestbox::vmm::storage::pager::{PagerPlan, WorkingSet, start_program};
+use nestbox::vmm::storage::snapshot::Snapshot;
 use nix::libc::{self, dev_t};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -19,7 +19,7 @@ use super::idleness::ActivityTracker;
 use super::instance::{Instance, InstanceCell};
 use super::lease::{Lease, WorkError};
 use super::publisher::{Generation, Publisher, PublisherDeps, Then};
-use super::usage::UsageLog;
+use super::usage_log::UsageLog;
 use crate::actors::mailbox::{CallError, Reply, Shared, call, post};
 use crate::actors::metrics::Metrics;
 use crate::actors::supervisor::{Exit, ExitSignal};
@@ -30,11 +30,12 @@ use crate::domain::name::TemplateName;
 use crate::domain::rates::RateLimits;
 use crate::domain::sandbox::{Admission, Command, Refused, SandboxState, admit};
 use crate::domain::shape::Shape;
+use crate::domain::snapshot::ForkPoint;
 use crate::domain::snapshot::{Existing, SnapshotInfo, Storage};
 use crate::domain::status::{HostEpoch, SandboxReport, SandboxStatus};
 use crate::domain::trace::Trace;
 use crate::domain::usage::Sample;
-use crate::vmm::machine::{ForkPoint, MachineError};
+use crate::vmm::machine::MachineError;
 
 /// How often an actor is built again before its sandbox is given up.
 const MAX_RESTARTS: u32 = 5;

@@ -15,7 +15,7 @@ mod lease;
 mod publisher;
 #[cfg(test)]
 mod sandbox_tests;
-mod usage;
+mod usage_log;
 
 pub use error::OperationError;
 pub use handle::{SandboxFacts, SandboxHandle};
@@ -23,4 +23,4 @@ pub use lease::{Lease, Watch, WorkError};
 
 pub(super) use actor::{SandboxDeps, StartMode};
 pub(super) use handle::start;
-pub(super) use usage::SAMPLE_PERIOD;
+pub(super) use usage_log::SAMPLE_PERIOD;

@@ -12,7 +12,7 @@ use crate::actors::host::sandbox::Lease;
 use crate::domain::exec::{Exec, ExecControl, ExecEvent, ExecInput};
 use crate::domain::host::HostError;
 use crate::domain::process::{ProcessRef, TerminalStart};
-use crate::vmm::guest::{Agent, AgentError, Begin, Following, Wires};
+use crate::vmm::guest::{Agent, AgentError, Begin, ExecChannels, Following};
 
 /// Events that wait for whoever follows. One is at most what the agent reads at once, 32 KiB.
 const EVENTS: usize = 4;
@@ -89,9 +89,9 @@ impl Workplace {
     pub async fn follow_exec(&self) -> Result<(FollowHandle<Exec>, ExecEvents), HostError> {
         let lease = self.begin_work().await?;
         let metrics = self.metrics.clone();
-        Ok(follow(lease, move |agent, exec, wires, abandoned| async move {
+        Ok(follow(lease, move |agent, exec, channels, abandoned| async move {
             let began = Instant::now();
-            agent.follow(exec, wires, &abandoned).await?;
+            agent.follow(exec, channels, &abandoned).await?;
             metrics.command_run(began.elapsed());
             Ok(())
         }))
@@ -111,8 +111,8 @@ impl Workplace {
         let mut lease = self.begin_work().await?;
         let agent = lease.agent();
         let following = lease.run(agent.listen(process, Begin::After(after))).await?;
-        let (handle, events) = follow(lease, |agent, following, wires, left| async move {
-            agent.accompany(following, wires, &left).await
+        let (handle, events) = follow(lease, |agent, following, channels, left| async move {
+            agent.accompany(following, channels, &left).await
         });
         Ok((handle.begun(following), events))
     }
@@ -127,9 +127,9 @@ impl Workplace {
         &self,
     ) -> Result<(FollowHandle<TerminalStart>, ExecEvents), HostError> {
         let lease = self.begin_work().await?;
-        Ok(follow(lease, |agent, start, wires, left| async move {
+        Ok(follow(lease, |agent, start, channels, left| async move {
             let following = terminal(&agent, start).await?;
-            agent.accompany(following, wires, &left).await
+            agent.accompany(following, channels, &left).await
         }))
     }
 }
@@ -158,7 +158,7 @@ async fn terminal(agent: &Agent, start: TerminalStart) -> Result<Following, Agen
 /// Has `work` done in a task of its own, under the lease, once it is known what to begin with.
 fn follow<B, W>(
     mut lease: Lease,
-    work: impl FnOnce(Agent, B, Wires, CancellationToken) -> W + Send + 'static,
+    work: impl FnOnce(Agent, B, ExecChannels, CancellationToken) -> W + Send + 'static,
 ) -> (FollowHandle<B>, ExecEvents)
 where
     B: Send + 'static,
@@ -184,8 +184,8 @@ where
         // Whoever had leave has hung up before it began.
         let Ok(begun) = begun else { return };
         let agent = lease.agent();
-        let wires = Wires { events, input: inputs, control: controls };
-        let outcome = lease.run(work(agent, begun, wires, abandoned)).await;
+        let channels = ExecChannels { events, input: inputs, control: controls };
+        let outcome = lease.run(work(agent, begun, channels, abandoned)).await;
         // The sandbox may idle again, whoever has yet to take the news.
         drop(lease);
         if let Err(error) = outcome {

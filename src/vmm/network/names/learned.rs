@@ -11,9 +11,9 @@ use tokio::sync::Mutex;
 use crate::domain::egress::Rule;
 use crate::domain::slot::SlotIndex;
 use crate::vmm::network::NetworkError;
-use crate::vmm::network::egress::{LEARNED, LEARNED_PORTS, MOST_LEARNED};
+use crate::vmm::network::filter::egress::{LEARNED, LEARNED_PORTS, MOST_LEARNED};
+use crate::vmm::network::filter::ruleset::Renewal;
 use crate::vmm::network::namespace::{self, on_thread};
-use crate::vmm::network::ruleset::Renewal;
 
 /// Programs keep addresses for longer than they were told to, but not for ever.
 const SHORTEST: Duration = Duration::from_secs(5 * 60);

@@ -34,7 +34,7 @@ use self::bucket::Bucket;
 use self::budget::Budget;
 use self::learned::Learned;
 use super::NetworkError;
-use super::egress::{DNS_PORT, PROXY_PORT, Reach};
+use super::filter::egress::{DNS_PORT, PROXY_PORT, Reach};
 use super::namespace;
 use crate::domain::slot::{GATEWAY_ADDRESS, SlotIndex};
 

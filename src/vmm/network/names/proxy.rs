@@ -23,7 +23,7 @@ use super::hello::{LIMIT, Sought, look};
 use super::watched::Watched;
 use crate::domain::egress::{Rule, Target, Verdict};
 use crate::domain::slot::GATEWAY_ADDRESS;
-use crate::vmm::network::egress::Reach;
+use crate::vmm::network::filter::egress::Reach;
 
 /// Connections of one guest at a time; more wait. Each takes two files of the daemon and 16 KiB.
 pub(super) const MOST_CONNECTIONS: usize = 256;

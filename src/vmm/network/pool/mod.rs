@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::NetworkError;
 use super::claim::{Claims, Presence};
-use super::egress::Reach;
+use super::filter::egress::Reach;
 use super::host;
 use super::names::NameLimits;
 use super::namespace::{self, on_thread};

@@ -16,9 +16,9 @@ use crate::actors::mailbox::Reply;
 use crate::domain::egress::{Policy, PolicyRevision};
 use crate::domain::name::TemplateName;
 use crate::domain::sandbox::{Admission, Command, Refusal, Refused, SandboxState, admit};
+use crate::domain::snapshot::ForkPoint;
 use crate::domain::snapshot::{Existing, SnapshotInfo};
 use crate::domain::trace::Trace;
-use crate::vmm::machine::ForkPoint;
 
 /// What an operation comes to.
 pub(super) type Outcome<T> = Result<T, OperationError>;

@@ -19,7 +19,7 @@ use self::operations::Underway;
 use super::idleness::ActivityTracker;
 use super::instance::{Instance, InstanceCell};
 use super::publisher::{Generation, Publisher, PublisherDeps, Then};
-use super::usage::UsageLog;
+use super::usage_log::UsageLog;
 use crate::actors::host::janitor::JanitorHandle;
 use crate::actors::host::reaper::ReaperHandle;
 use crate::actors::host_client::StatusSink;

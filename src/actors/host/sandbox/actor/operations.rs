@@ -18,11 +18,10 @@ use crate::actors::mailbox::Reply;
 use crate::domain::egress::{Policy, PolicyRevision};
 use crate::domain::name::TemplateName;
 use crate::domain::sandbox::{Capture, SandboxState};
+use crate::domain::snapshot::ForkPoint;
 use crate::domain::snapshot::{Existing, SnapshotInfo};
 use crate::domain::trace::Trace;
-use crate::vmm::machine::{
-    CaptureError, ForkPoint, Frozen, Machine, MachineError, MachineSpec, Paused, Run,
-};
+use crate::vmm::machine::{CaptureError, Frozen, Machine, MachineError, MachineSpec, Paused, Run};
 
 /// What is done to a sandbox, and who waits for it.
 pub(super) enum Operation {
