@@ -1,4 +1,5 @@
-//! Builds the guest agent and hands its path to the daemon's sources as `NESTBOX_ENVD`.
+//! Builds the guest agent and hands its path, compressed, to the daemon's sources as
+//! `NESTBOX_ENVD`.
 //!
 //! The agent is a static binary with a profile of its own, so it cannot be an ordinary dependency.
 //! A nested cargo builds it into one directory of the target directory, with an environment that is
@@ -7,8 +8,12 @@
 use std::env;
 use std::error::Error;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -54,12 +59,16 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // A copy, because another profile's build may replace the shared file while rustc reads it; and
     // only when it differs, because a new time stamp alone would compile the daemon again.
-    let copy = out_dir.join("envd");
+    let (copy, packed) = (out_dir.join("envd"), out_dir.join("envd.gz"));
     let bytes = fs::read(&built)?;
-    if fs::read(&copy).ok().as_deref() != Some(bytes.as_slice()) {
+    if !packed.exists() || fs::read(&copy).ok().as_deref() != Some(bytes.as_slice()) {
+        let mut writer = GzEncoder::new(fs::File::create(&packed)?, Compression::best());
+        writer.write_all(&bytes)?;
+        writer.finish()?;
+        // Last: what broke off before is done again.
         fs::write(&copy, bytes)?;
     }
-    println!("cargo::rustc-env=NESTBOX_ENVD={}", copy.display());
+    println!("cargo::rustc-env=NESTBOX_ENVD={}", packed.display());
     Ok(())
 }
 

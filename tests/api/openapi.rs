@@ -118,6 +118,10 @@ async fn the_pages_for_people_load_nothing_from_elsewhere() {
         }
     }
     assert!(files >= 6, "only {files} files are loaded: the test does not find them");
+    let packed = nest.anonymous(Method::GET, "/docs/").header("accept-encoding", "br, gzip");
+    let packed = Answer::of(packed).await;
+    assert_eq!(packed.header("content-encoding"), Some("gzip"));
+    assert!(page.header("content-encoding").is_none() && packed.body.starts_with(b"\x1f\x8b"));
     let start = load(&nest, "/docs/swagger-initializer.js").await;
     let start = std::str::from_utf8(&start.body).unwrap().to_owned();
     assert!(start.contains("../openapi.json") && !start.contains("://"), "{start}");

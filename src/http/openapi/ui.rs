@@ -1,11 +1,13 @@
 //! `/docs`: the document for people, who can try it out there. Swagger UI, built into the program:
 //! nothing is loaded from elsewhere.
 
+use std::io::{self, Read};
 use std::sync::{Arc, LazyLock};
 
 use actix_web::http::StatusCode;
 use actix_web::http::header;
-use actix_web::{HttpResponse, get, web};
+use actix_web::{HttpRequest, HttpResponse, get, web};
+use flate2::read::GzDecoder;
 use utoipa_swagger_ui::{Config, serve};
 
 use super::Routes;
@@ -31,15 +33,29 @@ async fn docs() -> HttpResponse {
 }
 
 #[get("/docs/{path:.*}")]
-async fn file(path: web::Path<String>) -> Result<HttpResponse, ApiError> {
+async fn file(path: web::Path<String>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
     let found = serve(&path, CONFIG.clone())
         .map_err(|error| ApiError::new(Code::Internal, error.to_string()))?;
     let file = found.ok_or_else(|| ApiError::foreign(StatusCode::NOT_FOUND))?;
     let mut response = HttpResponse::Ok();
+    let mut body = file.bytes.into_owned();
     if file.gzpipped {
-        response.insert_header(header::ContentEncoding::Gzip);
+        response.insert_header((header::VARY, "accept-encoding"));
+        let accepted = request.headers().get(header::ACCEPT_ENCODING);
+        if accepted.is_some_and(|names| names.as_bytes().windows(4).any(|name| name == b"gzip")) {
+            response.insert_header(header::ContentEncoding::Gzip);
+        } else {
+            body = unpacked(&body).map_err(|e| ApiError::new(Code::Internal, e.to_string()))?;
+        }
     }
-    Ok(guard(&mut response, POLICY).content_type(file.content_type).body(file.bytes.into_owned()))
+    Ok(guard(&mut response, POLICY).content_type(file.content_type).body(body))
+}
+
+/// A file of this program's for who takes none that is compressed.
+fn unpacked(packed: &[u8]) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    GzDecoder::new(packed).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The routes of this file: pages, which the document does not describe.

@@ -28,9 +28,11 @@ mod rootfs;
 mod session;
 mod store;
 
+use std::io::Read;
 use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
+use flate2::read::GzDecoder;
 
 use crate::domain::name::TemplateName;
 
@@ -41,8 +43,14 @@ pub use manifest::Part;
 pub use rootfs::{Contents, RootfsError, RootfsSource};
 pub use store::{Built, ImageStore, Rebuild};
 
-/// The guest agent, a static binary: `/init` of every initramfs.
-pub static ENVD: &[u8] = include_bytes!(env!("NESTBOX_ENVD"));
+/// The guest agent, a static binary: `/init` of every initramfs. It is half of its size within this
+/// program, and wanted when an image is made or looked for.
+pub fn envd() -> Vec<u8> {
+    let packed: &[u8] = include_bytes!(env!("NESTBOX_ENVD"));
+    let mut agent = Vec::with_capacity(packed.len() * 3);
+    GzDecoder::new(packed).read_to_end(&mut agent).expect("build.rs has compressed it");
+    agent
+}
 
 /// An image that is ready to boot.
 #[derive(Debug, Clone)]

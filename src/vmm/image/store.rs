@@ -13,7 +13,7 @@ use super::manifest::{self, FORMAT, ImageManifest, KernelManifest, Part};
 use super::module_tree;
 use super::rootfs::{self, Contents, RootfsSource};
 use super::session::{Session, make_dir, remove_tree};
-use super::{ENVD, Image, Progress, checksum, initramfs};
+use super::{Image, Progress, checksum, envd, initramfs};
 use crate::domain::name::TemplateName;
 
 /// What names of files that are not finished start with.
@@ -238,7 +238,7 @@ impl ImageStore {
         kernel: &KernelManifest,
     ) -> Result<PathBuf, ImageError> {
         static ENVD_SUM: OnceLock<String> = OnceLock::new();
-        let agent = ENVD_SUM.get_or_init(|| checksum::of_bytes(ENVD));
+        let agent = ENVD_SUM.get_or_init(|| checksum::of_bytes(&envd()));
         let modules = kernel.modules.iter().map(|m| format!("{}={};", m.file, m.sha256));
         let content: String = modules.chain([agent.clone()]).collect();
         let sum = checksum::of_bytes(content.as_bytes());
@@ -257,8 +257,9 @@ impl ImageStore {
                 _ => return Err(ImageError::Damaged { name: name.clone(), files: vec![file] }),
             }
         }
-        let mut archive = Vec::with_capacity(ENVD.len() + (1 << 20));
-        initramfs::write(&mut archive, ENVD, &modules)
+        let agent = envd();
+        let mut archive = Vec::with_capacity(agent.len() + (1 << 20));
+        initramfs::write(&mut archive, &agent, &modules)
             .and_then(|()| make_dir(&self.dir.join(INITRAMFS)))
             .and_then(|()| manifest::replace(&path, &archive))
             .map_err(io_at(&path))?;

@@ -16,7 +16,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 use crate::vmm::hypervisor::HypervisorError;
-use crate::vmm::image::ENVD;
+use crate::vmm::image::envd;
 use crate::vmm::machine::MachineError;
 use crate::vmm::process::process_usage::ProcessUsage;
 use crate::vmm::process::{ProcessError, ProcessId, VmProcess, start_ticks};
@@ -147,7 +147,7 @@ fn program() -> io::Result<&'static Path> {
         return Ok(path);
     }
     let mut file = std::fs::File::from(memfd_create(c"envd", MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(ENVD)?;
+    file.write_all(&envd())?;
     let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
     let kept = PROGRAM.get_or_init(|| path.clone());
     // The one whose path is kept stays open for as long as this process lives.
