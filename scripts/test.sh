@@ -8,6 +8,7 @@
 #   scripts/test.sh long            those that are nothing but long, and are no measurements
 #
 #   NESTBOX_TEST_STRICT=1   a test that cannot run fails, see tests/support/skip.rs
+#   NESTBOX_TEST_SHOW=1     print what each suite has said, also when it has passed
 #   NESTBOX_TEST_SIDES      how many suites run side by side [default: 2]
 #   NESTBOX_TEST_TIME       the longest that a suite may take, in seconds [default: 3600]
 set -eu
@@ -26,6 +27,7 @@ if [ "${1:-}" = suite ]; then
     [ -n "$result" ] || code="${code#0} without a result"
     if [ "$code" = 0 ]; then
         echo "$result" >"$out/$name.passed"
+        [ -z "${NESTBOX_TEST_SHOW:-}" ] || cat "$out/$name.log"
         case $result in 0\ passed*) ;; *) echo "tests: $name: $result ($took s)" ;; esac
     else
         # All of it, as it is in a CI's log that the cause is looked for.
@@ -42,7 +44,7 @@ case $what in
     units) select='--lib --bins --test layers' ;;
     all) select='' ;;
     long) select='--tests' args='--ignored takes_long' ;;
-    *) sed -n 's/^# \{0,1\}//p' "$0" | sed -n '2,/^$/d; 1,12p' >&2; exit 2 ;;
+    *) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 
 rm -rf "$out"
