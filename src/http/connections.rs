@@ -25,6 +25,9 @@ use crate::actors::metrics::ConnectionCounts;
 /// How many strangers are passed over that have just said something.
 const LOOKS: usize = 32;
 
+/// Connections that may have been accepted beyond the budget, at least, and not yet been counted.
+const UNCOUNTED: usize = 64;
+
 /// How many connections there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
@@ -96,6 +99,13 @@ impl Connections {
     pub fn new(budget: Budget) -> Self {
         let (open, cut) = (Mutex::default(), AtomicU64::new(0));
         Self(Arc::new(Inner { budget, open, cut }))
+    }
+
+    /// How many may have been accepted at one time. Which one has to go is decided by the thread that gets
+    /// a new one: a listener that does not wait for it takes all descriptors when many come at once.
+    pub fn accepted_at_most(&self) -> usize {
+        let all = self.0.budget.all;
+        all + (all / 2).max(UNCOUNTED)
     }
 
     /// How many there are now, and how many had to go.

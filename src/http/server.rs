@@ -48,8 +48,11 @@ pub fn create_server(
     threads: usize,
     front: Front,
 ) -> io::Result<Server> {
-    let server =
-        Server::build().workers(threads).shutdown_timeout(SHUTDOWN_SECONDS).disable_signals();
+    let server = Server::build()
+        .workers(threads)
+        .max_concurrent_connections(front.connections.accepted_at_most().div_ceil(threads))
+        .shutdown_timeout(SHUTDOWN_SECONDS)
+        .disable_signals();
     let stop = server.graceful_shutdown_signal();
     // Waits until connections are to end with the request that they are at.
     let stopped = move || {
