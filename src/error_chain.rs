@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 
-use crate::domain::visible;
+use crate::domain::printable;
 
 /// The most that is shown of an error and its causes, in bytes: any of them may quote a guest.
 const LIMIT: usize = 4 << 10;
@@ -17,7 +17,7 @@ struct Shown<'a>(&'a (dyn Error + 'static));
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&visible::shown(Chain(self.0), LIMIT))
+        f.write_str(&printable::shown(Chain(self.0), LIMIT))
     }
 }
 

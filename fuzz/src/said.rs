@@ -1,6 +1,6 @@
 //! What a peer says, which may be longer than a fuzzer's input; and what may be repeated of it.
 
-use crate::domain::visible;
+use crate::domain::printable;
 
 /// Between what is said once and what is said again and again.
 const AGAIN: &[u8] = b"<again>";
@@ -34,6 +34,6 @@ pub fn is_fit(error: &(dyn std::error::Error + 'static)) {
     // As logs and answers of the API have it.
     for text in [error.to_string(), crate::chain(error).to_string()] {
         assert!(text.len() <= 5 << 10, "{} bytes: {text:.200}", text.len());
-        assert_eq!(visible::line(&text, usize::MAX), text);
+        assert_eq!(printable::line(&text, usize::MAX), text);
     }
 }

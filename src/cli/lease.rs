@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::client::{Client, ClientError};
-use crate::domain::sandbox::LEASES;
+use crate::domain::lifecycle::LEASES;
 
 /// How long a sandbox lives after we were last heard of: also what a session is given whose client takes
 /// nothing any more.

@@ -9,7 +9,7 @@ use clap::Args;
 use super::client::{Client, ListQuery};
 use super::output::{Format, age, printable, table};
 use super::pairs::{map, pair};
-use crate::domain::sandbox::{SandboxState, UnknownState};
+use crate::domain::lifecycle::{SandboxState, UnknownState};
 
 /// Arguments of `ls`.
 #[derive(Debug, Args)]

@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::Global;
-use crate::domain::visible;
+use crate::domain::printable;
 use crate::print;
 
 /// How a verb shows its result.
@@ -114,7 +114,7 @@ pub(super) fn mebibytes(bytes: u64) -> String {
 
 /// Text from elsewhere, with what could drive a terminal escaped.
 pub(super) fn printable(text: &str) -> String {
-    visible::lines(text)
+    printable::lines(text)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::client::{Client, ListQuery};
 use crate::domain::id::SandboxId;
-use crate::domain::sandbox::SandboxState;
+use crate::domain::lifecycle::SandboxState;
 
 /// Ids shown in an error at most.
 const SHOWN: usize = 5;

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 use super::client::{Client, ClientError, ListQuery, Sample, Sandbox};
 use super::output::{Format, age, mebibytes, printable, table, write};
-use crate::domain::sandbox::SandboxState;
+use crate::domain::lifecycle::SandboxState;
 
 /// Sandboxes that are asked about at a time.
 const AT_ONCE: usize = 8;

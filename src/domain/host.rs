@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::egress::{Policy, PolicyRevision};
 use super::engine::Engine;
 use super::id::SandboxId;
+use super::lifecycle::SandboxState;
 use super::name::TemplateName;
 use super::rates::RateLimits;
-use super::sandbox::SandboxState;
 use super::shape::Shape;
 use super::status::{HostEpoch, SandboxReport};
 

@@ -8,15 +8,16 @@ pub mod exec;
 pub mod file;
 pub mod host;
 pub mod id;
+pub mod lifecycle;
+#[cfg(test)]
+mod lifecycle_tests;
 pub mod name;
 pub mod object;
 pub mod path;
 pub mod port;
+pub mod printable;
 pub mod process;
 pub mod rates;
-pub mod sandbox;
-#[cfg(test)]
-mod sandbox_tests;
 pub mod shape;
 pub mod slot;
 pub mod snapshot;
@@ -24,4 +25,3 @@ pub mod status;
 pub mod token;
 pub mod trace;
 pub mod usage;
-pub mod visible;

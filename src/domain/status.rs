@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::id::SandboxId;
-use super::sandbox::SandboxState;
+use super::lifecycle::SandboxState;
 
 /// What a host has last decided about a sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::sandbox::SandboxState;
+use super::lifecycle::SandboxState;
 
 /// What a sandbox took at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

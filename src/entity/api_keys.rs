@@ -9,8 +9,8 @@ use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder,
 
 use super::columns::{micros, no_nul};
 use super::database::Database;
+use super::disk_reserve::Room;
 use super::error::StoreError;
-use super::spare::Room;
 use row::{Column, Entity, Model};
 
 /// A key's `last_used_at` is written at most once in this time, not with every request.

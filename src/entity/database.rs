@@ -9,13 +9,13 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement, 
 use tokio::sync::watch;
 
 use super::api_keys::{ApiKeys, LastUses};
+use super::disk_reserve::{Room, Spare};
 use super::error::{Cause, StoreError};
 use super::events::{Events, Recording};
 use super::hosts::Hosts;
 use super::retry::Retries;
 use super::sandboxes::Sandboxes;
 use super::snapshots::Snapshots;
-use super::spare::{Room, Spare};
 use super::{postgres, sqlite};
 
 /// An open database with the current schema. Cheap to clone; clones share the connections.

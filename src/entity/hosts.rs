@@ -8,9 +8,9 @@ use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QueryTrait};
 
 use super::columns::{Row, micros};
 use super::database::Database;
+use super::disk_reserve::Room;
 use super::error::StoreError;
 use super::sandboxes;
-use super::spare::Room;
 use crate::domain::shape::Shape;
 use crate::domain::status::HostEpoch;
 use row::{Column, Entity, Model};

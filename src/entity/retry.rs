@@ -12,8 +12,8 @@ use sea_orm::sqlx;
 use sea_orm::sqlx::sqlite::SqliteError;
 use sea_orm::{DbErr, RuntimeErr};
 
+use super::disk_reserve::{Room, Spare};
 use super::error::{Cause, StoreError};
-use super::spare::{Room, Spare};
 
 /// First pause before asking again; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);

@@ -10,9 +10,9 @@ use utoipa::ToSchema;
 use super::auth::Caller;
 use super::body::Json;
 use super::error::ApiError;
+use super::json_stream::{self, Long};
 use super::openapi::failures::Work;
 use super::openapi::{Routes, Section};
-use super::pieces::{self, Long};
 use super::sandboxes::check_environment;
 use crate::actors::control::ControlPlane;
 use crate::domain::exec::{Exec, ExecEnd, ExecOutput};
@@ -227,7 +227,7 @@ fn answer(output: ExecOutput) -> HttpResponse {
     let around = around.expect("a view makes JSON");
     let behind = around.strip_prefix("{\"stdout\":\"\",\"stderr\":\"").expect("its first fields");
     let parts = [("{\"stdout\":\"", stdout), ("\",\"stderr\":\"", stderr)];
-    pieces::texts(parts.map(|(before, long)| (before.to_owned(), long)), behind.to_owned())
+    json_stream::texts(parts.map(|(before, long)| (before.to_owned(), long)), behind.to_owned())
 }
 
 /// The bytes as text, if they are. What was cut in the middle of a character is text too, without that

@@ -11,7 +11,7 @@ use super::openapi::failures::State;
 use super::openapi::{Routes, Section};
 use crate::actors::control::ControlPlane;
 use crate::domain::id::SandboxId;
-use crate::domain::sandbox::LEASES;
+use crate::domain::lifecycle::LEASES;
 
 /// Body of the request.
 #[derive(Debug, Deserialize, ToSchema)]

@@ -11,9 +11,9 @@ use actix_web::web;
 use rand::RngCore;
 use tracing::Instrument;
 
+use super::body_guard::Holding;
 use super::connections::Busy;
 use super::error::ApiError;
-use super::holding::Holding;
 use super::ports::Proxied;
 use crate::actors::control::ControlPlane;
 

@@ -10,9 +10,9 @@ use utoipa::{IntoParams, ToSchema};
 use super::auth::Caller;
 use super::error::ApiError;
 use super::exec::Encoding;
+use super::json_stream;
 use super::openapi::failures::Work;
 use super::openapi::{Messages, Routes, Section};
-use super::pieces;
 use super::session::{ClientCommand, Language, Opening, Session, speech};
 use super::websocket::{Sockets, frames, handshake, upgraded};
 use crate::actors::control::ControlPlane;
@@ -164,7 +164,7 @@ async fn list(
 ) -> Result<HttpResponse, ApiError> {
     let processes =
         control.workplace(&id).await?.processes().await?.into_iter().map(ProcessView::from);
-    Ok(pieces::list("processes", processes))
+    Ok(json_stream::list("processes", processes))
 }
 
 /// Ends a process in the background; what is known of it stays.

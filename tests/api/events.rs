@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::Utc;
-use nestbox::domain::sandbox::SandboxState;
+use nestbox::domain::lifecycle::SandboxState;
 use nestbox::entity::sandboxes::Change;
 use nestbox::http::Heartbeat;
 use nestbox::vmm::simulated::{Fault, Mode, Step};

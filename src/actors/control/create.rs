@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
-use super::{CallerId, ControlError, ControlPlane, SETTLE_LIMIT, SETTLE_PAUSE, to_the_end};
+use super::{CallerId, ControlError, ControlPlane, to_the_end};
 use crate::actors::host_client::HostClient;
 use crate::domain::egress::Policy;
 use crate::domain::host::{ErrorKind, HostError, Origin, Prepare, Prepared, SandboxSpec};
@@ -14,7 +14,6 @@ use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;
 use crate::domain::port::GuestPort;
 use crate::domain::rates::RateLimits;
-use crate::domain::sandbox::SandboxState;
 use crate::domain::trace::Trace;
 use crate::entity::sandboxes::{Idempotency, Insert, NewSandbox, Sandbox};
 
@@ -68,13 +67,10 @@ impl ControlPlane {
         caller: CallerId,
         trace: Trace,
     ) -> Result<Sandbox, ControlError> {
-        if let Some(idempotency) = &request.idempotency {
-            let earlier = self.database.sandboxes().find_repeated(&caller.0, idempotency).await?;
-            match earlier {
-                Some(Insert::AlreadyExists(earlier)) => return self.settled(&earlier.id).await,
-                Some(Insert::Conflict(id)) => return Err(ControlError::IdempotencyConflict(id)),
-                Some(Insert::Created(_)) | None => {}
-            }
+        if let Some(idempotency) = &request.idempotency
+            && let Some(earlier) = self.find_repeated(&caller, idempotency).await?
+        {
+            return Ok(earlier);
         }
         let mut refusal = None;
         for host in self.hosts.all() {
@@ -143,22 +139,6 @@ impl ControlPlane {
                 "failed to destroy a sandbox that the database did not take");
         }
         self.forget(id, "the database did not take its state".to_owned()).await;
-    }
-
-    /// The sandbox of an earlier request with the same idempotency key, once it has started.
-    async fn settled(&self, id: &SandboxId) -> Result<Sandbox, ControlError> {
-        let deadline = Instant::now() + SETTLE_LIMIT;
-        loop {
-            if let Some(host) = self.hosts.holding(id) {
-                host.settle(id).await;
-            }
-            let sandbox = self.get(id).await?;
-            let coming = matches!(sandbox.state, SandboxState::Pending | SandboxState::Starting);
-            if !coming || Instant::now() > deadline {
-                return Ok(sandbox);
-            }
-            sleep(SETTLE_PAUSE).await;
-        }
     }
 }
 

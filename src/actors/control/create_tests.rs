@@ -15,9 +15,9 @@ use crate::domain::host::{
     Destroyed, ErrorKind, HostError, Inventory, Prepare, Prepared, SandboxSpec,
 };
 use crate::domain::id::SandboxId;
+use crate::domain::lifecycle::SandboxState;
 use crate::domain::name::TemplateName;
 use crate::domain::rates::RateLimits;
-use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
 use crate::domain::snapshot::{Existing, SnapshotInfo, Storage};
 use crate::domain::status::{HostEpoch, SandboxReport, SandboxStatus};

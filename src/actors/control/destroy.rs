@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 use super::{ControlError, ControlPlane, SETTLE_LIMIT, SETTLE_PAUSE, to_the_end};
 use crate::domain::host::Destroyed;
 use crate::domain::id::SandboxId;
-use crate::domain::sandbox::SandboxState;
+use crate::domain::lifecycle::SandboxState;
 use crate::entity::sandboxes::{Change, Sandbox};
 
 impl ControlPlane {

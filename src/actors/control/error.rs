@@ -2,8 +2,8 @@
 
 use crate::domain::host::{ErrorKind, HostError};
 use crate::domain::id::SandboxId;
+use crate::domain::lifecycle::Refused;
 use crate::domain::name::TemplateName;
-use crate::domain::sandbox::Refused;
 use crate::entity::StoreError;
 use crate::entity::events::EventId;
 

@@ -11,7 +11,7 @@ use super::{CallerId, ControlError, ControlPlane, to_the_end};
 use crate::actors::host_client::HostClient;
 use crate::domain::host::{Origin, Prepare, Prepared};
 use crate::domain::id::SandboxId;
-use crate::domain::sandbox::Command;
+use crate::domain::lifecycle::Command;
 use crate::domain::trace::Trace;
 use crate::entity::sandboxes::{NewSandbox, Sandbox};
 

@@ -7,7 +7,7 @@ use super::{ControlError, ControlPlane, to_the_end};
 use crate::domain::egress::Policy;
 use crate::domain::host::Inventory;
 use crate::domain::id::SandboxId;
-use crate::domain::sandbox::Command;
+use crate::domain::lifecycle::Command;
 
 impl ControlPlane {
     /// What a sandbox may reach; of one that is gone, what it was last allowed to.

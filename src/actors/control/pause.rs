@@ -2,7 +2,7 @@
 
 use super::{ControlError, ControlPlane, to_the_end};
 use crate::domain::id::SandboxId;
-use crate::domain::sandbox::Command;
+use crate::domain::lifecycle::Command;
 use crate::domain::trace::Trace;
 use crate::entity::sandboxes::Sandbox;
 

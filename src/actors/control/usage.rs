@@ -8,7 +8,7 @@ use super::{ControlError, ControlPlane};
 use crate::actors::mailbox::refusals;
 use crate::actors::metrics::Readings;
 use crate::domain::id::SandboxId;
-use crate::domain::sandbox::{Refusal, Refused, SandboxState};
+use crate::domain::lifecycle::{Refusal, Refused, SandboxState};
 use crate::domain::usage::{Sample, UsageReport};
 
 impl ControlPlane {

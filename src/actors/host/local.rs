@@ -19,8 +19,8 @@ use crate::domain::host::{
     Destroyed, HostError, Inventory, Origin, Prepare, Prepared, SandboxSpec,
 };
 use crate::domain::id::SandboxId;
+use crate::domain::lifecycle::{Admission as Verdict, Command, Refused, SandboxState, admit};
 use crate::domain::name::TemplateName;
-use crate::domain::sandbox::{Admission as Verdict, Command, Refused, SandboxState, admit};
 use crate::domain::shape::Shape;
 use crate::domain::snapshot::{Existing, SnapshotInfo, Storage};
 use crate::domain::status::{HostEpoch, SandboxReport, SandboxStatus};

@@ -11,8 +11,8 @@ use serde_json::{Map, Value};
 
 use super::ClientError;
 use crate::domain::egress::{Rule, Verdict};
+use crate::domain::lifecycle::SandboxState;
 use crate::domain::port::GuestPort;
-use crate::domain::sandbox::SandboxState;
 
 /// What a new sandbox shall be. What is none is the daemon's to choose.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]

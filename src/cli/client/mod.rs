@@ -20,7 +20,7 @@ use super::discover::{Daemon, Way};
 use super::peer::PeerError;
 use super::url::{self, UrlError};
 use crate::domain::egress::Policy;
-use crate::domain::sandbox::ENDED;
+use crate::domain::lifecycle::ENDED;
 use body::{Cleared, Envelope, Inner, Page, Processes};
 use tls::TlsError;
 

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::cli::client::{Client, ListQuery};
 use crate::cli::discover::{Daemon, Way};
-use crate::domain::sandbox::SandboxState;
+use crate::domain::lifecycle::SandboxState;
 
 /// A daemon without sandboxes is up, and gone, in a fraction of this.
 const DAEMON_LIMIT: Duration = Duration::from_secs(60);

@@ -27,7 +27,7 @@ use crate::cli::lease::Renewal;
 use crate::cli::output::tell;
 use crate::domain::egress::{Rule, Verdict};
 use crate::domain::id::SandboxId;
-use crate::domain::sandbox::SandboxState;
+use crate::domain::lifecycle::SandboxState;
 
 /// Bytes that fit into an argument of a command: 32 pages, less what else is there.
 const LONGEST_ARGUMENT: usize = 120 << 10;

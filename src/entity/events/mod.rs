@@ -17,8 +17,8 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 
 use crate::domain::id::SandboxId;
+use crate::domain::lifecycle::SandboxState;
 use crate::domain::name::TemplateName;
-use crate::domain::sandbox::SandboxState;
 
 pub use queries::Events;
 pub(super) use record::Recording;

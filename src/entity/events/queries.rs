@@ -9,8 +9,8 @@ use super::row::{Column, Entity};
 use super::{Event, EventFilter, EventId, Limit, Listed, News, Page};
 use crate::entity::cursor::rows_for;
 use crate::entity::database::Database;
+use crate::entity::disk_reserve::Room;
 use crate::entity::error::StoreError;
-use crate::entity::spare::Room;
 
 /// Events that one statement deletes at most, so that it holds up no other for long.
 pub const PRUNED_AT_ONCE: i64 = 10_000;

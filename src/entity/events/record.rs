@@ -9,7 +9,7 @@ use sea_orm::{DbBackend, Statement, StatementBuilder};
 
 use super::EventKind;
 use super::row::{Column, Entity};
-use crate::domain::sandbox::SandboxState;
+use crate::domain::lifecycle::SandboxState;
 use crate::entity::columns::micros;
 use crate::entity::snapshots::Snapshot;
 use crate::entity::{sandboxes, snapshots};

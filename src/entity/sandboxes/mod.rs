@@ -16,10 +16,10 @@ use chrono::{DateTime, Utc};
 use super::cursor::Cursor;
 use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
+use crate::domain::lifecycle::SandboxState;
 use crate::domain::name::TemplateName;
 use crate::domain::port::GuestPort;
 use crate::domain::rates::RateLimits;
-use crate::domain::sandbox::SandboxState;
 use crate::domain::shape::Shape;
 
 pub use queries::Sandboxes;

@@ -13,14 +13,14 @@ use super::row::{Column, Entity, Model, policy};
 use super::{Change, Filter, Idempotency, Insert, NewSandbox, Page, Publish, Sandbox, Window};
 use crate::domain::egress::PolicyRevision;
 use crate::domain::id::SandboxId;
-use crate::domain::sandbox::SandboxState;
+use crate::domain::lifecycle::SandboxState;
 use crate::domain::status::HostEpoch;
 use crate::entity::columns::{micros, no_nul};
 use crate::entity::cursor::{self, Cursor};
 use crate::entity::database::Database;
+use crate::entity::disk_reserve::Room;
 use crate::entity::error::StoreError;
 use crate::entity::hosts;
-use crate::entity::spare::Room;
 
 /// Ids in one statement at most: far below what either database takes as parameters.
 const CHUNK: usize = 500;

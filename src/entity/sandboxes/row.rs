@@ -5,7 +5,7 @@ use sea_orm::{IntoActiveModel, Set};
 
 use super::{Idempotency, NewSandbox, Sandbox};
 use crate::domain::egress::Policy;
-use crate::domain::sandbox::SandboxState;
+use crate::domain::lifecycle::SandboxState;
 use crate::domain::shape::Shape;
 use crate::entity::columns::{Row, json_map, micros, no_nul};
 use crate::entity::error::StoreError;

@@ -14,8 +14,8 @@ use super::{Page, Snapshot};
 use crate::domain::name::TemplateName;
 use crate::entity::cursor::{self, Cursor};
 use crate::entity::database::Database;
+use crate::entity::disk_reserve::Room;
 use crate::entity::error::StoreError;
-use crate::entity::spare::Room;
 
 /// The named snapshots in a database.
 #[derive(Clone, Copy)]

@@ -7,8 +7,8 @@ use utoipa::ToSchema;
 use super::query::cursor;
 use crate::actors::control::EventPage;
 use crate::domain::id::SandboxId;
+use crate::domain::lifecycle::SandboxState;
 use crate::domain::name::TemplateName;
-use crate::domain::sandbox::SandboxState;
 use crate::entity::events::{Event, EventId, EventKind};
 
 /// An event.

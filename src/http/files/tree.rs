@@ -13,9 +13,9 @@ use crate::domain::path::GuestPath;
 use crate::http::auth::Caller;
 use crate::http::body::Json;
 use crate::http::error::ApiError;
+use crate::http::json_stream;
 use crate::http::openapi::Routes;
 use crate::http::openapi::failures::{Listing, Work};
-use crate::http::pieces;
 use crate::http::query::Query;
 
 /// The most levels that a list may go down.
@@ -197,7 +197,7 @@ async fn list(
     }
     let user = query.user.as_deref();
     let entries = control.workplace(&id).await?.list_files(&query.path, query.depth, user).await?;
-    Ok(pieces::list("entries", entries.into_iter().map(EntryView::from)))
+    Ok(json_stream::list("entries", entries.into_iter().map(EntryView::from)))
 }
 
 /// Looks at a file, a directory or a link.

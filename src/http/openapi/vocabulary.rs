@@ -10,10 +10,10 @@ use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use crate::domain::egress::{Rule, Verdict};
 use crate::domain::id::SandboxId;
+use crate::domain::lifecycle::SandboxState;
 use crate::domain::name::TemplateName;
 use crate::domain::port::GuestPort;
 use crate::domain::process::{ProcessRef, Tag};
-use crate::domain::sandbox::SandboxState;
 use crate::entity::events::EventKind;
 use crate::http::error::Code as ErrorCode;
 

@@ -1,5 +1,6 @@
 //! `/v1/sandboxes`: create, list, look at, destroy.
 
+mod idempotency;
 mod query;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use actix_web::{HttpRequest, HttpResponse, delete, get, post, web};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
 use query::{ClearQuery, Ended, ListQuery, StateFilter};
@@ -24,17 +24,14 @@ use super::trace::{Traced, WithTrace};
 use crate::actors::control::{ControlPlane, CreateSandbox};
 use crate::domain::egress::Policy;
 use crate::domain::id::SandboxId;
+use crate::domain::lifecycle::SandboxState;
 use crate::domain::name::TemplateName;
 use crate::domain::object::or_default;
 use crate::domain::port::GuestPort;
 use crate::domain::rates::RateLimits;
-use crate::domain::sandbox::SandboxState;
 use crate::domain::snapshot::Storage;
 use crate::domain::trace::Trace;
 use crate::entity::sandboxes::{Idempotency, Sandbox};
-
-/// The header by which a repeated create is known.
-const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
 /// What a sandbox is made from unless the request says otherwise.
 const DEFAULT_TEMPLATE: &str = "debian";
@@ -258,7 +255,7 @@ async fn create(
     body: Json<CreateBody>,
 ) -> Result<HttpResponse, ApiError> {
     let body = body.0;
-    let idempotency = idempotency(&request, &body)?;
+    let idempotency = idempotency::of(&request, &body)?;
     let request = create_sandbox(body, idempotency)?;
     let trace = Trace::default();
     let sandbox = control.create(request, &caller.0, trace.clone()).await?;
@@ -406,17 +403,4 @@ pub(super) fn check_environment(envs: &BTreeMap<String, String>) -> Result<(), A
         true => Err(ApiError::invalid("a variable's name is not empty and has no = and no NUL")),
         false => Ok(()),
     }
-}
-
-/// The caller's name for the request, and a digest of what it asks for.
-fn idempotency(request: &HttpRequest, body: &CreateBody) -> Result<Option<Idempotency>, ApiError> {
-    let Some(key) = request.headers().get(IDEMPOTENCY_KEY) else { return Ok(None) };
-    let key = key.to_str().ok().filter(|key| (1..=255).contains(&key.len()));
-    let Some(key) = key else {
-        return Err(ApiError::invalid("an Idempotency-Key is 1 to 255 visible characters"));
-    };
-    // Of the parsed body, so that the order of fields and white space do not matter.
-    let text = serde_json::to_vec(body).expect("a body has only string keys");
-    let request_digest = hex::encode(Sha256::digest(text));
-    Ok(Some(Idempotency { key: key.to_owned(), request_digest }))
 }

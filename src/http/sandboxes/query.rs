@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::domain::sandbox::SandboxState;
+use crate::domain::lifecycle::SandboxState;
 use crate::entity::Cursor;
 use crate::entity::sandboxes::Filter;
 use crate::http::error::ApiError;

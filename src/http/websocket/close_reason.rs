@@ -4,7 +4,7 @@ use actix_web_actors::ws::{CloseCode, CloseReason as CloseFrame};
 
 use crate::actors::control::ControlError;
 use crate::domain::host::{ErrorKind, HostError};
-use crate::domain::sandbox::SandboxState;
+use crate::domain::lifecycle::SandboxState;
 
 /// Private close codes: 4000 to 4999 are free for applications (RFC 6455, 7.4.2).
 const PAUSED: u16 = 4001;

@@ -8,7 +8,7 @@ use connectrpc::{ConnectError, ErrorCode};
 
 use super::Agent;
 use crate::domain::port::GuestPort;
-use crate::domain::visible;
+use crate::domain::printable;
 
 /// The longest message of an agent that is passed on, in bytes.
 pub(super) const MESSAGE_LIMIT: usize = 1 << 10;
@@ -56,7 +56,7 @@ pub enum AgentError {
 
 /// What an agent said, fit to be passed on.
 pub(super) fn said(message: &str) -> String {
-    visible::line(message, MESSAGE_LIMIT)
+    printable::line(message, MESSAGE_LIMIT)
 }
 
 /// What an agent said in an error of an rpc, fit to be passed on.

@@ -27,7 +27,7 @@ mod restore;
 mod running;
 mod space;
 mod standby;
-mod warm;
+mod warm_snapshot;
 mod warm_vmm_pool;
 
 use std::io;
@@ -44,7 +44,7 @@ pub use self::recover::left_running;
 use self::recover::{list, slot_of};
 use self::space::SpaceWatch;
 use self::standby::Standbys;
-use self::warm::Making;
+use self::warm_snapshot::Making;
 use crate::domain::egress::Lan;
 use crate::domain::id::SandboxId;
 use crate::domain::name::TemplateName;

@@ -11,7 +11,7 @@ use super::running::HostMachine;
 use super::{Host, SANDBOXES};
 use crate::domain::engine::Engine;
 use crate::domain::id::SandboxId;
-use crate::domain::sandbox::SandboxState;
+use crate::domain::lifecycle::SandboxState;
 use crate::domain::slot::SlotIndex;
 use crate::vmm::guest::{AGENT_PORT, Agent};
 use crate::vmm::machine::{Found, MachineError, Survivor};

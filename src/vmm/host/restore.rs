@@ -8,8 +8,8 @@ use super::Host;
 use super::disk::Base;
 use super::error::file_error;
 use super::resources::{MachineResources, overlay_name};
+use crate::domain::printable;
 use crate::domain::shape::Shape;
-use crate::domain::visible;
 use crate::vmm::fault::Point;
 use crate::vmm::guest::{AGENT_PORT, Agent, Identity};
 use crate::vmm::hypervisor::console;
@@ -249,6 +249,6 @@ fn console_tail(dir: &Path) -> String {
     match lines.len() {
         0 => "nothing".to_owned(),
         // The kernel and the agent end their lines as a terminal wants it.
-        count => visible::line(&lines[count.saturating_sub(LINES)..].join(" | "), LONGEST),
+        count => printable::line(&lines[count.saturating_sub(LINES)..].join(" | "), LONGEST),
     }
 }

@@ -21,7 +21,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::domain::visible;
+use crate::domain::printable;
 
 /// The log starts anew beyond this; together with its predecessor twice this in bytes.
 pub const LOG_LIMIT: usize = 128 << 10;
@@ -102,7 +102,7 @@ impl VmmLog {
         let end = end_of(&self.path).ok()?;
         let text = String::from_utf8_lossy(&end);
         let line = text.lines().rfind(|line| !line.trim().is_empty())?;
-        Some(visible::line(line, LONGEST_LINE))
+        Some(printable::line(line, LONGEST_LINE))
     }
 }
 
@@ -184,7 +184,7 @@ impl BoundedLog {
             self.rest = said.split_off(said.len() - whole.invalid().len());
         }
         // As a terminal wants a line to end.
-        visible::lines(&String::from_utf8_lossy(&said).replace("\r\n", "\n"))
+        printable::lines(&String::from_utf8_lossy(&said).replace("\r\n", "\n"))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::actors::mailbox::CallError;
-use crate::domain::sandbox::Refused;
+use crate::domain::lifecycle::Refused;
 use crate::vmm::machine::MachineError;
 
 /// Why an operation on a sandbox was not done.

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::idleness::ActivityTracker;
 use crate::actors::mailbox::CallError;
-use crate::domain::sandbox::{Refused, SandboxState};
+use crate::domain::lifecycle::{Refused, SandboxState};
 use crate::domain::status::SandboxStatus;
 use crate::vmm::guest::{Agent, AgentError};
 

@@ -10,7 +10,7 @@ use super::bench::{Bench, UNWANTED_PANICS, eventually, spec, works};
 use super::error::OperationError;
 use super::instance::Instance;
 use super::lease::WorkError;
-use crate::domain::sandbox::{Refusal, Refused, SandboxState};
+use crate::domain::lifecycle::{Refusal, Refused, SandboxState};
 use crate::domain::status::SandboxStatus;
 use crate::domain::trace::Trace;
 use crate::vmm::machine::Machines;

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::domain::visible;
+use crate::domain::printable;
 use crate::vmm::hypervisor::console::{self, ConsoleError};
 use crate::vmm::hypervisor::json;
 
@@ -214,8 +214,8 @@ fn understand(path: &'static str, status: StatusCode, bytes: &[u8]) -> Result<Va
         return Ok(value);
     }
     let fault = match value["fault_message"].as_str() {
-        Some(fault) => visible::line(fault.trim(), MAX_FAULT),
-        None => visible::line(String::from_utf8_lossy(bytes).trim(), MAX_FAULT),
+        Some(fault) => printable::line(fault.trim(), MAX_FAULT),
+        None => printable::line(String::from_utf8_lossy(bytes).trim(), MAX_FAULT),
     };
     Err(ApiError::Refused { path, status: status.as_u16(), fault })
 }

@@ -16,8 +16,8 @@ use super::api::{Api, ApiError};
 use super::jail::{Jail, NEW_DEVICES, NEW_MEMORY};
 use super::tap_filter::{self, Packets};
 use super::vm_config;
+use crate::domain::printable;
 use crate::domain::rates::RateLimits;
-use crate::domain::visible;
 use crate::vmm::hypervisor::console::Console;
 use crate::vmm::hypervisor::vmm_log::{self, VmmLog};
 use crate::vmm::hypervisor::{HypervisorError, LayeredDisk, Vm};
@@ -237,7 +237,7 @@ impl FirecrackerVm {
     /// What the pager said when it failed, if it did.
     fn pager_error(&self) -> Option<String> {
         let state = pager::State::read(&self.dir).ok()?;
-        state.error().map(|error| visible::line(error, 1024))
+        state.error().map(|error| printable::line(error, 1024))
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use crate::domain::visible;
+use crate::domain::printable;
 use crate::vmm::hypervisor::console::{self, ConsoleError};
 use crate::vmm::hypervisor::json;
 
@@ -216,7 +216,7 @@ impl Connection {
             Some(value) => Ok(value.take()),
             None => Err(QmpError::Refused {
                 command: command.to_owned(),
-                description: visible::line(
+                description: printable::line(
                     answer["error"]["desc"].as_str().unwrap_or("no reason"),
                     REASON_LIMIT,
                 ),
@@ -305,7 +305,7 @@ impl Connection {
 
 /// An answer that a person may want to see, if it is short.
 pub fn unexpected(answer: &Value) -> String {
-    visible::shown(format_args!("unexpected answer {answer}"), REASON_LIMIT)
+    printable::shown(format_args!("unexpected answer {answer}"), REASON_LIMIT)
 }
 
 async fn patiently<T>(

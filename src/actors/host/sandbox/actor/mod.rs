@@ -27,7 +27,7 @@ use crate::actors::mailbox::{CAPACITY, Reply};
 use crate::actors::metrics::Metrics;
 use crate::actors::supervisor::{Exit, ExitSignal};
 use crate::domain::id::SandboxId;
-use crate::domain::sandbox::SandboxState;
+use crate::domain::lifecycle::SandboxState;
 use crate::domain::status::{HostEpoch, SandboxStatus};
 use crate::domain::trace::Trace;
 use crate::vmm::machine::{Found, Machine, MachineError, MachineSpec, Machines};

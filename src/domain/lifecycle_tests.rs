@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::sandbox::{Admission, Capture, Command, Refusal, SandboxState, UnknownState, admit};
+use super::lifecycle::{Admission, Capture, Command, Refusal, SandboxState, UnknownState, admit};
 
 const PENDING: [Option<Capture>; 4] =
     [None, Some(Capture::Snapshot), Some(Capture::Fork), Some(Capture::Network)];
