@@ -201,6 +201,11 @@ async fn a_published_change_replaces_all_that_changes(location: &str) {
     assert_eq!((found.slot, found.stopped_at), (None, Some(noon())));
     assert_eq!(found.reason.as_deref(), Some("destroyed \u{fffd} by its owner"));
 
+    // An end that is known is not another one because somebody says it later.
+    let lost = change(SandboxState::Error);
+    assert_eq!(sandboxes.publish(&id, 3, None, &lost).await.unwrap(), Publish::Written);
+    assert_eq!(find(&database, &id).await.state, SandboxState::Stopped);
+
     let nobody = SandboxId::random();
     assert_eq!(sandboxes.publish(&nobody, 1, None, &running).await.unwrap(), Publish::NotFound);
 }

@@ -72,9 +72,25 @@ impl ControlPlane {
         {
             return Ok(earlier);
         }
+        let made = self.create_somewhere(&request, &caller, &trace).await;
+        if let Err(ControlError::Host(error)) = &made
+            && !matches!(error.kind, ErrorKind::Invalid | ErrorKind::NotFound | ErrorKind::Conflict)
+        {
+            self.metrics.sandbox_failed();
+        }
+        made
+    }
+
+    /// Makes a sandbox on the first host that takes it.
+    async fn create_somewhere(
+        &self,
+        request: &CreateSandbox,
+        caller: &CallerId,
+        trace: &Trace,
+    ) -> Result<Sandbox, ControlError> {
         let mut refusal = None;
         for host in self.hosts.all() {
-            match self.create_on(host, &request, &caller, &trace).await {
+            match self.create_on(host, request, caller, trace).await {
                 Err(ControlError::Host(error)) if error.retryable => {
                     tracing::info!(
                         host_id = host.id(),
@@ -124,7 +140,6 @@ impl ControlPlane {
                 recorded
             }
             Err(error) => {
-                self.metrics.sandbox_failed();
                 self.forget(&new.id, error.message.clone()).await;
                 Err(error.into())
             }

@@ -108,6 +108,10 @@ impl ControlPlane {
         entry: &SandboxEntry,
     ) -> Result<(), ControlError> {
         let id = &entry.report.id;
+        // What has just ended needs no row to say so.
+        if entry.report.status.state.is_final() {
+            return Ok(());
+        }
         if self.database.sandboxes().find(id).await?.is_some() {
             return Ok(());
         }

@@ -196,10 +196,12 @@ impl<'a> Sandboxes<'a> {
             return Ok(Publish::Written);
         }
         let Some(found) = self.find(id).await? else { return Ok(Publish::NotFound) };
-        // It was written before, and the answer was lost.
+        // It was written before, and the answer was lost; or its end is known, and stays as it is.
         let same = found.generation == generation && found.state == change.state;
+        let ended = found.state.is_final() && change.state.is_final();
         Ok(match found.generation < generation {
             _ if same => Publish::Written,
+            false if ended => Publish::Written,
             true => Publish::Fenced,
             false => Publish::Stale(found.generation),
         })
