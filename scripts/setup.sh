@@ -3,7 +3,7 @@
 #
 #   scripts/setup.sh          what the daemon calls
 #   scripts/setup.sh tests    that, and what the tests need besides
-#   scripts/setup.sh check    what the daemon calls, and cargo-deny
+#   scripts/setup.sh check    what the daemon calls, what unit tests call besides, and cargo-deny
 set -eu
 
 # Each with the reason; nothing here that the code does not call.
@@ -22,9 +22,12 @@ if [ "${1:-}" = tests ]; then
     # chromium, chromium-driver: tests of the browser page. fonts-dejavu-core: letters for it.
     # python3-venv: what makes requests from the API's description. bubblewrap: where it does so.
     packages="$packages postgresql chromium chromium-driver fonts-dejavu-core"
-    # qemu-utils: qemu-img and qemu-io, which say whether what is written for QEMU is what it reads.
-    packages="$packages python3-venv bubblewrap qemu-utils"
+    packages="$packages python3-venv bubblewrap"
 fi
+case ${1:-} in tests | check)
+    # qemu-utils: qemu-img and qemu-io, which say whether what is written for QEMU is what it reads.
+    packages="$packages qemu-utils" ;;
+esac
 
 find_missing() {
     missing=

@@ -15,6 +15,8 @@ set -eu
 cd "$(dirname "$0")/.."
 
 out=$PWD/target/tests
+# Debian's users have not what root has, such as mke2fs.
+export PATH="$PATH:/usr/sbin:/sbin"
 
 # Runs one suite: its name, where, and its program. Never fails: what it came to is in a file.
 if [ "${1:-}" = suite ]; then

@@ -216,6 +216,9 @@ mod tests {
 
     #[test]
     fn what_is_too_long_is_not_read() {
+        if !crate::skip::is_root("taking a file out of a jail") {
+            return;
+        }
         let (dir, jail) = jail();
         fs::write(jail.root().join("file"), [7; 100]).unwrap();
         assert_eq!(jail.read("file", 100).unwrap(), [7; 100]);
