@@ -319,12 +319,14 @@ fn make_read_only(path: &Path) -> Result<(), SnapshotError> {
 }
 
 /// A guest writes its memory through to a file while it boots, and where there is no room for that
-/// the kernel ends it with a signal.
+/// the kernel ends it with SIGBUS. By then there may be some room again, such as the daemon's own reserve.
 fn no_space_or(error: MachineError, memory: &Path) -> MachineError {
-    let full = statvfs(memory).is_ok_and(|disk| disk.blocks_available() == 0);
-    match error {
-        MachineError::EndedEarly { .. } if full => MachineError::NoSpace { source: error.into() },
-        error => error,
+    let full = || statvfs(memory).is_ok_and(|disk| disk.blocks_available() == 0);
+    match &error {
+        MachineError::EndedEarly { how, .. } if how.contains("SIGBUS") || full() => {
+            MachineError::NoSpace { source: error.into() }
+        }
+        _ => error,
     }
 }
 
@@ -369,5 +371,21 @@ fn copy(from: &Path, to: &Path) -> Result<(), SnapshotError> {
             Err(failed(io::Error::other(said)))
         }
         Err(error) => Err(failed(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_whose_memory_finds_no_room_is_told_from_one_that_ends() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let ended = |how: &str| {
+            let (how, console) = (how.to_owned(), "nothing".to_owned());
+            no_space_or(MachineError::EndedEarly { how, console }, dir.path())
+        };
+        assert!(matches!(ended("was ended by SIGBUS"), MachineError::NoSpace { .. }));
+        assert!(matches!(ended("exited with code 1"), MachineError::EndedEarly { .. }));
     }
 }
