@@ -30,7 +30,7 @@ use anyhow::{Context, Result, bail};
 use chrono::{TimeDelta, Utc};
 use nix::fcntl::Flock;
 
-use crate::actors::control::{ControlPlane, DatabaseSink, HostHandle, Hosts, TokenSecret};
+use crate::actors::control::{ControlPlane, DatabaseSink, Hosts, TokenSecret, start_host};
 use crate::actors::host::manager::Adoption;
 use crate::actors::host::{Identity, Limits, LocalHost};
 use crate::actors::host_client::HostClient;
@@ -221,7 +221,7 @@ pub async fn assemble(
     let sink = Arc::new(DatabaseSink(database.clone()));
     let metrics = Arc::new(Metrics::default());
     let host = LocalHost::start(arbiter, identity, limits, machines, sink, metrics.clone());
-    HostHandle::start(arbiter, host_id.to_owned(), database.clone());
+    start_host(arbiter, host_id.to_owned(), database.clone());
     let hosts = Hosts::new([Arc::new(host.clone()) as Arc<dyn HostClient>]);
     Ok((ControlPlane::new(database, hosts, metrics, secret), host))
 }

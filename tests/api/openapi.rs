@@ -122,6 +122,8 @@ async fn the_pages_for_people_load_nothing_from_elsewhere() {
     let packed = Answer::of(packed).await;
     assert_eq!(packed.header("content-encoding"), Some("gzip"));
     assert!(page.header("content-encoding").is_none() && packed.body.starts_with(b"\x1f\x8b"));
+    let refused = nest.anonymous(Method::GET, "/docs/").header("accept-encoding", "gzip;q=0");
+    assert_eq!(Answer::of(refused).await.header("content-encoding"), None);
     let start = load(&nest, "/docs/swagger-initializer.js").await;
     let start = std::str::from_utf8(&start.body).unwrap().to_owned();
     assert!(start.contains("../openapi.json") && !start.contains("://"), "{start}");

@@ -18,19 +18,11 @@ struct HostActor {
     _exit: ExitSignal,
 }
 
-/// Keeps a host's actor.
-#[derive(Clone)]
-pub struct HostHandle {
-    _actor: Supervised<HostActor>,
-}
-
-impl HostHandle {
-    /// Starts the actor of the host that this process is.
-    pub fn start(arbiter: &ArbiterHandle, id: String, database: Database) -> Self {
-        let make =
-            move |exit| HostActor { id: id.clone(), database: database.clone(), _exit: exit };
-        Self { _actor: Supervised::start(arbiter, "host", make) }
-    }
+/// Starts the actor of the host that this process is. It lives as long as its arbiter; nobody has anything
+/// to ask of it yet.
+pub fn start_host(arbiter: &ArbiterHandle, id: String, database: Database) {
+    let make = move |exit| HostActor { id: id.clone(), database: database.clone(), _exit: exit };
+    Supervised::start(arbiter, "host", make);
 }
 
 impl Actor for HostActor {

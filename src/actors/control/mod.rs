@@ -46,7 +46,7 @@ pub use super::host::workplace::{
 pub use create::CreateSandbox;
 pub use error::ControlError;
 pub use events::{EventFeed, EventPage};
-pub use host::HostHandle;
+pub use host::start_host;
 pub use hosts::Hosts;
 pub use keys::{CallerId, NewKey, TokenSecret};
 pub use sink::DatabaseSink;

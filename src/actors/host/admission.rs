@@ -179,12 +179,10 @@ fn lock(
 mod tests {
     use super::*;
 
-    fn admission(spare_mib: u64) -> Admission {
-        let available = host_memory().expect("is known").available_mib;
-        // What other tests take and give back meanwhile must not decide.
-        let reserve_mib = available - spare_mib;
+    fn admission() -> Admission {
+        let memory_mib = host_memory().expect("is known").available_mib;
         let rates = RateLimits::default();
-        Admission::new(Limits { cpus: 1, memory_mib: available, reserve_mib, rates })
+        Admission::new(Limits { cpus: 1, memory_mib, reserve_mib: 0, rates })
     }
 
     fn ids<const N: usize>() -> [SandboxId; N] {
@@ -193,9 +191,10 @@ mod tests {
 
     #[test]
     fn memory_is_promised_once_and_given_back() {
-        let half = admission(4096).limits.memory_mib / 2;
-        let shape = Shape { vcpus: 1, memory_mib: u32::try_from(half).expect("fits") };
-        let admission = Admission::new(Limits { reserve_mib: 0, ..admission(4096).limits });
+        let admission = admission();
+        // There is one, and not two, whatever others take and give back meanwhile.
+        let most = admission.limits.memory_mib * 3 / 4;
+        let shape = Shape { vcpus: 1, memory_mib: u32::try_from(most).expect("fits") };
         let [first, second, third] = ids();
         admission.promise(std::slice::from_ref(&first), shape).expect("there is as much");
         let refused = admission.promise(&[second.clone(), third.clone()], shape);
@@ -210,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_promise_that_nobody_takes_up_is_given_up() {
-        let admission = admission(4096);
+        let admission = admission();
         let [id] = ids();
         admission.promise(std::slice::from_ref(&id), Shape::DEFAULT).expect("there is as much");
         let mut promises = lock(&admission.promises);

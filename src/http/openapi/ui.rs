@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::sync::{Arc, LazyLock};
 
 use actix_web::http::StatusCode;
-use actix_web::http::header;
+use actix_web::http::header::{self, AcceptEncoding, Encoding, Header};
 use actix_web::{HttpRequest, HttpResponse, get, web};
 use flate2::read::GzDecoder;
 use utoipa_swagger_ui::{Config, serve};
@@ -41,8 +41,9 @@ async fn file(path: web::Path<String>, request: HttpRequest) -> Result<HttpRespo
     let mut body = file.bytes.into_owned();
     if file.gzpipped {
         response.insert_header((header::VARY, "accept-encoding"));
-        let accepted = request.headers().get(header::ACCEPT_ENCODING);
-        if accepted.is_some_and(|names| names.as_bytes().windows(4).any(|name| name == b"gzip")) {
+        let accepted = AcceptEncoding::parse(&request).ok();
+        let best = accepted.and_then(|names| names.negotiate([Encoding::gzip()].iter()));
+        if best == Some(Encoding::gzip()) {
             response.insert_header(header::ContentEncoding::Gzip);
         } else {
             body = unpacked(&body).map_err(|e| ApiError::new(Code::Internal, e.to_string()))?;

@@ -30,8 +30,7 @@ use crate::domain::lifecycle::{Admission, Command, Refused, SandboxState, admit}
 use crate::domain::name::TemplateName;
 use crate::domain::rates::RateLimits;
 use crate::domain::shape::Shape;
-use crate::domain::snapshot::ForkPoint;
-use crate::domain::snapshot::{Existing, SnapshotInfo, Storage};
+use crate::domain::snapshot::{Existing, ForkPoint, SnapshotInfo, Storage};
 use crate::domain::status::{HostEpoch, SandboxReport, SandboxStatus};
 use crate::domain::trace::Trace;
 use crate::domain::usage::Sample;

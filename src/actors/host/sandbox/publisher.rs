@@ -205,6 +205,10 @@ impl Task {
             return;
         };
         status.last_active_at = self.deps.activity.last_active_at();
+        // Its actor does not know that a stale status has taken a later number, as when it only changes a
+        // lease.
+        let latest = self.latest.as_ref().map_or(0, |(latest, _)| latest.generation);
+        status.generation = status.generation.max(latest);
         self.keep(&status, instance.as_ref());
         let then = match then {
             Then::OnceKept(what) => {

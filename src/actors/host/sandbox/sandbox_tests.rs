@@ -247,11 +247,20 @@ fn a_status_that_the_control_plane_finds_stale_is_told_by_a_later_number() {
         handle.resume(Trace::default()).await.expect("resumes");
         assert_eq!(bench.told().last(), Some(&SandboxState::Running));
         assert!(handle.status().generation > 40, "{:?}", handle.status());
+        // Nor does what changes no state go back to the number that its actor knows.
+        bench.sink.known.store(80, Ordering::SeqCst);
+        let told = bench.told().len();
+        handle.set_lease(Some(60)).await.expect("is there");
+        eventually("it is told by a later number", async || {
+            (bench.told().len() > told).then_some(())
+        })
+        .await;
+        handle.set_lease(Some(61)).await.expect("is there");
         // A later daemon goes on from there.
         let next = bench.next();
         next.adopt_survivors().await;
         let adopted = next.find(handle.id()).expect("lives here");
-        assert!(adopted.status().generation > 40);
+        assert!(adopted.status().generation > 80, "{:?}", adopted.status());
     });
 }
 

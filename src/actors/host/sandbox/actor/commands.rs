@@ -16,8 +16,7 @@ use crate::actors::mailbox::Reply;
 use crate::domain::egress::{Policy, PolicyRevision};
 use crate::domain::lifecycle::{Admission, Command, Refusal, Refused, SandboxState, admit};
 use crate::domain::name::TemplateName;
-use crate::domain::snapshot::ForkPoint;
-use crate::domain::snapshot::{Existing, SnapshotInfo};
+use crate::domain::snapshot::{Existing, ForkPoint, SnapshotInfo};
 use crate::domain::trace::Trace;
 
 /// What an operation comes to.

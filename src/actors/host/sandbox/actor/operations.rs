@@ -18,8 +18,7 @@ use crate::actors::mailbox::Reply;
 use crate::domain::egress::{Policy, PolicyRevision};
 use crate::domain::lifecycle::{Capture, SandboxState};
 use crate::domain::name::TemplateName;
-use crate::domain::snapshot::ForkPoint;
-use crate::domain::snapshot::{Existing, SnapshotInfo};
+use crate::domain::snapshot::{Existing, ForkPoint, SnapshotInfo};
 use crate::domain::trace::Trace;
 use crate::vmm::machine::{CaptureError, Frozen, Machine, MachineError, MachineSpec, Paused, Run};
 
